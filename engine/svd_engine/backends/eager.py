@@ -1,0 +1,39 @@
+"""Eager torch: the reference that every other backend is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from svd_engine.backends.network import Network, Placement
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.spec import NetworkSpec
+
+
+class EagerNetwork(Network):
+    def __init__(self, spec: NetworkSpec, module: nn.Module, placement: Placement) -> None:
+        super().__init__(spec, placement)
+        self.module = module
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        output: Tensor = self.module(**inputs)
+        return output
+
+
+class EagerBackend:
+    name = "eager"
+
+    def __init__(self, modules: Modules) -> None:
+        self.modules = modules
+        self.device = modules.device
+
+    def open(self, spec: NetworkSpec) -> Network:
+        dtype = str(self.modules.dtype_of(spec)).removeprefix("torch.")
+        placement = Placement("eager", str(self.device), dtype, f"torch {torch.__version__}")
+        return EagerNetwork(spec, self.modules.network(spec), placement)
+
+    def close(self) -> None:
+        self.modules.close()

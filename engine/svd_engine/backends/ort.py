@@ -1,0 +1,124 @@
+"""ONNX Runtime, on the CPU or a CUDA GPU, over a bundle's graphs.
+
+Inputs and outputs are bound by address, so nothing is copied on the way in or out, and on a GPU no
+latent visits the host between steps.  The provider asked for is the provider used, or an error:
+ONNX Runtime itself falls back to the CPU without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svd_engine.backends.network import Network, Placement
+from svd_engine.bundle import Bundle
+from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.networks.spec import NetworkSpec
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+INSTALL = {"cpu": "pip install 'svd-engine[cpu]'", "cuda": "pip install 'svd-engine[cuda]'"}
+
+
+class OrtNetwork(Network):
+    def __init__(self, spec: NetworkSpec, session: Any, placement: Placement) -> None:
+        super().__init__(spec, placement)
+        self.session = session
+        self.device = torch.device(placement.device)
+        self.output = torch.empty(spec.output.shape, dtype=torch.float32, device=self.device)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        binding = self.session.io_binding()
+        held = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        for name, tensor in held.items():
+            binding.bind_input(name, *self._where(tensor))
+        binding.bind_output(self.spec.output.name, *self._where(self.output))
+        if self.device.type == "cuda":  # ONNX Runtime has a stream of its own
+            torch.cuda.current_stream(self.device).synchronize()
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime, {self.spec.key} on {self.placement.device}",
+                expected="a run without error",
+                got=str(error).strip(),
+                remedy="If memory ran out, export a smaller profile (--decode-chunk, --guidance single).",
+            ) from error
+        return self.output
+
+    def _where(self, tensor: Tensor) -> tuple[str, int, type[np.float32], list[int], int]:
+        return self.device.type, self.device.index or 0, np.float32, list(tensor.shape), tensor.data_ptr()
+
+    def close(self) -> None:
+        del self.session, self.output
+
+
+class OrtBackend:
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        self.runtime = load_runtime(device)
+        self.bundle = bundle
+        self.device = device
+
+    def open(self, spec: NetworkSpec) -> Network:
+        path = self.bundle.graph(spec)  # hashes checked
+        provider = PROVIDERS[self.device.type]
+        session = self._session(path, provider)
+        used = session.get_providers()
+        if used[0] != provider:
+            raise BackendUnavailable(
+                f"ONNX Runtime provider for {spec.key}",
+                expected=provider,
+                got=", ".join(used),
+                remedy=f"Install it with {INSTALL[self.device.type]} and matching CUDA and cuDNN libraries, "
+                "or ask for --device cpu.",
+            )
+        detail = f"onnxruntime {self.runtime.__version__} {used[0]}"
+        placement = Placement("onnxruntime", str(self.device), self.bundle.dtype_of(spec), detail)
+        return OrtNetwork(spec, session, placement)
+
+    def _session(self, path: Path, provider: str) -> Any:
+        options = self.runtime.SessionOptions()
+        options.log_severity_level = 3  # errors only; they come back as exceptions as well
+        settings = {"device_id": str(self.device.index or 0)} if self.device.type == "cuda" else {}
+        try:
+            return self.runtime.InferenceSession(str(path), options, providers=[(provider, settings)])
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime {self.runtime.__version__} loading {path.name}",
+                expected="a graph that it can run",
+                got=str(error).strip(),
+                remedy="Try a newer onnxruntime, or export again with --dtype fp32.",
+            ) from error
+
+    def close(self) -> None:
+        """Sessions belong to their networks; nothing else is held."""
+
+
+def load_runtime(device: torch.device) -> Any:
+    """The onnxruntime module, once it is sure that it has a provider for `device`."""
+    install = INSTALL[device.type]
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "backend onnxruntime",
+            expected="the package onnxruntime",
+            got="none installed",
+            remedy=f"Run: {install}",
+        ) from error
+    provider, available = PROVIDERS[device.type], onnxruntime.get_available_providers()
+    if provider not in available:
+        raise BackendUnavailable(
+            f"backend onnxruntime on {device}",
+            expected=provider,
+            got=", ".join(available),
+            remedy=f"onnxruntime and onnxruntime-gpu cannot share an environment: "
+            f"run `pip uninstall -y onnxruntime` and then {install}",
+        )
+    return onnxruntime

@@ -1,0 +1,195 @@
+"""Command `svd-engine`: arguments in, progress and exit codes out.  Holds no tensor arithmetic."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from svd_engine import console
+
+if TYPE_CHECKING:
+    from svd_engine.engine import VideoEngine, VideoOutput
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+class Backend(str, Enum):
+    auto = "auto"
+    onnxruntime = "onnxruntime"
+    compiled = "compiled"
+    eager = "eager"
+
+
+class DType(str, Enum):
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=console.version_option, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Animates photographs with Stable Video Diffusion."""
+
+
+@app.command()
+def generate(
+    image: Annotated[Path, typer.Argument(help="Photograph; cropped in the middle to the video's aspect.")],
+    output: Annotated[
+        list[Path],
+        typer.Option(
+            "-o",
+            "--output",
+            help="Where to: .mp4 .webm .gif .webp, .png (contact sheet), or a folder of frames. Repeatable.",
+        ),
+    ],
+    bundle: Annotated[Path | None, typer.Option(help="Exported bundle to run.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id.")
+    ] = None,
+    backend: Annotated[Backend, typer.Option()] = Backend.auto,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
+    ] = DType.auto,
+    frames: Annotated[int | None, typer.Option(help="Default: the bundle's or checkpoint's own.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; default as --frames.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; default as --frames.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
+    fps: Annotated[int, typer.Option(help="Frames a second, shown and told to the network.")] = 7,
+    motion_bucket_id: Annotated[int, typer.Option(help="0 to 1023; more is more motion.")] = 127,
+    noise_aug_strength: Annotated[float, typer.Option(help="Noise on the photograph; more departs more.")] = 0.02,
+    min_guidance_scale: Annotated[float, typer.Option(help="Of the first frame.")] = 1.0,
+    max_guidance_scale: Annotated[float, typer.Option(help="Of the last frame; up to 1 is no guidance.")] = 3.0,
+    decode_chunk_size: Annotated[
+        int | None, typer.Option(help="Frames decoded at once; fewer take less memory.")
+    ] = None,
+    num_videos: Annotated[int, typer.Option(help="Videos; outputs are numbered OUT-0, OUT-1, ...")] = 1,
+    without_rewrite: Annotated[
+        list[str] | None, typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write what ran, where and how long, as JSON.")] = None,
+) -> None:
+    """Animates IMAGE over a bundle (--bundle) or a checkpoint (--checkpoint)."""
+    if (bundle is None) == (checkpoint is None):
+        raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
+    if bundle is not None and (dtype is not DType.auto or without_rewrite):
+        raise typer.BadParameter("--dtype and --without-rewrite belong to --checkpoint; a bundle has its own")
+    if num_videos < 1:
+        raise typer.BadParameter("--num-videos must be at least 1")
+
+    from svd_engine.image import cover, load_image
+    from svd_engine.video import check_output
+
+    targets = [[check_output(_numbered(path, i, num_videos)) for i in range(num_videos)] for path in output]
+    if report is not None:
+        console.check_folder(report)
+    photograph = load_image(image)
+
+    from svd_engine.engine import VideoEngine
+
+    if bundle is not None:
+        engine = VideoEngine.from_bundle(bundle, backend=backend.value, device=device)
+    else:
+        assert checkpoint is not None
+        engine = VideoEngine.from_checkpoint(
+            checkpoint, backend=backend.value, device=device, dtype=dtype.value,
+            without_rewrites=without_rewrite or (),
+        )  # fmt: skip
+    typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
+    height = engine.default.height if height is None else height
+    width = engine.default.width if width is None else width
+    with engine:
+        result = _with_progress(
+            engine, steps, seed,
+            image=cover(photograph, height, width), height=height, width=width, num_frames=frames,
+            num_inference_steps=steps, min_guidance_scale=min_guidance_scale,
+            max_guidance_scale=max_guidance_scale, fps=fps, motion_bucket_id=motion_bucket_id,
+            noise_aug_strength=noise_aug_strength, decode_chunk_size=decode_chunk_size,
+            num_videos_per_prompt=num_videos,
+        )  # fmt: skip
+    _write(result, targets, fps)
+    if report is not None:
+        console.write_text(report, result.report.model_dump_json(indent=1) + "\n")
+    _summary(result, targets)
+
+
+@app.command()
+def info(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle; without one, this machine.")] = None,
+) -> None:
+    """Says what a bundle is and what can run it here, or what this machine has and lacks."""
+    from svd_engine import info as facts
+    from svd_engine.bundle import Bundle
+
+    if bundle is None:
+        _lines(facts.machine_facts())
+        rows = facts.abilities()
+    else:
+        _lines(facts.bundle_facts(Bundle(bundle)))
+        rows = facts.bundle_abilities()
+    for row in rows:
+        typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
+
+
+def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> VideoOutput:
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("steps", total=steps)
+
+        def on_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            bar.update(task, completed=step + 1)
+            return tensors
+
+        generator = torch.Generator("cpu").manual_seed(seed)
+        result: VideoOutput = engine(
+            generator=generator, output_type="pt", callback_on_step_end=on_step, **call
+        )
+        return result
+
+
+def _write(result: VideoOutput, targets: list[list[Path]], fps: int) -> None:
+    from svd_engine.video import to_uint8, write_video
+
+    for index, frames in enumerate(result.frames):
+        pixels = to_uint8(frames)
+        for numbered in targets:
+            write_video(pixels, numbered[index], fps)
+
+
+def _summary(result: VideoOutput, targets: list[list[Path]]) -> None:
+    run = result.report
+    if run.random_weights:
+        typer.echo("random weights: the shapes and the work are real, the picture means nothing")
+    for stage, ms in run.stage_ms.items():
+        where = run.stages.get(stage)
+        place = f"{where.backend} {where.device} {where.dtype}" if where else ""
+        typer.echo(f"{stage:<14}{ms:>10.0f} ms  {place}")
+    typer.echo(f"{'total':<14}{run.total_ms:>10.0f} ms")
+    for path in (path for numbered in targets for path in numbered):
+        typer.echo(f"wrote {path}")
+
+
+def _numbered(path: Path, index: int, of: int) -> Path:
+    return path if of == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
+
+
+def _lines(facts: dict[str, str]) -> None:
+    for name, value in facts.items():
+        typer.echo(f"{name:<16}{value}")
+
+
+def main() -> None:
+    console.run(app)

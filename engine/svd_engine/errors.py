@@ -1,0 +1,79 @@
+"""Every error this project raises on purpose.
+
+    SvdEngineError                 exit code 1
+    ├── SettingsError              exit code 2: an argument out of range, also a ValueError
+    │   └── ProfileError           a setting that this bundle's static profiles cannot do
+    ├── ImageError                 the input image cannot be used
+    ├── OutputError                the result cannot be written where it was asked for
+    ├── CheckpointError            the checkpoint is missing, of another family, or has wrong weights
+    ├── BundleError                the bundle is missing, incomplete, altered or of another version
+    ├── ExportError                a network cannot be exported, or the export cannot be written
+    │   └── ParityError            an exported network differs from torch beyond its tolerance
+    └── BackendError               a backend cannot do its work
+        ├── BackendUnavailable     not installed, or the device asked for is not here
+        ├── TensorMismatch         a network was called with a wrong name, dtype or shape
+        └── NonFiniteOutput        a network produced NaN or infinity
+
+A message has four parts, so that a user can act on it: what is wrong and where, what was expected,
+what was got, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SvdEngineError(Exception):
+    """Base of the tree. `str(error)` holds all four parts; `exit_code` is what a command returns."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, expected: str, got: str, remedy: str) -> None:
+        super().__init__(f"{what}: expected {expected}, got {got}. {remedy}")
+        self.what, self.expected, self.got, self.remedy = what, expected, got, remedy
+
+
+class SettingsError(SvdEngineError, ValueError):
+    exit_code = 2
+
+
+class ProfileError(SettingsError):
+    pass
+
+
+class ImageError(SvdEngineError):
+    pass
+
+
+class OutputError(SvdEngineError):
+    pass
+
+
+class CheckpointError(SvdEngineError):
+    pass
+
+
+class BundleError(SvdEngineError):
+    pass
+
+
+class ExportError(SvdEngineError):
+    pass
+
+
+class ParityError(ExportError):
+    pass
+
+
+class BackendError(SvdEngineError):
+    pass
+
+
+class BackendUnavailable(BackendError):
+    pass
+
+
+class TensorMismatch(BackendError):
+    pass
+
+
+class NonFiniteOutput(BackendError):
+    pass

@@ -1,0 +1,246 @@
+"""Pixels in: from a picture file, PIL images or a tensor to what the image encoder and the VAE read.
+
+Knows picture formats, value ranges and size limits.  Must not know networks or GPUs.
+
+Letters in shapes: N images, H W pixels, S side of the image encoder's square input.  The arithmetic is that
+of diffusers' StableVideoDiffusionPipeline.  Where diffusers crashes or guesses, this file decides:
+
+* PIL images may have any mode with a known range, and those of one list any sizes.  Transparency is laid over
+  white, colour profiles are ignored.
+* A tensor must lie in [0, 1].  diffusers takes one with a negative value to be in [-1, 1] already, on the way
+  to the VAE though not to the image encoder.
+* A tensor that does not have the image encoder's size is resized for it like a PIL image.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from svd_engine.errors import ImageError, SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_PIXELS = 64_000_000
+MAX_SIDE = 65_535  # pixels; JPEG's own limit
+# What Pillow may try on a file.  One of its other formats, EPS, starts an interpreter.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read a picture file into an RGB image, upright (EXIF orientation applied).  The first frame of several.
+
+    16-bit grey is scaled to 8 bits, transparency is laid over white, palettes and CMYK are converted.
+    Raises ImageError if there is no regular file, or it is empty, in none of FORMATS, damaged, of unknown
+    range (floats), or larger than MAX_PIXELS or MAX_SIDE, by its header, before anything is decoded.
+    """
+    name = f"image {path}"
+    if not os.path.isfile(path):
+        got = "a folder or a device" if os.path.exists(path) else "nothing at that path"
+        raise ImageError(name, expected="a picture file", got=got, remedy="Give the path of a picture.")
+    if os.path.getsize(path) == 0:
+        raise ImageError(name, expected="a picture", got="an empty file", remedy="Copy the file again.")
+    Image.init()
+    formats = [known for known in FORMATS if known in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            # The limits below are stricter: Pillow warns from 89 and stops at 179 million pixels.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=formats) as image:
+                if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+                    raise _too_large(name, f"{image.width} x {image.height}")
+                return _to_rgb(ImageOps.exif_transpose(image), name)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, "more than Pillow opens") from error
+    except Exception as error:  # a decoder that meets damage raises whatever its parser stumbled over
+        raise ImageError(
+            name,
+            expected=f"a whole picture in one of the formats {', '.join(formats)}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="Copy the file again, or convert it to PNG or JPEG.",
+        ) from error
+
+
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Crop the centre of `image` to the aspect ratio height : width, without resizing.  RGB.
+
+    Resizing the result to height x width then neither distorts it nor leaves a border.
+    Raises SettingsError if a size is not positive or `image` is not a PIL image.
+    """
+    _check_size(height, width)
+    (image,) = _rgb_images([image])
+    across = min(image.width, max(1, round(image.height * width / height)))
+    down = min(image.height, max(1, round(image.width * height / width)))
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    return image.crop((left, top, left + across, top + down))
+
+
+def to_vae_pixels(
+    images: Image.Image | Sequence[Image.Image] | torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """Resize to what the VAE encoder reads: [N, 3, height, width] float32 in [-1, 1].
+
+    `images` is a PIL image, a list of them, or a tensor [N, 3, H, W] or [3, H, W] in [0, 1].  PIL images are
+    resized with Lanczos, tensors by nearest neighbour (diffusers' VideoProcessor.preprocess); the aspect
+    ratio is not kept.  Raises SettingsError for another type, shape or range.
+    """
+    import torch
+    from torch.nn import functional
+
+    _check_size(height, width)
+    if isinstance(images, torch.Tensor):
+        pixels = functional.interpolate(_unit_tensor(images), size=(height, width))
+    else:
+        lanczos = Image.Resampling.LANCZOS
+        pixels = torch.cat([_from_rgb(i.resize((width, height), lanczos)) for i in _rgb_images(images)])
+    return pixels * 2.0 - 1.0  # [N, 3, height, width]
+
+
+def to_clip_pixels(
+    images: Image.Image | Sequence[Image.Image] | torch.Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> torch.Tensor:
+    """Resize and normalise to what the image encoder reads: [N, 3, size, size] float32.
+
+    `images` as for `to_vae_pixels`; `mean` and `std` are CLIP's, per channel, for values in [0, 1].  PIL
+    images are blurred and resized, and so are tensors unless they are size x size already (diffusers'
+    StableVideoDiffusionPipeline._encode_image).  Raises SettingsError as `to_vae_pixels` does.
+    """
+    import torch
+
+    _check_size(size)
+    if not isinstance(images, torch.Tensor):
+        pixels = torch.cat([_antialiased_resize(_from_rgb(i), size) for i in _rgb_images(images)])
+    else:
+        pixels = _unit_tensor(images)
+        if pixels.shape[-2:] != (size, size):
+            pixels = _antialiased_resize(pixels, size)
+    return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
+
+
+def _antialiased_resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """[N, 3, H, W] in [0, 1] to [N, 3, S, S]; the bicubic filter may overshoot that range.
+
+    Equals diffusers' _resize_with_antialiasing, a blur and then a bicubic filter.  Both are linear and
+    separable, so one matrix an axis does both, at a fraction of the work on a large photograph.
+    """
+    height, width = pixels.shape[-2:]
+    rows, columns = _resize_weights(height, size).to(pixels), _resize_weights(width, size).to(pixels)
+    return (rows @ ((pixels * 2.0 - 1.0) @ columns.T) + 1.0) / 2.0  # filtered in [-1, 1], as in training
+
+
+def _resize_weights(source: int, target: int) -> torch.Tensor:
+    """[target, source]: what each source pixel adds to each target pixel along one axis.
+
+    If the axis shrinks by a factor f: a Gaussian of sigma (f - 1) / 2, cut off near 2 sigma, borders
+    reflected.  Then torch's bicubic filter with aligned corners.
+    """
+    import torch
+    from torch.nn import functional
+
+    sigma = max((source / target - 1.0) / 2.0, 0.001)  # source pixels
+    reach = int(max(4.0 * sigma, 3.0)) // 2 if source > target else 0  # source pixels to either side
+    offsets = torch.arange(-reach, reach + 1)
+    blur = torch.exp(-(offsets.float() ** 2) / (2.0 * sigma**2))
+    blur = blur / blur.sum()  # [2 reach + 1]
+
+    # A bicubic sample has four neighbours, and their indices differ modulo 4.  So torch's own filter, given
+    # four combs with a one at every fourth place, shows the weight of each neighbour.
+    combs = (torch.arange(source) % 4 == torch.arange(4)[:, None]).float()[None, None]  # [1, 1, 4, source]
+    shown = functional.interpolate(combs, size=(4, target), mode="bicubic", align_corners=True)[0, 0].T
+    position = torch.arange(target, dtype=torch.float32) * ((source - 1) / max(target - 1, 1))
+    taps = position.floor().long()[:, None] + torch.arange(-1, 3)  # [target, 4]
+    bicubic = shown.gather(1, taps % 4) * ((taps >= 0) & (taps < source))  # a repeated border counts once
+
+    index = (taps[:, :, None] + offsets).abs()  # [target, 4, 2 reach + 1], reflected at 0
+    index = ((source - 1) - ((source - 1) - index).abs()).clamp_min(0)  # and at source - 1
+    shares = bicubic[:, :, None] * blur
+    return torch.zeros(target, source).scatter_add_(1, index.flatten(1), shares.flatten(1))
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A PIL image of any mode to RGB; `name` is for the error."""
+    if image.mode.startswith("I"):  # 16-bit grey; in mode I from some formats and versions of Pillow
+        grey = np.asarray(image).astype(np.int32)
+        if grey.min() >= 0 and grey.max() <= 65535:
+            image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65535 = 257 * 255
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            name,
+            expected="8 or 16 bits a pixel",
+            got=f"32-bit values of unknown range (mode {image.mode})",
+            remedy="Scale it to 8 bits.",
+        )
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _from_rgb(image: Image.Image) -> torch.Tensor:
+    """[1, 3, H, W] float32 in [0, 1]."""
+    import torch
+
+    values = np.asarray(image, dtype=np.float32) / 255.0  # [H, W, 3]
+    return torch.from_numpy(values).permute(2, 0, 1)[None]
+
+
+def _rgb_images(images: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
+    given = images if isinstance(images, (list, tuple)) else [images]
+    rgb = [_to_rgb(image, "image") for image in given if isinstance(image, Image.Image) and all(image.size)]
+    if not rgb or len(rgb) < len(given):
+        raise SettingsError(
+            "image",
+            expected="a PIL image, a list of at least one, or a tensor; nothing empty",
+            got=", ".join(type(image).__name__ for image in given) or "an empty list",
+            remedy="Read a path with load_image; combine several tensors with torch.stack.",
+        )
+    return rgb
+
+
+def _unit_tensor(images: torch.Tensor) -> torch.Tensor:
+    """Check a tensor in [0, 1] and give it as [N, 3, H, W] float32."""
+    batch = images[None] if images.ndim == 3 else images
+    if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel() or not batch.is_floating_point():
+        raise SettingsError(
+            "image tensor",
+            expected="floating-point values in the shape [N, 3, H, W] or [3, H, W], nothing empty",
+            got=f"{images.dtype} {list(images.shape)}",
+            remedy="Put the channels before height and width; divide bytes by 255.",
+        )
+    batch = batch.detach().float()
+    low, high = batch.aminmax()
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise SettingsError(
+            "image tensor",
+            expected="values in [0, 1]",
+            got=f"values from {low:.4g} to {high:.4g}",
+            remedy="Map [-1, 1] with x / 2 + 0.5; cut off what a resize overshot with clamp(0, 1).",
+        )
+    return batch
+
+
+def _too_large(name: str, got: str) -> ImageError:
+    expected = f"at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
+    return ImageError(name, expected=expected, got=got, remedy="Shrink it first.")
+
+
+def _check_size(*sizes: int) -> None:
+    if not all(isinstance(pixels, int) and pixels > 0 for pixels in sizes):
+        raise SettingsError(
+            "size",
+            expected="positive whole numbers of pixels",
+            got=" x ".join(map(str, sizes)),
+            remedy="Give the size of the video, such as 576 x 1024.",
+        )

@@ -1,0 +1,91 @@
+"""What this machine can run, and what a bundle is.  Reports; changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from svd_engine import report
+from svd_engine.backends.ort import load_runtime
+from svd_engine.bundle import Bundle
+from svd_engine.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether one backend can work on one device here; `why_not` is empty when it can."""
+
+    backend: str
+    device: str
+    why_not: str
+
+
+def gpus() -> list[str]:
+    """Name, memory and compute capability of every CUDA GPU that torch can use."""
+    found = []
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        found.append(f"{card.name}, {card.total_memory / 2**30:.1f} GiB, sm_{card.major}{card.minor}")
+    return found
+
+
+def abilities() -> list[Ability]:
+    """Every backend on every kind of device, whatever it would run."""
+    cuda = "" if torch.cuda.is_available() else _no_gpu()
+    torch_rows = [
+        Ability(backend, device, why_not)
+        for backend in ("eager", "compiled")
+        for device, why_not in (("cpu", ""), ("cuda", cuda))
+    ]
+    return [*torch_rows, *bundle_abilities()]
+
+
+def bundle_abilities() -> list[Ability]:
+    """The backends that can run a bundle."""
+    rows = []
+    for device in ("cpu", "cuda"):
+        try:
+            load_runtime(torch.device(device))
+            why_not = "" if device == "cpu" or torch.cuda.is_available() else _no_gpu()
+        except BackendError as error:
+            why_not = str(error)
+        rows.append(Ability("onnxruntime", device, why_not))
+    return rows
+
+
+def bundle_facts(bundle: Bundle) -> dict[str, str]:
+    """What a person wants to know of a bundle, in the order in which they ask."""
+    manifest = bundle.manifest
+    model = manifest.model
+    size = sum(entry.bytes for entry in manifest.files.values())
+    facts = {
+        "model": f"{model.name}{' with random weights' if model.random_weights else ''}",
+        "made from": manifest.source.checkpoint,
+        "precision": manifest.dtype,
+        "size": f"{size / 2**20:.1f} MiB in {len(manifest.files)} files, ONNX opset {manifest.opset}",
+    }
+    for number, profile in enumerate(manifest.profiles, 1):
+        facts[f"profile {number}"] = str(profile)
+    facts["rewrites"] = ", ".join(sorted({r.name for r in manifest.rewrites if r.places})) or "none"
+    if manifest.without_rewrites:
+        facts["without"] = ", ".join(manifest.without_rewrites)
+    worst = max(manifest.parity, key=lambda row: row.relative / row.tolerance, default=None)
+    facts["parity"] = (
+        f"worst {worst.relative:.2g} of {worst.tolerance:g} allowed ({worst.network}, {worst.backend})"
+        if worst
+        else f"not verified; run: svd-export verify {bundle.folder}"
+    )
+    facts["made with"] = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
+    return facts
+
+
+def machine_facts() -> dict[str, str]:
+    facts = {f"GPU {index}": card for index, card in enumerate(gpus())} or {"GPU": _no_gpu()}
+    return {**facts, **report.versions()}
+
+
+def _no_gpu() -> str:
+    if torch.version.cuda is None:
+        return f"none usable: torch {torch.__version__} is built without CUDA (pip install torch)"
+    return "none found by torch: check the NVIDIA driver with nvidia-smi"

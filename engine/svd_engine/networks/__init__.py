@@ -1,0 +1,1 @@
+"""The four networks: their tensor tables (`spec`) and the torch modules behind them."""

@@ -1,0 +1,78 @@
+"""The denoiser D(x; sigma): SVD's UNet inside its EDM preconditioning and classifier-free guidance.
+
+Everything around the UNet that depends on the noise level or on guidance is in here, so a sampler
+step is one call, and a host in another language needs no diffusion arithmetic of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from svd_engine import sampling
+
+
+class Denoiser(nn.Module):
+    """One half of guidance a call: D(x; sigma) for the conditioning it is given (guidance "single").
+
+    `unet` is diffusers' UNetSpatioTemporalConditionModel, of any floating dtype; the arithmetic around
+    it is float32.  Karras et al. 2022, eq. 7.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
+    ) -> Tensor:
+        # x [B,F,4,h,w], first_latent [B,4,h,w], embedding [B,1,D], time_ids [B,3] -> [B,F,4,h,w]
+        v = self.predict(x, sigma, first_latent, embedding, time_ids)
+        return v * sampling.c_out(sigma) + x * sampling.c_skip(sigma)
+
+    def predict(
+        self, x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
+    ) -> Tensor:
+        """v-prediction, float32 [B,F,4,h,w]; the first latent stands beside every frame, not scaled."""
+        beside = first_latent[:, None].expand(-1, x.shape[1], -1, -1, -1)
+        latent = torch.cat([x * sampling.c_in(sigma), beside], dim=2)  # [B, F, 8, h, w]
+        v: Tensor = self.unet(
+            latent.to(self.dtype),
+            sampling.c_noise(sigma),
+            encoder_hidden_states=embedding.to(self.dtype),
+            added_time_ids=time_ids,
+            return_dict=False,
+        )[0]
+        return v.float()
+
+
+class GuidedDenoiser(Denoiser):
+    """Both halves of guidance in one call of batch 2B, and their combination (guidance "batched").
+
+    The halves are stacked [unconditional, conditional]; unconditional means a zero embedding and a
+    zero first latent.  `guidance` [B,F] is the scale of each frame.  Ho & Salimans 2022, eq. 6.
+    """
+
+    def forward(  # type: ignore[override]  # one more input than the single form
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        first_latent: Tensor,
+        embedding: Tensor,
+        time_ids: Tensor,
+        guidance: Tensor,
+    ) -> Tensor:
+        v = self.predict(
+            torch.cat([x, x]),
+            sigma,
+            torch.cat([torch.zeros_like(first_latent), first_latent]),
+            torch.cat([torch.zeros_like(embedding), embedding]),
+            torch.cat([time_ids, time_ids]),
+        )
+        unconditional, conditional = v.chunk(2)
+        guided = unconditional + guidance[:, :, None, None, None] * (conditional - unconditional)
+        return guided * sampling.c_out(sigma) + x * sampling.c_skip(sigma)

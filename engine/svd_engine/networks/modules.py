@@ -1,0 +1,91 @@
+"""The torch modules of one checkpoint: what eager runs, torch.compile compiles and the exporter traces.
+
+Each component is loaded on first use and shared by every network and profile that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from svd_engine.checkpoint import Checkpoint, Component
+from svd_engine.networks.decoder import VaeDecoder
+from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
+from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
+from svd_engine.networks.rewrites import Applied, apply_rewrites
+from svd_engine.networks.spec import NetworkSpec
+
+REWRITTEN: tuple[Component, ...] = ("unet", "vae")
+
+
+class Modules:
+    """`dtype` is that of weights and activations; the VAE encoder stays float32 whatever it is."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        without_rewrites: Collection[str] = (),
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.without_rewrites = without_rewrites
+        self.applied: dict[str, list[Applied]] = {}  # by component
+        self._components: dict[tuple[Component, torch.dtype], nn.Module] = {}
+        self._networks: dict[str, nn.Module] = {}
+
+    def network(self, spec: NetworkSpec) -> nn.Module:
+        """The module behind a row of the table, on `device`, in eval mode."""
+        if spec.network == "denoiser":
+            guided = any(tensor.name == "guidance" for tensor in spec.inputs)
+            kind = "guided_denoiser" if guided else "denoiser"
+        else:
+            kind = spec.network
+        if kind not in self._networks:
+            self._networks[kind] = self._build(kind).to(self.device).eval()
+        return self._networks[kind]
+
+    def dtype_of(self, spec: NetworkSpec) -> torch.dtype:
+        return torch.float32 if spec.network == "vae_encoder" else self.dtype
+
+    def release(self, spec: NetworkSpec) -> None:
+        """Forgets the network and the weights under it, so that the next one can have the memory."""
+        component = COMPONENTS[spec.network]
+        self._networks = {k: m for k, m in self._networks.items() if COMPONENTS[k] != component}
+        self._components = {k: m for k, m in self._components.items() if k[0] != component}
+
+    def close(self) -> None:
+        """Forgets every network and all weights."""
+        self._networks.clear()
+        self._components.clear()
+
+    def _build(self, kind: str) -> nn.Module:
+        if kind == "image_encoder":
+            return ImageEncoder(self._component("image_encoder", self.dtype))
+        if kind == "vae_encoder":
+            return VaeEncoder(self._component("vae", torch.float32))
+        if kind == "vae_decoder":
+            return VaeDecoder(self._component("vae", self.dtype))
+        unet = self._component("unet", self.dtype)
+        return GuidedDenoiser(unet) if kind == "guided_denoiser" else Denoiser(unet)
+
+    def _component(self, component: Component, dtype: torch.dtype) -> nn.Module:
+        if (component, dtype) not in self._components:
+            module = self.checkpoint.load(component, dtype)
+            if component in REWRITTEN:
+                self.applied[component] = apply_rewrites(module, self.without_rewrites)
+            self._components[component, dtype] = module
+        return self._components[component, dtype]
+
+
+COMPONENTS: dict[str, Component] = {
+    "image_encoder": "image_encoder",
+    "vae_encoder": "vae",
+    "vae_decoder": "vae",
+    "denoiser": "unet",
+    "guided_denoiser": "unet",
+}

@@ -1,0 +1,210 @@
+"""Photograph -> video, top to bottom: every stage and every tensor shape.
+
+Knows nothing of backends, files or arguments.  Letters in shapes: N videos, B videos per network call,
+F frames, T frames of a decode chunk, H W pixels, h w latent pixels (H/8, W/8), D embedding.
+Arithmetic outside the networks is float32.  Follows diffusers'
+`StableVideoDiffusionPipeline.__call__`; the two places that differ say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svd_engine import sampling
+from svd_engine.backends.network import Network
+from svd_engine.clock import Clock
+from svd_engine.errors import NonFiniteOutput, SettingsError
+from svd_engine.model import Model
+from svd_engine.networks.spec import Profile
+from svd_engine.settings import Settings
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+OnStep = Callable[[int, Tensor, Tensor], Tensor]  # (step, c_noise, latents) -> latents
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The networks of one profile, opened."""
+
+    profile: Profile
+    image_encoder: Network
+    vae_encoder: Network
+    denoiser: Network
+    vae_decoders: Mapping[int, Network]  # by frames of a chunk
+
+
+def generate(
+    stages: Stages,
+    model: Model,
+    settings: Settings,
+    pixels: Tensor,  # [images, 3, H, W] in [-1, 1]
+    clip_pixels: Tensor,  # [images, 3, S, S], normalised for CLIP
+    generator: Generators,
+    latents: Tensor | None,  # [N, F, 4, h, w] of standard deviation 1, or None to draw them
+    on_step: OnStep,
+    clock: Clock,
+    decode: bool = True,
+) -> Tensor:
+    """Frames [N,F,3,H,W] in [0, 1], or with `decode` off the latents [N,F,4,h,w].  float32.
+
+    N = images x videos_per_image, the videos of one image side by side.  Raises NonFiniteOutput with
+    the network's name as soon as a stage gives NaN or infinity.
+    """
+    with clock.stage("image_encoder"):
+        embedding = in_batches(stages.image_encoder, stages.profile.batch, pixels=clip_pixels)  # [images, 1, D]
+        finite(embedding, stages.image_encoder)
+    with clock.stage("vae_encoder"):
+        noise = draw(pixels.shape, generator, pixels.device)
+        noisy = pixels + settings.noise_aug_strength * noise
+        first_latent = in_batches(stages.vae_encoder, stages.profile.batch, pixels=noisy)  # [images, 4, h, w]
+        finite(first_latent, stages.vae_encoder)
+
+    # diffusers orders several videos of several images differently for the two; here both are grouped
+    embedding = embedding.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 1, D]
+    first_latent = first_latent.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 4, h, w]
+
+    with clock.stage("denoiser"):
+        sigmas = schedule(settings, model).to(pixels.device)
+        x = noise_video(first_latent, settings, generator, latents) * sampling.initial_scale(sigmas)
+        denoise = denoiser_call(stages, settings, embedding, first_latent)
+        x = sample(denoise, x, sigmas, on_step, clock)
+        finite(x, stages.denoiser)
+    if not decode:
+        return x
+
+    with clock.stage("vae_decoder"):
+        return decode_video(stages, x / model.latent_scale)
+
+
+def schedule(settings: Settings, model: Model) -> Tensor:
+    if settings.sigmas is not None:
+        return sampling.given_sigmas(settings.sigmas)
+    return sampling.karras_sigmas(settings.steps, model.sigma_min, model.sigma_max, model.rho)
+
+
+def noise_video(first_latent: Tensor, settings: Settings, generator: Generators, given: Tensor | None) -> Tensor:
+    """Unit-variance noise [N,F,4,h,w]: the caller's own, or drawn as diffusers' `prepare_latents` does."""
+    n, *latent = first_latent.shape
+    shape = torch.Size((n, settings.frames, *latent))
+    if given is None:
+        return draw(shape, generator, first_latent.device)
+    if given.shape != shape:
+        raise SettingsError(
+            "latents",
+            expected=f"shape {list(shape)}",
+            got=str(list(given.shape)),
+            remedy="Pass noise [videos, frames, 4, height/8, width/8], not yet scaled.",
+        )
+    return given.to(first_latent.device, torch.float32)
+
+
+def denoiser_call(
+    stages: Stages, settings: Settings, embedding: Tensor, first_latent: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """D(x; sigma) over all N videos, with guidance growing linearly from the first frame to the last."""
+    n, device = len(embedding), embedding.device
+    ids = [settings.fps - 1, settings.motion_bucket_id, settings.noise_aug_strength]  # trained on fps - 1
+    time_ids = torch.tensor([ids], dtype=torch.float32, device=device).expand(n, -1)
+    ramp = torch.linspace(settings.min_guidance_scale, settings.max_guidance_scale, settings.frames)
+    scale = (ramp if settings.guided else torch.ones_like(ramp)).to(device).expand(n, -1)  # [N, F]
+    batch, network = stages.profile.batch, stages.denoiser
+
+    def half(x: Tensor, sigma: Tensor, first: Tensor, embed: Tensor) -> Tensor:
+        return in_batches(
+            network, batch, x=x, sigma=sigma, first_latent=first, embedding=embed, time_ids=time_ids
+        )
+
+    def batched(x: Tensor, sigma: Tensor) -> Tensor:
+        return in_batches(
+            network, batch, x=x, sigma=sigma, first_latent=first_latent, embedding=embedding,
+            time_ids=time_ids, guidance=scale,
+        )  # fmt: skip
+
+    def one_by_one(x: Tensor, sigma: Tensor) -> Tensor:
+        """D_u + g (D_c - D_u): guidance commutes with the preconditioning, which is affine in v."""
+        conditional = half(x, sigma, first_latent, embedding)
+        if not settings.guided:
+            return conditional
+        conditional = conditional.clone()  # the next call writes over it
+        unconditional = half(x, sigma, torch.zeros_like(first_latent), torch.zeros_like(embedding))
+        return unconditional + scale[:, :, None, None, None] * (conditional - unconditional)
+
+    return batched if stages.profile.guidance == "batched" else one_by_one
+
+
+def sample(
+    denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, on_step: OnStep, clock: Clock
+) -> Tensor:
+    """Noise -> latent video [N,F,4,h,w]; `on_step` may replace the latents after each step."""
+    steps = sampling.euler_steps(denoise, x, sigmas)
+    replaced: Tensor | None = None
+    for index in range(len(sigmas) - 1):
+        with clock.step():
+            sigma, x = steps.send(replaced) if index else next(steps)
+        replaced = x = on_step(index, sampling.c_noise(sigma), x)
+    return x
+
+
+def decode_video(stages: Stages, latents: Tensor) -> Tensor:
+    """Latents [N,F,4,h,w], already divided by the scale -> frames [N,F,3,H,W] in [0, 1].
+
+    A chunk never spans two videos; diffusers' `decode_latents` mixes them when the chunk does not
+    divide the frames.
+    """
+    profile = stages.profile
+    frames = latents.new_empty((*latents.shape[:2], 3, profile.height, profile.width))
+    for video, into in zip(latents, frames, strict=True):
+        start = 0
+        for size in profile.chunks:
+            decoder = stages.vae_decoders[size]
+            chunk = decoder(latent=video[start : start + size])  # [T, 3, H, W]
+            finite(chunk, decoder)
+            into[start : start + size] = (chunk / 2 + 0.5).clamp(0, 1)
+            start += size
+    return frames
+
+
+def in_batches(network: Network, batch: int, **inputs: Tensor) -> Tensor:
+    """Calls `network`, made for `batch` rows, on any number of rows.  Rows do not see each other.
+
+    Inputs without a row dimension (sigma) go into every call.  The last call is filled up with copies
+    of the last row.
+    """
+    rows = max((len(t) for t in inputs.values() if t.dim()), default=batch)
+    if rows == batch:
+        return network(**inputs)
+    outputs = []
+    for start in range(0, rows, batch):
+        index = torch.arange(start, start + batch).clamp(max=rows - 1)
+        part = {name: t[index.to(t.device)] if t.dim() else t for name, t in inputs.items()}
+        outputs.append(network(**part)[: rows - start].clone())
+    return torch.cat(outputs)
+
+
+def draw(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:
+    """Standard normal noise, as diffusers' `randn_tensor` draws it: same generator, same numbers.
+
+    A list holds one generator for each row; drawn where the generator lives, then moved.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) == 1:
+            return draw(shape, generator[0], device)
+        rows = [draw(torch.Size((1, *shape[1:])), g, device) for g in generator[: shape[0]]]
+        return torch.cat(rows)
+    where = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=where, dtype=torch.float32).to(device)
+
+
+def finite(tensor: Tensor, network: Network) -> None:
+    if not bool(tensor.isfinite().all()):
+        bad = int((~tensor.isfinite()).sum())
+        raise NonFiniteOutput(
+            f"output of {network.spec.network} ({network.placement.backend}, {network.placement.dtype})",
+            expected="finite numbers",
+            got=f"NaN or infinity in {bad} of {tensor.numel()} values",
+            remedy="Try --dtype bf16 or fp32, and check the checkpoint with `svd-export verify`.",
+        )

@@ -1,0 +1,70 @@
+"""What one run was: settings, seed, what ran where, milliseconds, peak memory, versions.  Plain data."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from svd_engine._version import __version__
+from svd_engine.settings import Settings
+
+PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "av")
+
+
+class StagePlacement(BaseModel):
+    """Where a stage really ran; see `backends.network.Placement`."""
+
+    backend: str
+    device: str
+    dtype: str
+    detail: str = ""
+
+
+class RunReport(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    random_weights: bool
+    source: str  # bundle or checkpoint, as the user named it
+    profile: str
+    settings: Settings
+    seeds: list[int]  # of the generators; empty when the caller gave none
+    chosen_because: str
+    stages: dict[str, StagePlacement]
+    rewrites: dict[str, int]  # places by "component/rewrite"
+    without_rewrites: list[str]
+    stage_ms: dict[str, float]
+    step_ms: list[float]
+    total_ms: float
+    peak_host_bytes: int  # resident memory of the process so far, at its highest
+    peak_device_bytes: int | None  # as torch's allocator counts it; None without a GPU
+    versions: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes a result; what is not installed is left out."""
+    found = {"svd-engine": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_host_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def peak_device_bytes(device: Any) -> int | None:
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))

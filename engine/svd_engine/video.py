@@ -1,0 +1,248 @@
+"""Pixels out: from the decoder's frames to a video file, an animation, a contact sheet or a folder.
+
+Knows file formats, value ranges and how not to leave half a file.  Must not know networks or GPUs.
+
+Letters in shapes: F frames, H W pixels.  Everything is written into a hidden folder beside the target and
+renamed when whole: after any failure or Ctrl-C the target is as it was before, and nothing else is left.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from PIL import Image
+
+from svd_engine.errors import OutputError, SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+ENCODERS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
+ENCODER_THREADS = 4  # fixed: the bytes of a video depend on it
+BT709 = 1  # matrix, primaries and transfer characteristics in ITU-T H.273
+LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG: black is 16, white 235
+MAX_GIF_FPS = 50  # a GIF counts in 1/100 s, and players slow down what lasts less than two of them
+SHEET_GAP = 4  # pixels between the frames of a contact sheet
+
+
+def to_uint8(frames: torch.Tensor) -> np.ndarray:
+    """Frames [F, 3, H, W] in [0, 1] to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
+
+    Raises SettingsError for another shape or range; NaN is out of range.
+    """
+    if frames.ndim != 4 or frames.shape[1] != 3 or not frames.numel():
+        raise SettingsError(
+            "frames",
+            expected="the shape [F, 3, H, W], nothing empty",
+            got=f"{list(frames.shape)}",
+            remedy="Pass the frames of one video, channels before height and width.",
+        )
+    frames = frames.detach().float()
+    low, high = frames.aminmax()
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise SettingsError(
+            "frames",
+            expected="values in [0, 1]",
+            got=f"values from {low:.4g} to {high:.4g}",
+            remedy="Map the decoder's output with (x / 2 + 0.5).clamp(0, 1).",
+        )
+    return (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def check_output(path: str | Path) -> Path:
+    """Say before the work starts whether `write_video` can write to `path`.  Creates nothing.
+
+    The suffix decides: .mp4 (H.264), .webm (VP9), .gif, .webp (animated), .png (all frames on one sheet); a
+    path without a suffix, or one that ends in a slash, is a folder of frames.  Raises SettingsError for
+    another suffix, and OutputError if the parent folder is missing or not writable, the target is a folder
+    where a file is asked for, or the folder of frames exists and is not empty.
+    """
+    target, what = Path(path), f"output {path}"
+    suffix = target.suffix.lower()
+    if suffix not in WRITERS or (suffix and str(path).endswith("/")):
+        raise SettingsError(
+            what,
+            expected=f"a suffix out of {', '.join(filter(None, WRITERS))}, or none for a folder of frames",
+            got=f"{'a folder with ' if str(path).endswith('/') else ''}the suffix {suffix}",
+            remedy="Rename it.",
+        )
+    if suffix in ENCODERS:
+        import av
+
+        if ENCODERS[suffix] not in av.codecs_available:
+            raise OutputError(
+                what,
+                expected=f"the encoder {ENCODERS[suffix]} in PyAV",
+                got=f"PyAV {av.__version__} built without it",
+                remedy="Install PyAV's own wheel (pip install --force-reinstall av), or write a .webp.",
+            )
+    if not target.parent.is_dir():
+        raise OutputError(
+            what,
+            expected=f"the folder {target.parent}",
+            got="a file" if target.parent.exists() else "no such folder",
+            remedy=f"Create it (mkdir -p {target.parent}), or write elsewhere.",
+        )
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            what,
+            expected=f"a writable folder {target.parent}",
+            got="no permission to write there",
+            remedy="Change its permissions, or write elsewhere.",
+        )
+    if suffix and target.is_dir():
+        raise OutputError(
+            what,
+            expected="a file, or nothing yet",
+            got="a folder of that name",
+            remedy="Choose another name.",
+        )
+    if not suffix and target.exists():
+        empty = target.is_dir() and os.access(target, os.R_OK) and not any(target.iterdir())
+        if not empty:
+            raise OutputError(
+                what,
+                expected="an empty folder, or nothing yet",
+                got="a folder that is not empty" if target.is_dir() else "a file of that name",
+                remedy="Choose another name.",
+            )
+    return target
+
+
+def write_video(frames: np.ndarray, path: str | Path, fps: int) -> Path:
+    """Write frames [F, H, W, 3] uint8 to `path` at `fps` frames a second; gives the path.
+
+    `check_output` lists the formats.  An existing file is replaced.  The same frames give the same bytes with
+    the same versions of PyAV and Pillow.  An animation may merge equal neighbours into one longer frame.
+    Raises what `check_output` raises, SettingsError for frames or fps that the format cannot hold, and
+    OutputError if writing fails.
+    """
+    target = check_output(path)
+    suffix = target.suffix.lower()
+    _check_frames(frames, suffix)
+    if not isinstance(fps, int) or fps < 1 or (suffix == ".gif" and fps > MAX_GIF_FPS):
+        raise SettingsError(
+            "fps",
+            expected=f"a whole number from 1{f' to {MAX_GIF_FPS} for a GIF' if suffix == '.gif' else ''}",
+            got=f"{fps!r}",
+            remedy="SVD was trained on 5 to 30 frames a second; 7 is usual.",
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix=".svd-engine-", dir=target.parent) as scratch:
+            whole = Path(scratch, f"video{suffix}")
+            WRITERS[suffix](frames, whole, fps)
+            whole.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"output {path}",
+            expected=f"to write {len(frames)} frames",
+            got=f"{error.strerror or error}",
+            remedy="Nothing was written. Make room there, write elsewhere, or choose another suffix.",
+        ) from error
+    return target
+
+
+def _check_frames(frames: np.ndarray, suffix: str) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise SettingsError(
+            "frames",
+            expected="uint8 of the shape [F, H, W, 3], nothing empty",
+            got=f"{frames.dtype} {list(frames.shape)}",
+            remedy="Convert them with to_uint8.",
+        )
+    if suffix in ENCODERS and (frames.shape[1] % 2 or frames.shape[2] % 2):
+        raise SettingsError(
+            "frames",
+            expected=f"an even height and width for {suffix} (yuv420p halves the colours)",
+            got=f"{frames.shape[1]} x {frames.shape[2]}",
+            remedy="Crop a row or a column, or write a .webp.",
+        )
+
+
+def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
+    _encode(frames, path, fps, settings={"crf": "17"}, container={"movflags": "+faststart"})
+
+
+def _write_webm(frames: np.ndarray, path: Path, fps: int) -> None:
+    settings = {"crf": "20", "b": "0", "cpu-used": "2", "row-mt": "1", "tile-columns": "2"}
+    _encode(frames, path, fps, settings=settings, container={})
+
+
+def _encode(
+    frames: np.ndarray, path: Path, fps: int, *, settings: dict[str, str], container: dict[str, str]
+) -> None:
+    """yuv420p in BT.709, limited range, and marked as such: players guess differently at unmarked video."""
+    import av
+
+    encoder = ENCODERS[path.suffix]
+    try:
+        with av.open(str(path), "w", options=container) as file:
+            stream = cast("av.VideoStream", file.add_stream(encoder, rate=fps, options=settings))
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+            context = stream.codec_context
+            context.thread_count, context.color_range = ENCODER_THREADS, LIMITED_RANGE
+            context.colorspace = context.color_primaries = context.color_trc = BT709
+            for index, pixels in enumerate(frames):
+                rgb = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame = rgb.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+                frame.pts = index  # in 1 / fps seconds
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode())
+    except av.FFmpegError as error:
+        raise OSError(error.errno, f"{encoder}: {error.strerror}") from error
+
+
+def _write_gif(frames: np.ndarray, path: Path, fps: int) -> None:
+    """One palette of 256 colours for all frames, so that still parts do not flicker."""
+    count, _, width, _ = frames.shape
+    sample = Image.fromarray(frames[:, ::4, ::4].reshape(-1, math.ceil(width / 4), 3))
+    palette = sample.quantize(256)
+    images = [Image.fromarray(frame).quantize(palette=palette) for frame in frames]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=_durations(count, fps, 10), loop=0)
+
+
+def _write_webp(frames: np.ndarray, path: Path, fps: int) -> None:
+    images = [Image.fromarray(frame) for frame in frames]
+    duration = _durations(len(frames), fps, 1)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, quality=90)
+
+
+def _durations(count: int, fps: int, tick: int) -> list[int]:
+    """Milliseconds of each frame, in whole ticks, so rounded that they do not drift from `fps`."""
+    ends = [round(index * 1000 / fps / tick) * tick for index in range(count + 1)]
+    return [end - start for start, end in itertools.pairwise(ends)]
+
+
+def _write_sheet(frames: np.ndarray, path: Path, _fps: int) -> None:
+    """All frames in reading order, as many rows as columns or one less, on white."""
+    count, height, width, _ = frames.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    down, across = height + SHEET_GAP, width + SHEET_GAP
+    sheet = np.full((rows * down - SHEET_GAP, columns * across - SHEET_GAP, 3), 255, np.uint8)
+    for index, frame in enumerate(frames):
+        top, left = index // columns * down, index % columns * across
+        sheet[top : top + height, left : left + width] = frame
+    Image.fromarray(sheet).save(path)
+
+
+def _write_folder(frames: np.ndarray, path: Path, _fps: int) -> None:
+    path.mkdir()
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(path / f"frame_{index:04d}.png")
+
+
+WRITERS = {
+    ".mp4": _write_mp4,
+    ".webm": _write_webm,
+    ".gif": _write_gif,
+    ".webp": _write_webp,
+    ".png": _write_sheet,
+    "": _write_folder,
+}

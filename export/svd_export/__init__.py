@@ -1,0 +1,1 @@
+"""Makes artefacts from checkpoints: ONNX bundles, and the proof that they equal torch."""

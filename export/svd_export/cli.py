@@ -1,0 +1,156 @@
+"""Command `svd-export`: arguments in, progress and exit codes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from svd_engine import console
+
+if TYPE_CHECKING:
+    from svd_engine.checkpoint import Checkpoint
+    from svd_engine.networks.spec import Profile
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+class DType(str, Enum):
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Guidance(str, Enum):
+    batched = "batched"
+    single = "single"
+
+
+class Family(str, Enum):
+    svd = "svd"
+    svd_xt = "svd-xt"
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=console.version_option, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Makes bundles of ONNX engines from Stable Video Diffusion checkpoints."""
+
+
+@app.command()
+def onnx(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle; must not exist.")],
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="svd, svd-xt, svd-xt-1-1, demo, a local diffusers folder, or a hub id."),
+    ] = None,
+    random_weights: Annotated[
+        Family | None, typer.Option(help="Real architecture, seeded random weights, instead of CHECKPOINT.")
+    ] = None,
+    frames: Annotated[
+        list[int] | None, typer.Option(help="Frames; default the checkpoint's own. Repeatable.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; default the checkpoint's own, 576 for SVD.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; default the checkpoint's own, 1024 for SVD.")] = None,
+    batch: Annotated[int, typer.Option(help="Videos a call.")] = 1,
+    dtype: Annotated[DType | None, typer.Option(help="Default fp16; fp32 for demo.")] = None,
+    guidance: Annotated[
+        list[Guidance] | None,
+        typer.Option(help="batched: both CFG halves in one call; single: one half a call. Repeatable."),
+    ] = None,
+    decode_chunk: Annotated[
+        int | None, typer.Option(help="Frames that the decoder takes at once; default all.")
+    ] = None,
+    without_rewrite: Annotated[
+        list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
+    ] = None,
+) -> None:
+    """Exports CHECKPOINT to a bundle.  Repeated --frames or --guidance share one file of weights."""
+    if (checkpoint is None) == (random_weights is None):
+        raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
+
+    from svd_engine.checkpoint import open_checkpoint, random_checkpoint
+    from svd_engine.engine import DTYPES
+    from svd_export.placing import check_free
+    from svd_export.to_onnx import export_bundle
+
+    check_free(output.absolute())
+    opened = random_checkpoint(random_weights.value) if random_weights else open_checkpoint(checkpoint or "")
+    wanted = profiles(
+        opened, frames or [opened.model.frames], height, width, batch,
+        [g.value for g in guidance or [Guidance.batched]], decode_chunk,
+    )  # fmt: skip
+    chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
+    manifest = export_bundle(opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress())
+    size = sum(entry.bytes for entry in manifest.files.values())
+    typer.echo(f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.dtype}")
+    if manifest.model.random_weights:
+        typer.echo("random weights: for shapes, speed and memory; the videos mean nothing")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle; its manifest receives the report.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where its checkpoint is now; default where it was.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for ONNX Runtime.")] = "auto",
+) -> None:
+    """Compares each network with eager torch on the same inputs; fails beyond tolerance."""
+    from svd_engine.backends.choose import choose_for_bundle
+    from svd_engine.bundle import Bundle
+    from svd_engine.checkpoint import open_checkpoint
+    from svd_export.verify import verify as run
+
+    opened = Bundle(bundle)
+    choice = choose_for_bundle("onnxruntime", device)
+    source = open_checkpoint(checkpoint or opened.manifest.source.checkpoint)
+    for row in run(opened, source, choice.device, _progress()):
+        typer.echo(
+            f"{row.network:<40} max abs {row.max_abs:.2e}  relative {row.relative:.2e} "
+            f"(allowed {row.tolerance:g})  cosine {row.cosine:.8f}"
+        )
+
+
+def profiles(
+    checkpoint: Checkpoint,
+    frames: list[int],
+    height: int | None,
+    width: int | None,
+    batch: int,
+    guidance: list[str],
+    decode_chunk: int | None,
+) -> list[Profile]:
+    """Every combination of frames and guidance, checked.  Raises SettingsError."""
+    from svd_engine.networks.spec import Profile
+    from svd_engine.settings import Settings, at_least
+
+    model = checkpoint.model
+    at_least("batch", batch, 1)
+    made = []
+    height = model.height if height is None else height
+    width = model.width if width is None else width
+    for count in dict.fromkeys(frames):
+        asked = Settings(count, height, width, decode_chunk_size=decode_chunk)
+        asked.check_size(model.architecture.size_multiple)
+        chunk = min(decode_chunk or count, count)
+        for mode in dict.fromkeys(guidance):
+            made.append(Profile(count, asked.height, asked.width, batch, mode, chunk))  # type: ignore[arg-type]
+    return made
+
+
+def _progress() -> Callable[[str], None]:
+    import time
+
+    started = time.monotonic()
+    return lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True)
+
+
+def main() -> None:
+    console.run(app)

@@ -1,0 +1,103 @@
+"""Writes a folder aside and puts it in its place when it is whole, under a lock.
+
+The folder aside is `.NAME.partial` beside the target, so the last step is one rename.  A lock on it says
+who works there; it goes with the process, so what a killed one left is cleared by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from svd_engine.errors import ExportError
+
+
+@contextmanager
+def placed(target: Path) -> Iterator[Path]:
+    """Yields an empty folder; when the block ends without error it becomes `target`.
+
+    Raises ExportError when `target` exists, its parent does not, or another process is writing it,
+    and when the disk is full or not writable.
+    """
+    target = target.absolute()
+    check_free(target)
+    aside = target.with_name(f".{target.name}.partial")
+    try:
+        lock = _lock(aside, target)
+        try:
+            _empty(aside)
+            yield aside
+            _sync(aside)
+            check_free(target)
+            aside.rename(target)
+        finally:
+            if not target.exists() or aside.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise ExportError(
+            f"writing {target}",
+            expected="room and permission to write there",
+            got=str(error),
+            remedy="Free space, or choose another place with -o." if full else "Choose another place with -o.",
+        ) from error
+
+
+def check_free(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise ExportError(
+            f"output {target}",
+            expected="an existing folder to write into",
+            got=f"no folder {target.parent}",
+            remedy=f"Run: mkdir -p {target.parent}",
+        )
+    if target.exists() or target.is_symlink():
+        raise ExportError(
+            f"output {target}",
+            expected="a name that is free",
+            got="something that exists already",
+            remedy="Choose another place with -o, or remove it first.",
+        )
+
+
+def _lock(aside: Path, target: Path) -> int:
+    while True:
+        aside.mkdir(exist_ok=True)
+        descriptor = os.open(aside, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(aside).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ExportError(
+                f"output {target}",
+                expected="no other export into the same place",
+                got="another process that is writing it now",
+                remedy="Wait for it, or choose another place with -o.",
+            ) from error
+        except FileNotFoundError:
+            pass  # removed between the two lines by the process that held it
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """What the rename makes visible must be on the disk before it."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,160 @@
+"""A checkpoint becomes a bundle: each network traced at its static shapes, written and checked.
+
+No network is run: the exporter works on shapes alone.  Networks are loaded one after the other, so the
+peak is one network's weights and its graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from svd_engine import report
+from svd_engine.bundle import MANIFEST, SCHEMA, FileEntry, Manifest, NetworkEntry, RewriteEntry, Source, sha256_of
+from svd_engine.checkpoint import Checkpoint
+from svd_engine.errors import ExportError
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.spec import NETWORKS, NetworkSpec, Profile, specs_of
+from svd_export import forms
+from svd_export.placing import placed
+from svd_export.weights import WeightsFile
+
+Progress = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    folder: Path,
+    profiles: Sequence[Profile],
+    dtype: torch.dtype,
+    without_rewrites: Collection[str] = (),
+    progress: Progress = lambda line: None,
+) -> Manifest:
+    """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
+
+    `progress` is told each network as its work begins.  Raises ExportError when the place is taken or
+    cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
+    """
+    modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites)
+    specs = dict.fromkeys(chain(*(specs_of(p, checkpoint.model.architecture) for p in profiles)))
+    with placed(folder) as aside:
+        entries: list[NetworkEntry] = []
+        for network in NETWORKS:
+            of_network = [spec for spec in specs if spec.network == network]
+            with WeightsFile(aside / f"{network}.bin") as weights:
+                for spec in of_network:
+                    progress(spec.key)
+                    entries.append(_export(modules, spec, weights))
+            for entry in entries[-len(of_network) :]:
+                check(aside / entry.graph)
+            modules.release(of_network[0])
+        manifest = Manifest(
+            model=checkpoint.model,
+            source=Source(checkpoint=checkpoint.source, digest=checkpoint.digest()),
+            dtype=dtype_name(dtype),
+            opset=forms.OPSET,
+            profiles=tuple(profiles),
+            networks=tuple(entries),
+            files={path.name: file_entry(path) for path in sorted(aside.iterdir())},
+            rewrites=tuple(
+                RewriteEntry(network=part, name=a.name, places=a.places, left_alone=a.left_alone)
+                for part, applied in modules.applied.items()
+                for a in applied
+            ),
+            without_rewrites=tuple(without_rewrites),
+            versions=report.versions(),
+        )
+        write_manifest(manifest, aside)
+    return manifest
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    (folder / SCHEMA).write_text(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
+    aside = folder / f".{MANIFEST}.partial"
+    aside.write_text(manifest.model_dump_json(indent=1) + "\n")
+    aside.replace(folder / MANIFEST)
+
+
+def file_entry(path: Path) -> FileEntry:
+    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def check(graph: Path) -> None:
+    """onnx's checker and full shape inference, on what was written.  Raises ExportError."""
+    try:
+        onnx.checker.check_model(str(graph), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"graph {graph.name}",
+            expected="a model that onnx's checker accepts",
+            got=str(error),
+            remedy="Report this with the versions of torch, onnx and onnxscript.",
+        ) from error
+
+
+def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
+    """The ONNX form of a module at the shapes of its table.  Raises ExportError with the exporter's words."""
+    example = {t.name: torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs}
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                kwargs=example,
+                input_names=list(example),
+                output_names=[spec.output.name],
+                opset_version=forms.OPSET,
+                dynamo=True,
+                external_data=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"network {spec.key}",
+            expected="a module that torch.onnx.export can trace",
+            got=str(error).strip().splitlines()[0],
+            remedy="Use the versions in constraints.txt.",
+        ) from error
+    assert program is not None  # dynamo=True always returns a program
+    model: ir.Model = program.model
+    return model
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _export(modules: Modules, spec: NetworkSpec, weights: WeightsFile) -> NetworkEntry:
+    model = trace(modules.network(spec), spec)
+    forms.settle(model)
+    model.graph.name = spec.key
+    weights.move_out(model)
+    graph = weights.path.with_name(f"{spec.key}.onnx")
+    ir.save(model, graph)
+    return NetworkEntry(
+        spec=spec, dtype=dtype_name(modules.dtype_of(spec)), graph=graph.name, weights=weights.path.name
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own progress and its notices about torchvision are not ours to show."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

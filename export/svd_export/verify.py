@@ -1,0 +1,96 @@
+"""Holds each network of a bundle against eager torch: same weights, same inputs, float32 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from svd_engine.backends.ort import OrtBackend
+from svd_engine.bundle import Bundle, NetworkEntry, ParityEntry
+from svd_engine.checkpoint import Checkpoint
+from svd_engine.errors import ParityError
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.rewrites import REWRITES
+from svd_engine.networks.spec import NetworkSpec
+from svd_export.to_onnx import write_manifest
+
+# On max abs over the largest absolute value of the reference.  Half precision: rounding of every layer,
+# 2^-11 and 2^-8 a rounding, accumulates over a few hundred layers.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def verify(
+    bundle: Bundle, checkpoint: Checkpoint, device: torch.device, progress: Callable[[str], None]
+) -> list[ParityEntry]:
+    """Runs every network on ONNX Runtime and eagerly; writes the rows into the bundle's manifest.
+
+    The reference is the network as diffusers has it, without rewrites, computing in float32 on the
+    weights as the bundle rounds them.  Raises ParityError beyond tolerance (the rows are written all
+    the same), or when `checkpoint` is not the one that the bundle was made from.
+    """
+    manifest = bundle.manifest
+    if checkpoint.digest() != manifest.source.digest:
+        raise ParityError(
+            f"checkpoint {checkpoint.source}",
+            expected=f"the one that {bundle.folder} was made from, digest {manifest.source.digest}",
+            got=f"digest {checkpoint.digest()}",
+            remedy="Pass the original with --checkpoint.",
+        )
+    runtime = OrtBackend(bundle, device)
+    rows = []
+    for entry in manifest.networks:
+        progress(entry.spec.key)
+        rows.append(compare(runtime, checkpoint, entry))
+    write_manifest(manifest.model_copy(update={"parity": tuple(rows)}), bundle.folder)
+    for row in rows:
+        if not row.relative <= row.tolerance:  # written so that NaN fails
+            raise ParityError(
+                f"network {row.network} on {row.backend}",
+                expected=f"a difference of at most {row.tolerance:g} of the reference's largest value",
+                got=f"{row.relative:g} (max abs {row.max_abs:g}, cosine {row.cosine:.6f})",
+                remedy="Export with --dtype fp32, or with --without-rewrite NAME, to find the cause.",
+            )
+    return rows
+
+
+def compare(runtime: OrtBackend, checkpoint: Checkpoint, entry: NetworkEntry) -> ParityEntry:
+    """One row.  The two sides are loaded one after the other."""
+    inputs = example_inputs(entry.spec)
+    network = runtime.open(entry.spec)
+    got = network(**{name: tensor.to(runtime.device) for name, tensor in inputs.items()}).cpu().clone()
+    where = f"{network.placement.detail} {network.placement.device}"
+    network.close()
+    modules = Modules(checkpoint, getattr(torch, entry.dtype), without_rewrites=[r.name for r in REWRITES])
+    with torch.no_grad():
+        reference = modules.network(entry.spec).float()(**inputs)
+    return difference(entry, where, got, reference)
+
+
+def difference(entry: NetworkEntry, backend: str, got: Tensor, reference: Tensor) -> ParityEntry:
+    a, b = got.double().flatten(), reference.double().flatten()
+    max_abs = float((a - b).abs().max())
+    return ParityEntry(
+        network=entry.spec.key,
+        backend=backend,
+        max_abs=max_abs,
+        relative=max_abs / float(b.abs().max()),
+        cosine=float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
+        tolerance=TOLERANCES[entry.dtype],
+    )
+
+
+def example_inputs(spec: NetworkSpec) -> dict[str, Tensor]:
+    """Seeded inputs in the ranges that a real run has, at noise level sigma = 1."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    inputs = {t.name: torch.randn(t.shape, generator=generator) for t in spec.inputs}
+    if spec.network == "vae_encoder":
+        inputs["pixels"] = inputs["pixels"].clamp(-1, 1)
+    if spec.network == "denoiser":
+        inputs["x"] *= 2**0.5  # sqrt(sigma^2 + 1)
+        inputs["sigma"] = torch.tensor(1.0)
+        inputs["time_ids"] = torch.tensor([[6.0, 127.0, 0.02]]).repeat(len(inputs["x"]), 1)
+        if "guidance" in inputs:
+            inputs["guidance"] = torch.linspace(1, 3, inputs["x"].shape[1]).repeat(len(inputs["x"]), 1)
+    return inputs

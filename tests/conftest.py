@@ -1,0 +1,119 @@
+"""What the tests share: diffusers' own pipeline on tiny random networks, saved as a checkpoint folder, and
+bundles exported from it.  Expensive things are made once a session and only read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the hub
+
+from svd_engine import VideoEngine
+from svd_engine.checkpoint import open_checkpoint
+from svd_engine.networks.spec import Profile
+from svd_export.to_onnx import export_bundle
+
+HEIGHT, WIDTH = 32, 48  # pixels, of every tiny video
+FRAMES, CHUNK = 3, 2  # the chunk does not divide the frames
+
+
+@pytest.fixture(scope="session")
+def diffusers_pipeline() -> Any:
+    """The reference: two-level networks, everything random, blends and norms included."""
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    unet = UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=32,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=32,
+        num_attention_heads=(2, 4),
+        projection_class_embeddings_input_dim=96,
+        addition_time_embed_dim=32,
+        num_frames=14,
+    )
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4
+    )
+    clip = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32,
+            projection_dim=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=32,
+            intermediate_size=37,
+            patch_size=8,
+        )
+    )
+    with torch.no_grad():
+        for network in (unet, vae):  # the defaults (blends of 0.5, norms of 1) would hide mistakes
+            for parameter in network.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        interpolation_type="linear",
+        num_train_timesteps=1000,
+        prediction_type="v_prediction",
+        sigma_max=700.0,
+        sigma_min=0.002,
+        steps_offset=1,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+    )
+    pipeline = StableVideoDiffusionPipeline(
+        vae=vae.eval(),
+        image_encoder=clip.eval(),
+        unet=unet.eval(),
+        scheduler=scheduler,
+        feature_extractor=CLIPImageProcessor(crop_size=32, size=32),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(diffusers_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same networks in a folder that diffusers wrote."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    diffusers_pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32, both guidance modes: `tiny_checkpoint` at 3 frames of 32x48, decode chunk 2."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    profiles = [Profile(FRAMES, HEIGHT, WIDTH, 1, guidance, CHUNK) for guidance in ("batched", "single")]
+    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, profiles, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["eager", "onnxruntime"])
+def tiny_engine(request: pytest.FixtureRequest) -> Iterator[VideoEngine]:
+    """The tiny networks on each reference-grade backend."""
+    if request.param == "eager":
+        folder = request.getfixturevalue("tiny_checkpoint")
+        engine = VideoEngine.from_checkpoint(str(folder), backend="eager", device="cpu")
+    else:
+        folder = request.getfixturevalue("tiny_bundle")
+        engine = VideoEngine.from_bundle(folder, device="cpu")
+    with engine:
+        yield engine
