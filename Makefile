@@ -24,7 +24,7 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 full: setup
-	$(BIN)/python -m pytest tests/full --run-full
+	$(BIN)/python -m pytest tests/full -m full -s
 
 clean:
 	rm -rf .venv bundles build dist

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
-class Backend(str, Enum):
+class Backend(StrEnum):
     auto = "auto"
     onnxruntime = "onnxruntime"
     compiled = "compiled"
     eager = "eager"
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     auto = "auto"
     fp32 = "fp32"
     fp16 = "fp16"
@@ -66,15 +67,20 @@ def generate(
     seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
     fps: Annotated[int, typer.Option(help="Frames a second, shown and told to the network.")] = 7,
     motion_bucket_id: Annotated[int, typer.Option(help="0 to 1023; more is more motion.")] = 127,
-    noise_aug_strength: Annotated[float, typer.Option(help="Noise on the photograph; more departs more.")] = 0.02,
+    noise_aug_strength: Annotated[
+        float, typer.Option(help="Noise on the photograph; more departs more.")
+    ] = 0.02,
     min_guidance_scale: Annotated[float, typer.Option(help="Of the first frame.")] = 1.0,
-    max_guidance_scale: Annotated[float, typer.Option(help="Of the last frame; up to 1 is no guidance.")] = 3.0,
+    max_guidance_scale: Annotated[
+        float, typer.Option(help="Of the last frame; up to 1 is no guidance.")
+    ] = 3.0,
     decode_chunk_size: Annotated[
         int | None, typer.Option(help="Frames decoded at once; fewer take less memory.")
     ] = None,
     num_videos: Annotated[int, typer.Option(help="Videos; outputs are numbered OUT-0, OUT-1, ...")] = 1,
     without_rewrite: Annotated[
-        list[str] | None, typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write what ran, where and how long, as JSON.")] = None,
 ) -> None:
@@ -85,13 +91,20 @@ def generate(
         raise typer.BadParameter("--dtype and --without-rewrite belong to --checkpoint; a bundle has its own")
     if num_videos < 1:
         raise typer.BadParameter("--num-videos must be at least 1")
+    if num_videos > 1 and any(path.name in ("", "..") for path in output):
+        raise typer.BadParameter("--num-videos numbers the outputs: give each a name")
 
     from svd_engine.image import cover, load_image
+    from svd_engine.settings import check_seed
     from svd_engine.video import check_output
 
+    check_seed(seed)
     targets = [[check_output(_numbered(path, i, num_videos)) for i in range(num_videos)] for path in output]
     if report is not None:
         console.check_folder(report)
+    written = [*chain.from_iterable(targets), *([report] if report else [])]
+    if len({path.absolute() for path in written}) < len(written):
+        raise typer.BadParameter("two of the outputs have the same name")
     photograph = load_image(image)
 
     from svd_engine.engine import VideoEngine
@@ -134,8 +147,9 @@ def info(
         _lines(facts.machine_facts())
         rows = facts.abilities()
     else:
-        _lines(facts.bundle_facts(Bundle(bundle)))
-        rows = facts.bundle_abilities()
+        opened = Bundle(bundle)
+        _lines(facts.bundle_facts(opened))
+        rows = facts.bundle_abilities(opened.manifest.dtype)
     for row in rows:
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
 
@@ -178,7 +192,7 @@ def _summary(result: VideoOutput, targets: list[list[Path]]) -> None:
         place = f"{where.backend} {where.device} {where.dtype}" if where else ""
         typer.echo(f"{stage:<14}{ms:>10.0f} ms  {place}")
     typer.echo(f"{'total':<14}{run.total_ms:>10.0f} ms")
-    for path in (path for numbered in targets for path in numbered):
+    for path in chain.from_iterable(targets):
         typer.echo(f"wrote {path}")
 
 

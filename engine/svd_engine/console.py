@@ -1,9 +1,10 @@
-"""What the three commands share: how they fail, and how they number and place what they write."""
+"""What the three commands share: how they fail, and how they place the small files that they write."""
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +48,12 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise OutputError(
             f"file {path}",
             expected="a place that can be written",
             got=str(error),
             remedy="Choose another path, or free space.",
         ) from error
+    finally:
+        with suppress(OSError):  # it is gone after the rename
+            aside.unlink()

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from svd_engine import image as images
 from svd_engine import pipeline, report, video
+from svd_engine.arguments import CALLBACK_TENSORS, OUTPUT_TYPES, check_generators, one_of, torch_dtype
 from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
 from svd_engine.backends.network import Backend, Network
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.clock import Clock
-from svd_engine.errors import SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
 from svd_engine.settings import Settings
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from svd_engine.checkpoint import Checkpoint
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-CALLBACK_TENSORS = ("latents",)
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 Frames = Any  # list of lists of PIL images, numpy array, or tensor: what `output_type` says
@@ -78,7 +75,7 @@ class VideoEngine:
         bundle = Bundle(folder)
         manifest = bundle.manifest
 
-        def profile_for(settings: Settings, videos: int) -> Profile:
+        def profile_for(settings: Settings, _videos: int) -> Profile:
             return bundle.profile_for(
                 frames=settings.frames,
                 height=settings.height,
@@ -120,7 +117,7 @@ class VideoEngine:
         choice = choose_for_checkpoint(backend, device)
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
         modules = Modules(opened, torch_dtype(dtype, choice.device), choice.device, without_rewrites)
-        make = {"eager": EagerBackend, "compiled": CompiledBackend}[choice.backend]
+        made: Backend = EagerBackend(modules) if choice.backend == "eager" else CompiledBackend(modules)
 
         def profile_for(settings: Settings, videos: int) -> Profile:
             return Profile(
@@ -137,9 +134,7 @@ class VideoEngine:
 
         model = opened.model
         default = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
-        return cls(
-            model, make(modules), opened.source, choice, default, profile_for, rewrites, without_rewrites
-        )
+        return cls(model, made, opened.source, choice, default, profile_for, rewrites, without_rewrites)
 
     @torch.no_grad()
     def __call__(
@@ -279,30 +274,3 @@ def present(result: Tensor, output_type: str) -> Frames:
     from PIL import Image
 
     return [[Image.fromarray(frame) for frame in video.to_uint8(one)] for one in result]
-
-
-def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    one_of("dtype", name, tuple(DTYPES))
-    return DTYPES[name]
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise SettingsError(
-            name, expected=", ".join(allowed), got=repr(value), remedy="Choose one of these."
-        )
-
-
-def check_generators(generator: object, videos: int) -> None:
-    """One generator for all videos, a list of one each, or none."""
-    listed = generator if isinstance(generator, list) else [generator] * videos
-    wrong = [g for g in listed if not (g is None or isinstance(g, torch.Generator))]
-    if wrong or len(listed) != videos or (isinstance(generator, list) and None in listed):
-        raise SettingsError(
-            "generator",
-            expected=f"a torch.Generator, or a list of {videos} (one for each video)",
-            got=f"a list of {len(listed)}" if isinstance(generator, list) else type(generator).__name__,
-            remedy="For reproducible videos pass torch.Generator('cpu').manual_seed(SEED).",
-        )

@@ -156,16 +156,15 @@ def _resize_weights(source: int, target: int) -> torch.Tensor:
     blur = blur / blur.sum()  # [2 reach + 1]
 
     # A bicubic sample has four neighbours, and their indices differ modulo 4.  So torch's own filter, given
-    # four combs with a one at every fourth place, shows the weight of each neighbour.
+    # four combs with a one at every fourth place, shows the weight of each neighbour (beyond a border, 0).
     combs = (torch.arange(source) % 4 == torch.arange(4)[:, None]).float()[None, None]  # [1, 1, 4, source]
     shown = functional.interpolate(combs, size=(4, target), mode="bicubic", align_corners=True)[0, 0].T
     position = torch.arange(target, dtype=torch.float32) * ((source - 1) / max(target - 1, 1))
     taps = position.floor().long()[:, None] + torch.arange(-1, 3)  # [target, 4]
-    bicubic = shown.gather(1, taps % 4) * ((taps >= 0) & (taps < source))  # a repeated border counts once
 
     index = (taps[:, :, None] + offsets).abs()  # [target, 4, 2 reach + 1], reflected at 0
     index = ((source - 1) - ((source - 1) - index).abs()).clamp_min(0)  # and at source - 1
-    shares = bicubic[:, :, None] * blur
+    shares = shown.gather(1, taps % 4)[:, :, None] * blur
     return torch.zeros(target, source).scatter_add_(1, index.flatten(1), shares.flatten(1))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ from svd_engine import report
 from svd_engine.backends.ort import load_runtime
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError
+from svd_engine.manifest import DType
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,24 @@ def gpus() -> list[str]:
 def abilities() -> list[Ability]:
     """Every backend on every kind of device, whatever it would run."""
     cuda = "" if torch.cuda.is_available() else _no_gpu()
-    torch_rows = [
-        Ability(backend, device, why_not)
-        for backend in ("eager", "compiled")
-        for device, why_not in (("cpu", ""), ("cuda", cuda))
+    return [
+        Ability("eager", "cpu", ""),
+        Ability("eager", "cuda", cuda),
+        Ability("compiled", "cpu", _no_compiler()),
+        Ability("compiled", "cuda", cuda),
+        *bundle_abilities("float32"),
     ]
-    return [*torch_rows, *bundle_abilities()]
 
 
-def bundle_abilities() -> list[Ability]:
-    """The backends that can run a bundle."""
+def bundle_abilities(dtype: DType) -> list[Ability]:
+    """The backends that can run a bundle of this precision."""
     rows = []
     for device in ("cpu", "cuda"):
         try:
             load_runtime(torch.device(device))
             why_not = "" if device == "cpu" or torch.cuda.is_available() else _no_gpu()
+            if device == "cpu" and dtype == "bfloat16":
+                why_not = "ONNX Runtime computes no bfloat16 on the CPU: export with --dtype fp32"
         except BackendError as error:
             why_not = str(error)
         rows.append(Ability("onnxruntime", device, why_not))
@@ -83,6 +89,11 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
 def machine_facts() -> dict[str, str]:
     facts = {f"GPU {index}": card for index, card in enumerate(gpus())} or {"GPU": _no_gpu()}
     return {**facts, **report.versions()}
+
+
+def _no_compiler() -> str:
+    compiler = os.environ.get("CXX", "g++")  # torch.compile's own choice
+    return "" if shutil.which(compiler) else f"no C++ compiler {compiler}: run apt-get install g++, or set CXX"
 
 
 def _no_gpu() -> str:

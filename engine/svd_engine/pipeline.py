@@ -55,7 +55,9 @@ def generate(
     the network's name as soon as a stage gives NaN or infinity.
     """
     with clock.stage("image_encoder"):
-        embedding = in_batches(stages.image_encoder, stages.profile.batch, pixels=clip_pixels)  # [images, 1, D]
+        embedding = in_batches(
+            stages.image_encoder, stages.profile.batch, pixels=clip_pixels
+        )  # [images, 1, D]
         finite(embedding, stages.image_encoder)
     with clock.stage("vae_encoder"):
         noise = draw(pixels.shape, generator, pixels.device)
@@ -86,7 +88,9 @@ def schedule(settings: Settings, model: Model) -> Tensor:
     return sampling.karras_sigmas(settings.steps, model.sigma_min, model.sigma_max, model.rho)
 
 
-def noise_video(first_latent: Tensor, settings: Settings, generator: Generators, given: Tensor | None) -> Tensor:
+def noise_video(
+    first_latent: Tensor, settings: Settings, generator: Generators, given: Tensor | None
+) -> Tensor:
     """Unit-variance noise [N,F,4,h,w]: the caller's own, or drawn as diffusers' `prepare_latents` does."""
     n, *latent = first_latent.shape
     shape = torch.Size((n, settings.frames, *latent))

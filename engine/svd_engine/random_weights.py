@@ -31,7 +31,7 @@ LAST_OF_A_BRANCH = (  # what is added to a residual stream, and what leaves a ne
     "net.2.weight",
     "out_proj.weight",
     "fc2.weight",
-    "conv_out.weight",
+    "decoder.conv_out.weight",
 )
 
 

@@ -6,7 +6,8 @@ with sigma_data = 1.  All of it is float32 arithmetic; sigma runs from sigma_max
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -77,13 +78,13 @@ def c_noise(sigma: Tensor) -> Tensor:
 
 def euler_steps(
     denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], Tensor | None, None]:
     """Karras et al. 2022, algorithm 2 without churn: yields (sigma, x after its step), once a step.
 
     denoise(x, sigma) gives D(x; sigma).  Whatever the consumer sends back replaces x, so that a
     caller's callback can edit the latents between steps.
     """
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         slope = (x - denoise(x, sigma)) / sigma
         x = x + (sigma_next - sigma) * slope
         replaced = yield sigma, x

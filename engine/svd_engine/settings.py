@@ -61,6 +61,12 @@ class Settings:
                 )
 
 
+def check_seed(seed: int) -> None:
+    """torch's generators take 64 bits, and wrap negative seeds around.  Raises SettingsError."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise _refusal("seed", "a whole number from 0 to 2^64 - 1", seed)
+
+
 def at_least(name: str, value: int, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise _refusal(name, f"a whole number of at least {low}", value)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 ENCODERS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
-ENCODER_THREADS = 4  # fixed: the bytes of a video depend on it
+ENCODER_THREADS = 1  # the bytes of a video depend on their number, in x264 even from run to run
 BT709 = 1  # matrix, primaries and transfer characteristics in ITU-T H.273
 LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG: black is 16, white 235
 MAX_GIF_FPS = 50  # a GIF counts in 1/100 s, and players slow down what lasts less than two of them
@@ -119,7 +119,7 @@ def write_video(frames: np.ndarray, path: str | Path, fps: int) -> Path:
     """Write frames [F, H, W, 3] uint8 to `path` at `fps` frames a second; gives the path.
 
     `check_output` lists the formats.  An existing file is replaced.  The same frames give the same bytes with
-    the same versions of PyAV and Pillow.  An animation may merge equal neighbours into one longer frame.
+    the same versions of PyAV and Pillow.  A GIF or WebP merges equal neighbours into one longer frame.
     Raises what `check_output` raises, SettingsError for frames or fps that the format cannot hold, and
     OutputError if writing fails.
     """
@@ -166,12 +166,13 @@ def _check_frames(frames: np.ndarray, suffix: str) -> None:
 
 
 def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
-    _encode(frames, path, fps, settings={"crf": "17"}, container={"movflags": "+faststart"})
+    settings = {"crf": "17", "x264-params": "mbtree=0"}  # mbtree gives other bytes from run to run
+    _encode(frames, path, fps, settings=settings, container={"movflags": "+faststart"})
 
 
 def _write_webm(frames: np.ndarray, path: Path, fps: int) -> None:
     settings = {"crf": "20", "b": "0", "cpu-used": "2", "row-mt": "1", "tile-columns": "2"}
-    _encode(frames, path, fps, settings=settings, container={})
+    _encode(frames, path, fps, settings=settings, container={"fflags": "+bitexact"})  # no random track number
 
 
 def _encode(

@@ -84,7 +84,7 @@ def build(component: Component, config: Mapping[str, Any]) -> nn.Module:
         raise CheckpointError(
             f"config.json of the {component}",
             expected="values from which its class can be made",
-            got=f"{type(error).__name__}: {error}",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}",
             remedy="Pass an unmodified SVD checkpoint.",
         ) from error
     built: nn.Module = module

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from svd_engine import console
 
 if TYPE_CHECKING:
@@ -18,18 +17,18 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     fp16 = "fp16"
     bf16 = "bf16"
     fp32 = "fp32"
 
 
-class Guidance(str, Enum):
+class Guidance(StrEnum):
     batched = "batched"
     single = "single"
 
 
-class Family(str, Enum):
+class Family(StrEnum):
     svd = "svd"
     svd_xt = "svd-xt"
 
@@ -56,8 +55,12 @@ def onnx(
     frames: Annotated[
         list[int] | None, typer.Option(help="Frames; default the checkpoint's own. Repeatable.")
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; default the checkpoint's own, 576 for SVD.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; default the checkpoint's own, 1024 for SVD.")] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Pixels; default the checkpoint's own, 576 for SVD.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Pixels; default the checkpoint's own, 1024 for SVD.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Videos a call.")] = 1,
     dtype: Annotated[DType | None, typer.Option(help="Default fp16; fp32 for demo.")] = None,
     guidance: Annotated[
@@ -75,8 +78,9 @@ def onnx(
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
 
+    from svd_engine.arguments import DTYPES
     from svd_engine.checkpoint import open_checkpoint, random_checkpoint
-    from svd_engine.engine import DTYPES
+
     from svd_export.placing import check_free
     from svd_export.to_onnx import export_bundle
 
@@ -105,12 +109,16 @@ def verify(
     """Compares each network with eager torch on the same inputs; fails beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle import Bundle
-    from svd_engine.checkpoint import open_checkpoint
+    from svd_engine.checkpoint import open_checkpoint, random_checkpoint
+
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
     choice = choose_for_bundle("onnxruntime", device)
-    source = open_checkpoint(checkpoint or opened.manifest.source.checkpoint)
+    if checkpoint is None and (family := opened.manifest.random_family):
+        source = random_checkpoint(family)
+    else:
+        source = open_checkpoint(checkpoint or opened.manifest.source.checkpoint)
     for row in run(opened, source, choice.device, _progress()):
         typer.echo(
             f"{row.network:<40} max abs {row.max_abs:.2e}  relative {row.relative:.2e} "

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from svd_engine.errors import ExportError
@@ -30,14 +31,16 @@ def placed(target: Path) -> Iterator[Path]:
     try:
         lock = _lock(aside, target)
         try:
+            check_free(target)  # whoever held the lock until now may have finished
             _empty(aside)
             yield aside
             _sync(aside)
             check_free(target)
             aside.rename(target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         finally:
-            if not target.exists() or aside.exists():
-                shutil.rmtree(aside, ignore_errors=True)
             os.close(lock)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -45,19 +48,24 @@ def placed(target: Path) -> Iterator[Path]:
             f"writing {target}",
             expected="room and permission to write there",
             got=str(error),
-            remedy="Free space, or choose another place with -o." if full else "Choose another place with -o.",
+            remedy="Free space, or choose another place with -o."
+            if full
+            else "Choose another place with -o.",
         ) from error
 
 
 def check_free(target: Path) -> None:
-    if not target.parent.is_dir():
+    """Raises ExportError unless `target` could be made now: a new name in a folder that exists."""
+    parent = target.parent
+    if not os.path.isdir(parent):
+        taken = os.path.lexists(parent)
         raise ExportError(
             f"output {target}",
             expected="an existing folder to write into",
-            got=f"no folder {target.parent}",
-            remedy=f"Run: mkdir -p {target.parent}",
+            got=f"{'a file' if taken else 'no folder'} {parent}",
+            remedy="Choose another place with -o." if taken else f"Run: mkdir -p {shlex.quote(str(parent))}",
         )
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise ExportError(
             f"output {target}",
             expected="a name that is free",
@@ -68,11 +76,16 @@ def check_free(target: Path) -> None:
 
 def _lock(aside: Path, target: Path) -> int:
     while True:
-        aside.mkdir(exist_ok=True)
-        descriptor = os.open(aside, os.O_RDONLY)
+        with suppress(FileExistsError):
+            aside.mkdir()
+        try:
+            # a link's folder is not ours to empty
+            descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # renamed or removed since by the process that held it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(aside).st_ino == os.fstat(descriptor).st_ino:
+            if os.path.samestat(os.stat(aside), os.fstat(descriptor)):
                 return descriptor
         except BlockingIOError as error:
             os.close(descriptor)
@@ -83,7 +96,7 @@ def _lock(aside: Path, target: Path) -> int:
                 remedy="Wait for it, or choose another place with -o.",
             ) from error
         except FileNotFoundError:
-            pass  # removed between the two lines by the process that held it
+            pass  # as above
         os.close(descriptor)
 
 

@@ -18,14 +18,25 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from torch import nn
-
 from svd_engine import report
-from svd_engine.bundle import MANIFEST, SCHEMA, FileEntry, Manifest, NetworkEntry, RewriteEntry, Source, sha256_of
+from svd_engine.bundle import sha256_of
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import ExportError
+from svd_engine.manifest import (
+    DTYPE_OPTIONS,
+    MANIFEST,
+    SCHEMA,
+    DType,
+    FileEntry,
+    Manifest,
+    NetworkEntry,
+    RewriteEntry,
+    Source,
+)
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import NETWORKS, NetworkSpec, Profile, specs_of
+from torch import nn
+
 from svd_export import forms
 from svd_export.placing import placed
 from svd_export.weights import WeightsFile
@@ -75,15 +86,13 @@ def export_bundle(
             without_rewrites=tuple(without_rewrites),
             versions=report.versions(),
         )
-        write_manifest(manifest, aside)
+        (aside / SCHEMA).write_text(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
+        (aside / MANIFEST).write_text(as_json(manifest))
     return manifest
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
-    (folder / SCHEMA).write_text(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
-    aside = folder / f".{MANIFEST}.partial"
-    aside.write_text(manifest.model_dump_json(indent=1) + "\n")
-    aside.replace(folder / MANIFEST)
+def as_json(manifest: Manifest) -> str:
+    return manifest.model_dump_json(indent=1) + "\n"
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -119,10 +128,11 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
+        cause = error.__cause__ or error  # the exporter's own message is advice to its developers
         raise ExportError(
             f"network {spec.key}",
             expected="a module that torch.onnx.export can trace",
-            got=str(error).strip().splitlines()[0],
+            got=f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}",
             remedy="Use the versions in constraints.txt.",
         ) from error
     assert program is not None  # dynamo=True always returns a program
@@ -130,8 +140,9 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
     return model
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def dtype_name(dtype: torch.dtype) -> DType:
+    names: dict[torch.dtype, DType] = {getattr(torch, name): name for name in DTYPE_OPTIONS}
+    return names[dtype]
 
 
 def _export(modules: Modules, spec: NetworkSpec, weights: WeightsFile) -> NetworkEntry:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
+from svd_engine import console
 from svd_engine.backends.ort import OrtBackend
-from svd_engine.bundle import Bundle, NetworkEntry, ParityEntry
+from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint
-from svd_engine.errors import ParityError
+from svd_engine.errors import NonFiniteOutput, ParityError
+from svd_engine.manifest import MANIFEST, NetworkEntry, ParityEntry
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import REWRITES
 from svd_engine.networks.spec import NetworkSpec
-from svd_export.to_onnx import write_manifest
+from torch import Tensor
+
+from svd_export.to_onnx import as_json
 
 # On max abs over the largest absolute value of the reference.  Half precision: rounding of every layer,
 # 2^-11 and 2^-8 a rounding, accumulates over a few hundred layers.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+TINY = torch.finfo(torch.float32).tiny  # in place of the largest value of a reference of zeros
 
 
 def verify(
@@ -28,7 +31,8 @@ def verify(
 
     The reference is the network as diffusers has it, without rewrites, computing in float32 on the
     weights as the bundle rounds them.  Raises ParityError beyond tolerance (the rows are written all
-    the same), or when `checkpoint` is not the one that the bundle was made from.
+    the same), or when `checkpoint` is not the one that the bundle was made from; NonFiniteOutput when
+    a network gives NaN, OutputError when the manifest cannot be written.
     """
     manifest = bundle.manifest
     if checkpoint.digest() != manifest.source.digest:
@@ -43,7 +47,8 @@ def verify(
     for entry in manifest.networks:
         progress(entry.spec.key)
         rows.append(compare(runtime, checkpoint, entry))
-    write_manifest(manifest.model_copy(update={"parity": tuple(rows)}), bundle.folder)
+    verified = manifest.model_copy(update={"parity": tuple(rows)})
+    console.write_text(bundle.folder / MANIFEST, as_json(verified))
     for row in rows:
         if not row.relative <= row.tolerance:  # written so that NaN fails
             raise ParityError(
@@ -70,12 +75,20 @@ def compare(runtime: OrtBackend, checkpoint: Checkpoint, entry: NetworkEntry) ->
 
 def difference(entry: NetworkEntry, backend: str, got: Tensor, reference: Tensor) -> ParityEntry:
     a, b = got.double().flatten(), reference.double().flatten()
+    wrong = [where for where, t in (("torch", b), (backend, a)) if not t.isfinite().all()]
+    if wrong:  # no number to write
+        raise NonFiniteOutput(
+            f"network {entry.spec.key}",
+            expected="finite numbers",
+            got=f"NaN or infinity from {' and '.join(wrong)}",
+            remedy="The checkpoint is damaged." if "torch" in wrong else "Export with --dtype bf16 or fp32.",
+        )
     max_abs = float((a - b).abs().max())
     return ParityEntry(
         network=entry.spec.key,
         backend=backend,
         max_abs=max_abs,
-        relative=max_abs / float(b.abs().max()),
+        relative=max_abs / max(float(b.abs().max()), TINY),
         cosine=float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
         tolerance=TOLERANCES[entry.dtype],
     )

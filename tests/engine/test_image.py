@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import zlib
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +25,8 @@ from svd_engine.errors import ImageError, SettingsError, SvdEngineError
 from svd_engine.image import MAX_PIXELS, MAX_SIDE, cover, load_image, to_clip_pixels, to_vae_pixels
 from transformers import CLIPImageProcessor
 
-ASSETS = Path(str(files("svd_engine"))) / "assets"
+from tests.paths import PHOTOGRAPH
+
 CLIP = CLIPImageProcessor()
 TOLERANCE = 1e-6
 
@@ -49,18 +49,18 @@ def complete(error: SvdEngineError, *parts: str) -> None:
 
 
 def test_the_photograph_is_the_one_that_its_readme_describes() -> None:
-    data = (ASSETS / "rocket.jpg").read_bytes()
-    readme = (ASSETS / "README.md").read_text()
+    data = PHOTOGRAPH.read_bytes()
+    readme = PHOTOGRAPH.with_name("README.md").read_text()
     assert hashlib.sha256(data).hexdigest() in readme
     assert f"{len(data):,} bytes" in readme
-    photo = load_image(ASSETS / "rocket.jpg")
+    photo = load_image(PHOTOGRAPH)
     assert (photo.size, photo.mode) == ((640, 427), "RGB")
 
 
 def test_importing_image_and_video_costs_no_torch_and_no_av() -> None:
     heavy = "{'torch', 'av', 'diffusers', 'transformers', 'onnxruntime'}"
     code = f"import sys, svd_engine.image, svd_engine.video; print({heavy} & set(sys.modules) or 'light')"
-    env = {**os.environ, "PYTHONPATH": str(ASSETS.parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(PHOTOGRAPH.parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "light"
 
@@ -70,8 +70,11 @@ def test_importing_image_and_video_costs_no_torch_and_no_av() -> None:
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("a.png", "RGB"), ("a.png", "L"), ("a.png", "1"), ("a.bmp", "RGB"), ("a.ppm", "RGB"), ("a.tiff", "CMYK")]
-    + [("a.jpg", "CMYK"), ("a.jpg", "L"), ("a.webp", "RGB"), ("a.gif", "P"), ("a.png", "P")],
+    [
+        *((f"a.{suffix}", mode) for suffix in ("png", "tiff") for mode in ("RGB", "L", "1", "P")),
+        *(("a.tiff", "CMYK"), ("a.jpg", "CMYK"), ("a.jpg", "RGB"), ("a.jpg", "L"), ("a.webp", "RGB")),
+        *(("a.gif", "P"), ("a.bmp", "RGB"), ("a.ppm", "RGB")),
+    ],
 )
 def test_any_format_and_mode_becomes_what_pillow_converts_it_to(tmp_path: Path, name: str, mode: str) -> None:
     noise(20, 30).convert(mode).save(tmp_path / name)
@@ -281,7 +284,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 128), (320, 576), (448, 640)])
 def test_vae_pixels_of_pil_images_equal_diffusers(height: int, width: int) -> None:
-    images = [load_image(ASSETS / "rocket.jpg"), noise(100, 90), noise(height, width)]
+    images = [load_image(PHOTOGRAPH), noise(100, 90), noise(height, width)]
     for image in images:
         close(to_vae_pixels(image, height, width), vae_reference(image, height, width))
     pixels = to_vae_pixels(images, height, width)
@@ -301,7 +304,7 @@ def test_vae_pixels_of_tensors_equal_diffusers(size: tuple[int, int], dtype: tor
 
 @pytest.mark.parametrize("size", [None, (576, 1024), (224, 224), (150, 700), (90, 100)])
 def test_clip_pixels_of_pil_images_equal_diffusers(size: tuple[int, int] | None) -> None:
-    photo = load_image(ASSETS / "rocket.jpg")
+    photo = load_image(PHOTOGRAPH)
     image = photo if size is None else photo.resize(size[::-1])
     close(clip_pixels(image), clip_reference(image))
     mirrored = Image.fromarray(np.asarray(image)[:, ::-1])
@@ -346,10 +349,9 @@ def test_images_of_a_list_may_differ_in_size_and_mode() -> None:
 
 def test_a_picture_one_pixel_wide_works() -> None:
     line = Image.new("RGB", (1, 500), (10, 20, 30))
-    expected = (torch.tensor([10, 20, 30]) / 255 - torch.tensor(CLIP.image_mean)) / torch.tensor(
-        CLIP.image_std
-    )
-    close(clip_pixels(line), expected.float().view(1, 3, 1, 1).expand(1, 3, 224, 224))
+    normalised = (np.array([10, 20, 30]) / 255 - CLIP.image_mean) / CLIP.image_std
+    expected = torch.tensor(normalised, dtype=torch.float32).view(1, 3, 1, 1)
+    close(clip_pixels(line), expected.expand(1, 3, 224, 224))
     assert clip_pixels(line, 1).shape == (1, 3, 1, 1)
     assert to_vae_pixels(line, 16, 24).shape == (1, 3, 16, 24)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from svd_engine import VideoEngine
 from svd_engine.image import load_image
+
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.paths import PHOTOGRAPH
 
@@ -42,7 +42,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "no guidance": {"min_guidance_scale": 0.5, "max_guidance_scale": 1.0},
     "given sigmas": {"sigmas": [80.0, 11.0, 0.7, 0.0]},
-    "given latents": {"latents": torch.randn(1, FRAMES, 4, 16, 24, generator=torch.Generator().manual_seed(3))},
+    "given latents": {
+        "latents": torch.randn(1, FRAMES, 4, 16, 24, generator=torch.Generator().manual_seed(3))
+    },
     "a list of generators": {"image": pixels(1, 2), "generator": (5, 6)},
 }
 
@@ -81,7 +83,8 @@ def test_equals_diffusers(diffusers_pipeline: Any, tiny_engine: VideoEngine, cas
 def per_video(reference: Any, engine: VideoEngine, case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents of all videos from diffusers at once, decoded by it one video at a time in our chunks."""
     latents, _ = both(reference, engine, **case, output_type="latent")
-    chunked = [reference.decode_latents(one[None], FRAMES, CHUNK) for one in latents]
+    with torch.no_grad():
+        chunked = [reference.decode_latents(one[None], FRAMES, CHUNK) for one in latents]
     expected = (torch.cat(chunked).permute(0, 2, 1, 3, 4) / 2 + 0.5).clamp(0, 1)
     _, got = both(reference, engine, **case)
     return expected, got
@@ -152,9 +155,7 @@ def test_the_callback_sees_and_edits_the_latents(diffusers_pipeline: Any, tiny_e
         "image": pixels(1), "num_frames": FRAMES, "num_inference_steps": 3, "output_type": "latent", **SIZE,
         "callback_on_step_end_tensor_inputs": ["latents"],
     }  # fmt: skip
-    expected = diffusers_pipeline(
-        **call, generator=seeded(0), callback_on_step_end=callback("theirs")
-    ).frames
+    expected = diffusers_pipeline(**call, generator=seeded(0), callback_on_step_end=callback("theirs")).frames
     got = tiny_engine(**call, generator=seeded(0), callback_on_step_end=callback("ours")).frames
     assert seen["ours"] == seen["theirs"]
     assert len(seen["ours"]) == 3

@@ -22,8 +22,9 @@ class CompiledNetwork(Network):
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        dense = {name: tensor.contiguous() for name, tensor in inputs.items()}  # other strides recompile
         try:
-            output: Tensor = self.compiled(**inputs)
+            output: Tensor = self.compiled(**dense)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise BackendError(
                 f"torch.compile of {self.spec.key}",

@@ -46,7 +46,7 @@ def _image_encoder(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tens
 
 
 def _vae_encoder(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    small = torch.nn.functional.adaptive_avg_pool2d(inputs["pixels"], shape[-2:])  # [B, 3, h, w]
+    small = torch.nn.functional.adaptive_avg_pool2d(inputs["pixels"], (shape[-2], shape[-1]))  # [B, 3, h, w]
     return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
 
 

@@ -1,0 +1,1 @@
+"""Measures, compares, reports: latency and memory of every stage, against peers and against the hardware."""

@@ -1,0 +1,182 @@
+"""One video under a hard cap on device memory, in a process of its own: Attempt in, Answer out, as JSON.
+
+The cap binds torch's allocator, so only torch backends can be tried: ONNX Runtime and TensorRT allocate
+outside it.  Knows nothing of tiers or of which attempts are worth making.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from svd_bench.harness import Lap, spread
+from svd_bench.results import Row, Setting
+from svd_engine.errors import BackendError
+
+if TYPE_CHECKING:
+    from svd_engine.engine import VideoEngine
+    from svd_engine.report import RunReport
+
+Guidance = Literal["batched", "single"]
+
+
+class Attempt(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint: str  # what `open_checkpoint` takes; "random:svd" and "random:svd-xt" are random weights
+    backend: Literal["eager", "compiled"]
+    device: str
+    cap: int | None  # bytes that torch may reserve there; None: all there are
+    note: str  # of the rows
+    frames: int
+    height: int  # pixels
+    width: int  # pixels
+    guidance: Guidance
+    decode_chunk: int
+    steps: int
+    repeat: int  # timed videos, after one that is not
+
+
+class Answer(BaseModel):
+    """Rows when it fits; where the memory ran out when it does not; why, when something else went wrong."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: tuple[Row, ...] = ()
+    stopped_in: Literal["", "denoiser", "vae_decoder"] = ""  # denoiser: in it, or in what comes before
+    failed: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.rows)
+
+
+def open_engine(attempt: Attempt) -> VideoEngine:
+    """The engine of exactly this profile; `VideoEngine.from_checkpoint` always batches guidance."""
+    import torch
+
+    from svd_engine.arguments import torch_dtype
+    from svd_engine.backends.choose import Choice, resolve
+    from svd_engine.backends.compiled import CompiledBackend
+    from svd_engine.backends.eager import EagerBackend
+    from svd_engine.backends.network import Backend
+    from svd_engine.checkpoint import open_checkpoint, random_checkpoint
+    from svd_engine.engine import VideoEngine
+    from svd_engine.networks.modules import Modules
+    from svd_engine.networks.spec import Profile
+
+    device = resolve(attempt.device)
+    if attempt.cap is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(attempt.cap / total, device)
+    kind, _, family = attempt.checkpoint.partition(":")
+    checkpoint: Any = random_checkpoint(family) if kind == "random" else open_checkpoint(attempt.checkpoint)  # type: ignore[arg-type]
+    modules = Modules(checkpoint, torch_dtype("auto", device), device)
+    backend: Backend = EagerBackend(modules) if attempt.backend == "eager" else CompiledBackend(modules)
+    profile = Profile(
+        attempt.frames, attempt.height, attempt.width, 1, attempt.guidance, attempt.decode_chunk
+    )
+    choice = Choice(attempt.backend, device, "asked for")
+
+    def rewrites() -> dict[str, int]:
+        return {f"{part}/{a.name}": a.places for part, done in modules.applied.items() for a in done}
+
+    return VideoEngine(
+        checkpoint.model, backend, checkpoint.source, choice, profile, lambda *_: profile, rewrites
+    )
+
+
+def attempt_videos(attempt: Attempt, engine: VideoEngine) -> Answer:
+    """One video to warm up, then `repeat` timed ones.
+
+    Running out of device memory is an answer; every other error is raised.
+    """
+    import torch
+
+    image = torch.rand((1, 3, attempt.height, attempt.width), generator=torch.Generator().manual_seed(0))
+    done = 0
+
+    def on_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
+        done = step + 1
+        return tensors
+
+    reports = []
+    try:
+        for _ in range(1 + attempt.repeat):
+            done = 0
+            result = engine(
+                image, attempt.height, attempt.width, attempt.frames, attempt.steps,
+                generator=torch.Generator().manual_seed(0), output_type="pt", callback_on_step_end=on_step,
+            )  # fmt: skip
+            reports.append(result.report)
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
+        return Answer(stopped_in="vae_decoder" if done == attempt.steps else "denoiser")
+    return Answer(rows=_rows(attempt, reports))
+
+
+def _rows(attempt: Attempt, reports: list[RunReport]) -> tuple[Row, ...]:
+    first, *timed = reports
+    ran = {placement.backend for placement in first.stages.values()}
+    if ran != {attempt.backend}:
+        raise BackendError(
+            f"attempt with backend {attempt.backend}",
+            expected=f"every stage on {attempt.backend}",
+            got=", ".join(sorted(ran)),
+            remedy="Report this; a fallback must never be measured.",
+        )
+    where = first.stages["denoiser"]
+    setting = Setting(
+        model=first.model,
+        random_weights=first.random_weights,
+        frames=attempt.frames,
+        height=attempt.height,
+        width=attempt.width,
+        guidance=attempt.guidance,
+        decode_chunk=attempt.decode_chunk,
+        steps=attempt.steps,
+    )
+
+    def row(stage: str, values: list[float], **more: Any) -> Row:
+        return Row(
+            subject="svd-engine", backend=where.backend, device=where.device, dtype=where.dtype, stage=stage,
+            setting=setting, rewrites=tuple(sorted(first.rewrites)), latency_ms=spread([Lap(ms) for ms in values]),
+            note=attempt.note, **more,
+        )  # fmt: skip
+
+    return (
+        row(
+            "whole_video",
+            [r.total_ms for r in timed],
+            first_call_ms=first.total_ms,
+            peak_torch_bytes=timed[-1].peak_device_bytes,
+            peak_host_bytes=timed[-1].peak_host_bytes,
+        ),
+        row("denoiser_step", [ms for r in timed for ms in r.step_ms]),
+        row("vae_decoder", [r.stage_ms["vae_decoder"] for r in timed]),
+    )
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Also as the cause of another error: a compiler may wrap it."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def main() -> None:
+    attempt = Attempt.model_validate_json(sys.argv[1])
+    with open_engine(attempt) as engine:
+        print(attempt_videos(attempt, engine).model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Emulates smaller memory tiers on a large GPU: which settings fit, at what peak and latency on this GPU.
+
+One subprocess an attempt, so that no attempt leaves memory behind.  Not every combination is tried: from
+the largest decode chunk down, until one fits (a smaller one then does too) or until the denoiser does not
+(no chunk helps that).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from svd_bench.capped import Attempt, Guidance, Answer
+from svd_bench.cards import TIERS, Tier
+from svd_bench.results import Environment, Results
+from svd_bench.table import GIB, Table, gibibytes, milliseconds
+from svd_engine.errors import BackendUnavailable, SettingsError
+
+CONTEXT = GIB // 2  # bytes that a CUDA context and its libraries hold outside torch, on a real card too
+CHUNKS = (8, 4, 2, 1)  # decode chunks tried after all frames at once
+
+Runner = Callable[[Attempt], Answer]
+
+
+@dataclass(frozen=True)
+class Tried:
+    tier: Tier
+    attempt: Attempt
+    answer: Answer
+
+    def __str__(self) -> str:
+        a = self.attempt
+        return (
+            f"{self.tier.name} GB, {a.backend}, {a.frames} frames, {a.guidance} guidance, "
+            f"decode chunk {a.decode_chunk}: {self.verdict}"
+        )
+
+    @property
+    def verdict(self) -> str:
+        if self.answer.failed:
+            return f"failed: {self.answer.failed}"
+        return "fits" if self.answer.fits else f"does not fit ({self.answer.stopped_in})"
+
+
+def device_memory(device: str) -> int:
+    """Bytes of the GPU.  Raises BackendUnavailable where there is none, SettingsError for a wrong name."""
+    import torch
+
+    from svd_engine.backends.choose import resolve
+
+    where = resolve(device)
+    if where.type != "cuda":
+        raise BackendUnavailable(
+            "emulated memory tiers",
+            expected="a CUDA GPU: the cap is one of torch's CUDA allocator",
+            got=f"device {where}, with {torch.cuda.device_count()} GPUs visible to torch {torch.__version__}",
+            remedy="Run this on a GPU machine; without --run the tiers and predictions need none.",
+        )
+    return int(torch.cuda.get_device_properties(where).total_memory)
+
+
+def smaller_tiers(memory: int, names: Sequence[str] = ()) -> list[Tier]:
+    """The tiers that a GPU of `memory` bytes can emulate; of those the named ones."""
+    possible = [tier for tier in TIERS if tier.gigabytes * GIB < memory]
+    chosen = [tier for tier in possible if not names or tier.name in names]
+    missing = set(names) - {tier.name for tier in chosen}
+    if missing or not chosen:
+        raise SettingsError(
+            "tiers",
+            expected=f"of {', '.join(t.name for t in possible) or 'none'}, below {memory / GIB:.1f} GiB",
+            got=", ".join(sorted(missing)) or "none smaller than this GPU",
+            remedy="Choose smaller tiers, or run on a larger GPU.",
+        )
+    return chosen
+
+
+def walk(
+    base: Attempt, tiers: Sequence[Tier], backends: Sequence[str], frames: Sequence[int], run: Runner
+) -> Iterator[Tried]:
+    """Every tier, backend, frame count and guidance mode, and decode chunks until the answer is known."""
+    for tier in tiers:
+        cap = {"cap": tier.gigabytes * GIB - CONTEXT, "note": f"emulated cap {tier.gigabytes} GB"}
+        for backend in backends:
+            for count in frames:
+                for guidance in get_args(Guidance):
+                    fixed = cap | {"backend": backend, "frames": count, "guidance": guidance}
+                    for chunk in (count, *(c for c in CHUNKS if c < count)):
+                        attempt = base.model_copy(update=fixed | {"decode_chunk": chunk})
+                        answer = run(attempt)
+                        yield Tried(tier, attempt, answer)
+                        if answer.fits or answer.failed or answer.stopped_in == "denoiser":
+                            break
+
+
+def in_subprocess(attempt: Attempt) -> Answer:
+    command = [sys.executable, "-m", "svd_bench.capped", attempt.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        why = done.stderr.strip().splitlines() or ["no message"]
+        return Answer(failed=f"exit code {done.returncode}: {why[-1]}")
+    return Answer.model_validate_json(lines[-1])
+
+
+def document(tried: Sequence[Tried], environment: Environment) -> Results:
+    """Rows of what fits; what does not is a warning, because nothing was measured there."""
+    rows = [row for one in tried for row in one.answer.rows]
+    return Results(
+        kind="tiers",
+        environment=environment,
+        rows=tuple(rows),
+        warnings=tuple(f"emulated cap {one}" for one in tried if not one.answer.fits),
+    )
+
+
+def table(tried: Sequence[Tried], device: str) -> Table:
+    rows = []
+    for one in tried:
+        a, video = one.attempt, next(iter(one.answer.rows), None)
+        rows.append(
+            [
+                f"{one.tier.name} GB", a.backend, a.guidance, one.verdict, str(a.frames), str(a.decode_chunk),
+                gibibytes(video.peak_torch_bytes if video else None),
+                milliseconds(video.latency_ms.median if video else None),
+            ]
+        )  # fmt: skip
+    return Table(
+        f"What fits under an emulated cap, on {device}",
+        [
+            "emulated cap",
+            "backend",
+            "guidance",
+            "",
+            "frames",
+            "decode chunk",
+            "peak (torch)",
+            "a video, here",
+        ],
+        rows,
+        left=4,
+        note="Latency is this GPU's, not a small card's.  Smaller decode chunks than one that fits fit too.",
+    )

@@ -1,0 +1,140 @@
+"""What a measurement is, as data: one document a run, written as JSON, read by report and compare.
+
+Latencies are milliseconds, memory is bytes, rates are per second.  A figure that could not be measured is
+None, never an estimate: predictions have a type of their own in `tiers`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from svd_engine.errors import SettingsError
+
+FORMAT = 1
+Kind = Literal["run", "ladder", "tiers", "quality", "gpu-check"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Spread(_Strict):
+    """Of repeated timings, warm-up left out."""
+
+    median: float
+    p10: float
+    p90: float
+    runs: int
+
+
+class Environment(_Strict):
+    """Where and how a document was measured."""
+
+    device: str  # "NVIDIA H200", or the CPU's model name
+    device_memory: int | None  # of the GPU
+    driver: str | None
+    cuda: str | None
+    compute_capability: str | None
+    cpu: str
+    cores: int  # that the process may use
+    threads: int  # that torch used
+    host_memory: int
+    versions: dict[str, str]
+    commit: str  # with "+dirty" when the tree had changes
+    command: str  # as typed, without this machine's paths
+    measured_at: str  # UTC, ISO 8601
+
+
+class Clocks(_Strict):
+    """GPU clock and temperature around a measurement; a warning when they moved."""
+
+    before_mhz: int
+    after_mhz: int
+    temperature_c: int
+    throttled: bool
+
+
+class Ceiling(_Strict):
+    """Rates of this machine, measured in the same run, by element type ("float32", "bfloat16", ...)."""
+
+    matmul_flops: dict[str, float]
+    conv_flops: dict[str, float]
+    copy_bytes: float
+
+
+class Setting(_Strict):
+    """What was asked for; rows compare only when this and the hardware agree."""
+
+    model: str
+    random_weights: bool
+    frames: int
+    height: int
+    width: int
+    batch: int = 1
+    guidance: Literal["batched", "single"] = "batched"
+    decode_chunk: int
+    steps: int
+
+
+class Row(_Strict):
+    """One thing measured: `stage` of `subject`, as it really ran."""
+
+    subject: str  # "svd-engine", "diffusers", "diffusers-compile"
+    backend: str
+    device: str
+    dtype: str
+    stage: str  # image_encoder, vae_encoder, denoiser_step, sampler, vae_decoder, video_encode, whole_video
+    setting: Setting
+    rewrites: tuple[str, ...] = ()  # that were on
+    latency_ms: Spread
+    first_call_ms: float | None = None  # load, compile, capture: everything before steady state
+    flop: float | None = None  # counted, 2 per multiply-add
+    share_of_ceiling: float | None = None  # flop / latency over the ceiling's rate
+    peak_driver_bytes: int | None = None  # device memory in use, as NVML sees it
+    peak_torch_bytes: int | None = None
+    peak_host_bytes: int | None = None  # resident
+    energy_j: float | None = None
+    max_abs_difference: float | None = None  # from the reference, relative to its largest value
+    of_diffusers: float | None = None  # median over that of diffusers' eager module in the same rounds
+    clocks: Clocks | None = None
+    note: str = ""  # "emulated cap 12 GB"
+
+
+class Outcome(_Strict):
+    """How one stage of a check ended; `why` says what stopped it, `facts` what it found besides rows."""
+
+    stage: str
+    status: Literal["passed", "failed", "skipped"]
+    seconds: float
+    why: str = ""
+    facts: dict[str, str] = {}
+    lines: tuple[str, ...] = ()  # a table of kernels, a traceback
+
+
+class Results(_Strict):
+    """One document."""
+
+    format: Literal[1] = FORMAT
+    kind: Kind
+    environment: Environment
+    ceiling: Ceiling | None = None
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()  # of gpu-check
+
+
+def read_results(path: Path) -> Results:
+    """Raises SettingsError for a file that is no document of this format."""
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        raise SettingsError(
+            f"results {path}",
+            expected=f"a JSON document that svd-bench wrote, format {FORMAT}",
+            got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error),
+            remedy="Measure again with this version of svd-bench.",
+        ) from error

@@ -1,0 +1,209 @@
+"""The tables of one scope.  A view is empty when nothing that it shows was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from svd_bench.results import Row
+from svd_bench.scopes import CAP, Scope
+from svd_bench.table import Table, gibibytes, milliseconds, percent, times
+
+STAGES = (
+    "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
+)  # fmt: skip
+OURS = "svd-engine"
+VRAM = ["peak VRAM (driver)", "peak VRAM (torch)"]
+
+
+def videos(scope: Scope) -> list[Table]:
+    """The whole video: what a user waits for, and what it takes."""
+    rows = [row for row in scope.rows if row.stage == "whole_video"] if scope.kind == "run" else []
+    cells = [
+        [
+            label(row), row.dtype, median(row), interval(row), milliseconds(row.first_call_ms),
+            f"{3.6e6 / row.latency_ms.median * row.setting.batch:.3g}", *vram(row),
+            gibibytes(row.peak_host_bytes), "-" if row.energy_j is None else f"{row.energy_j:.0f} J",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    header = [
+        "",
+        "dtype",
+        "median",
+        "p10 to p90",
+        "first call",
+        "videos an hour",
+        *VRAM,
+        "peak host",
+        "energy",
+    ]
+    return _table("A whole video", header, cells, left=2)
+
+
+def peers(scope: Scope) -> list[Table]:
+    """What both we and others ran in one dtype, each against the first of the others."""
+    found = contested(scope)
+    tables = []
+    for dtype in dict.fromkeys(dtype for _, dtype in found):
+        here = {stage: rows for (stage, of), rows in found.items() if of == dtype}
+        names = list(dict.fromkeys(label(row) for rows in here.values() for row in rows))
+        cells = []
+        for stage, rows in here.items():
+            base = rows[0].latency_ms.median
+            shown = {label(r): f"{median(r)} ({times(base / r.latency_ms.median)})" for r in rows}
+            cells.append([stage, *(shown.get(name, "-") for name in names)])
+        note = "In brackets: how many times as fast as the first of the row."
+        tables += _table(f"Ours against peers, {dtype}", ["stage", *names], cells, note=note)
+    return tables
+
+
+def stages(scope: Scope) -> list[Table]:
+    rows = [row for row in scope.rows if row.stage != "whole_video" and scope.kind == "run"]
+    cells = [
+        [
+            row.stage, label(row), row.dtype, median(row), interval(row), milliseconds(row.first_call_ms),
+            "-" if row.of_diffusers is None else times(1 / row.of_diffusers), *vram(row), difference(row),
+        ]
+        for row in sorted(rows, key=order)
+    ]  # fmt: skip
+    header = [
+        "stage",
+        "of",
+        "dtype",
+        "median",
+        "p10 to p90",
+        "first call",
+        "to diffusers",
+        *VRAM,
+        "max difference",
+    ]
+    return _table("Stages", header, cells, left=3)
+
+
+def ladder(scope: Scope) -> list[Table]:
+    """One table a stage: each rung against the one before and against the first."""
+    tables = []
+    for stage, rows in by_stage(scope.rows if scope.kind == "ladder" else ()).items():
+        cells = []
+        for row, before in zip(rows, [rows[0], *rows], strict=False):
+            ms = row.latency_ms.median
+            against = [times(other.latency_ms.median / ms) for other in (before, rows[0])]
+            cells.append(
+                [rung(row), row.dtype, median(row), interval(row), *against, *vram(row), difference(row)]
+            )
+        header = [
+            "rung",
+            "dtype",
+            "median",
+            "p10 to p90",
+            "to the last",
+            "to the first",
+            *VRAM,
+            "max difference",
+        ]
+        tables += _table(f"Ladder of optimisations: {stage}", header, cells, left=2)
+    return tables
+
+
+def limit(scope: Scope) -> list[Table]:
+    """Share of the rate that the same machine's matrix products reached in the same run."""
+    cells = [
+        [
+            row.stage, label(row), row.dtype, percent(row.share_of_ceiling), median(row),
+            "-" if row.flop is None else f"{row.flop / 1e12:.3g}",
+            "-" if row.flop is None else f"{row.flop / row.latency_ms.median / 1e9:.3g}",
+        ]
+        for row in limited(scope)
+    ]  # fmt: skip
+    header = ["stage", "of", "dtype", "share of the ceiling", "median", "TFLOP", "TFLOP/s"]
+    return _table("Share of the limit", header, cells, left=3)
+
+
+def tiers(scope: Scope) -> list[Table]:
+    cells = [
+        [
+            row.note.removeprefix(CAP), row.backend, row.setting.guidance, str(row.setting.decode_chunk),
+            *vram(row), median(row), interval(row),
+        ]
+        for row in capped(scope)
+    ]  # fmt: skip
+    header = [
+        "emulated cap",
+        "backend",
+        "guidance",
+        "decode chunk",
+        *VRAM,
+        "a video, on this GPU",
+        "p10 to p90",
+    ]
+    note = "The cap binds torch's allocator on a larger GPU; the latency is that GPU's, not a small card's."
+    return _table("What fits by memory tier", header, cells, left=3, note=note)
+
+
+VIEWS: dict[str, Callable[[Scope], list[Table]]] = {
+    "videos": videos, "peers": peers, "stages": stages, "ladder": ladder, "limit": limit, "tiers": tiers,
+}  # fmt: skip
+
+
+def label(row: Row) -> str:
+    return f"{row.subject} ({row.backend})"
+
+
+def rung(row: Row) -> str:
+    return row.note or f"{label(row)}, {len(row.rewrites)} rewrites"
+
+
+def median(row: Row) -> str:
+    return milliseconds(row.latency_ms.median)
+
+
+def interval(row: Row) -> str:
+    spread = row.latency_ms
+    return "one run" if spread.runs == 1 else f"{milliseconds(spread.p10)} to {milliseconds(spread.p90)}"
+
+
+def vram(row: Row) -> list[str]:
+    return [gibibytes(row.peak_driver_bytes), gibibytes(row.peak_torch_bytes)]
+
+
+def difference(row: Row) -> str:
+    return "-" if row.max_abs_difference is None else f"{row.max_abs_difference:.1e}"
+
+
+def order(row: Row) -> int:
+    return STAGES.index(row.stage) if row.stage in STAGES else len(STAGES)
+
+
+def by_stage(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=order):
+        found.setdefault(row.stage, []).append(row)
+    return found
+
+
+def contested(scope: Scope) -> dict[tuple[str, str], list[Row]]:
+    """By stage and dtype, what both sides ran; peers first, else in the document's order."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(scope.rows if scope.kind == "run" else (), key=lambda r: (order(r), r.subject == OURS)):
+        found.setdefault((row.stage, row.dtype), []).append(row)
+    return {key: rows for key, rows in found.items() if {OURS} < {row.subject for row in rows}}
+
+
+def limited(scope: Scope) -> list[Row]:
+    rows = [row for row in scope.rows if row.share_of_ceiling is not None and scope.kind == "run"]
+    return sorted(rows, key=order)
+
+
+def capped(scope: Scope) -> list[Row]:
+    return [row for row in scope.rows if row.stage == "whole_video"] if scope.kind == "tiers" else []
+
+
+def _table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, note: str = ""
+) -> list[Table]:
+    """Without columns that hold nothing; no table without rows."""
+    if not rows:
+        return []
+    kept = [i for i in range(len(header)) if any(row[i] != "-" for row in rows)]
+    cells = [[row[i] for i in kept] for row in rows]
+    return [Table(title, [header[i] for i in kept], cells, sum(i < left for i in kept), note)]

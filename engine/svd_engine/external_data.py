@@ -1,0 +1,63 @@
+"""Where an ONNX graph's weights may lie.  Reads graphs without their weights, runs nothing.
+
+A graph names the files of its weights itself, and a runtime that maps them follows any path, so a graph
+that is not ours could read what lies outside its bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from svd_engine.errors import BackendUnavailable, BundleError
+
+
+def check_external_data(graph: Path, weights: str) -> None:
+    """Weights may lie in the graph, or in the file `weights` beside it, and nowhere else.
+
+    Raises BundleError for another path or an unreadable graph, BackendUnavailable without onnx.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx
+        from onnx.external_data_helper import uses_external_data
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"reading {graph.name}",
+            expected="the package onnx",
+            got="none installed",
+            remedy="Run: pip install 'svd-engine[cpu]' (or [cuda] on a GPU)",
+        ) from error
+    try:
+        model = onnx.load(str(graph), load_external_data=False)
+    except DecodeError as error:
+        raise BundleError(
+            f"graph {graph}",
+            expected="an ONNX model",
+            got=str(error),
+            remedy="Export the bundle again.",
+        ) from error
+    for tensor in _tensors(model, onnx.TensorProto):
+        if not uses_external_data(tensor):
+            continue
+        locations = [item.value for item in tensor.external_data if item.key == "location"]
+        if locations != [weights]:
+            raise BundleError(
+                f"tensor {tensor.name} in {graph}",
+                expected=f"weights in {weights}",
+                got=f"a path to {', '.join(map(repr, locations)) or 'nothing'}",
+                remedy="Do not run this bundle; export one from the checkpoint.",
+            )
+
+
+def _tensors(message: Any, kind: type) -> Iterator[Any]:
+    """Every TensorProto inside a message, wherever the format allows one: initializers, node attributes,
+    subgraphs, functions, sparse tensors, training graphs."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for inner in (value,) if hasattr(value, "ListFields") else value:
+            if isinstance(inner, kind):
+                yield inner
+            yield from _tensors(inner, kind)

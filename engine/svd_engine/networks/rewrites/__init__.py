@@ -1,0 +1,88 @@
+"""Exact rewrites: the same function of the same weights, with fewer or better-shaped operations.
+
+One identity a file.  Each holds in real arithmetic, so outputs differ by rounding only; a place that does
+not satisfy an identity's precondition stays as it was, and the report says why.  Rewrites work in place on
+diffusers' UNetSpatioTemporalConditionModel and on the decoder of its AutoencoderKLTemporalDecoder, on
+weights in any floating dtype, and leave modules that torch.compile and torch.export trace whole.
+
+This file is the list and costs no torch to import.  Nothing in this folder knows files or backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from svd_engine.errors import SettingsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from svd_engine.networks.rewrites._places import Report
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One identity: `name` is its switch, and `name` with underscores is the file that proves it."""
+
+    name: str
+    summary: str
+
+    def apply(self, network: nn.Module) -> Report:
+        """Rewrites `network` in place wherever the identity holds."""
+        report: Report = import_module(f"{__name__}.{self.name.replace('-', '_')}").apply(network)
+        return report
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What one rewrite did to one network; `left_alone` says "path: reason" for each place it did not."""
+
+    name: str
+    places: int
+    left_alone: tuple[str, ...]
+
+
+REWRITES: tuple[Rewrite, ...] = (  # in the order in which they are applied
+    Rewrite("single-token-cross-attention", "attention to one token is that token's projection"),
+    Rewrite("temporal-conv2d", "(3,1,1) convolutions over frames as conv2d over [B, C, F, h*w]"),
+    Rewrite("resnet-blend", "the blend after a temporal resnet folded into its last convolution"),
+    Rewrite("transformer-blend", "the blend after a temporal transformer as one interpolation"),
+    Rewrite("fused-qkv", "queries, keys and values of self-attention as one product"),
+    Rewrite("frames-in-place", "temporal transformers without permuted copies of their tokens"),
+    Rewrite("split-geglu", "value and gate of a feed-forward as two products, without slicing copies"),
+    Rewrite("timestep-projections", "the timestep projections of all resnets as one product per video"),
+    Rewrite("frame-positions", "the embedding of the frame number as a table instead of a network"),
+    Rewrite("phase-upsample", "nearest upsampling and a 3x3 convolution as four 2x2 convolutions"),
+)
+
+
+def apply_rewrites(module: nn.Module, without: Collection[str] = ()) -> list[Applied]:
+    """Applies every rewrite but those named in `without` to a UNet or a VAE, in place.
+
+    `module` is a UNetSpatioTemporalConditionModel or an AutoencoderKLTemporalDecoder (whose encoder is
+    not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one layer more.
+    Raises SettingsError for a name that is not in REWRITES.
+    """
+    names = [rewrite.name for rewrite in REWRITES]
+    unknown = sorted(set(without) - set(names))
+    if unknown:
+        raise SettingsError(
+            f"rewrite {', '.join(unknown)}",
+            expected=f"one of {', '.join(names)}",
+            got="a name that no rewrite has",
+            remedy="Correct the name, or leave it out: every rewrite is on by default.",
+        )
+    import torch
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    network = module.decoder if isinstance(module, AutoencoderKLTemporalDecoder) else module
+    applied = []
+    with torch.no_grad():
+        for rewrite in REWRITES:
+            if rewrite.name not in without:
+                report = rewrite.apply(network)
+                applied.append(Applied(rewrite.name, report.places, report.left_alone))
+    return applied

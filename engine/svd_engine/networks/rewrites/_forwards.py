@@ -1,0 +1,130 @@
+"""The UNet's and its transformers' own forwards, for the rewrites that change what passes between modules.
+
+The modules stay diffusers' and keep every weight; only their class changes, to one with a forward in
+which the encoder's tokens travel once per video (diffusers repeats them per frame, and again per pixel)
+and a timestep may travel as finished projections.  Same calls, same results, no identity of its own.
+Source: UNetSpatioTemporalConditionModel.forward and TransformerSpatioTemporalModel.forward.
+
+Letters in shapes: B videos, F frames, h w latent pixels, C channels, L context tokens, D their size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
+from torch import Tensor, nn
+
+
+def obstacle_to_adoption(network: nn.Module) -> str | None:
+    """Why `network` cannot take the forwards below: it is not diffusers' UNet, or has its own forward."""
+    known = (UNetSpatioTemporalConditionModel, VideoUNet)
+    transformers = (TransformerSpatioTemporalModel, VideoTransformer)
+    if type(network) not in known:
+        return f"{type(network).__name__} is not diffusers' UNetSpatioTemporalConditionModel"
+    for part in network.modules():
+        if isinstance(part, TransformerSpatioTemporalModel) and type(part) not in transformers:
+            return f"{type(part).__name__} has a forward of its own"
+    return None
+
+
+def adopt(network: nn.Module) -> None:
+    """Gives a UNet without obstacle the forwards below, in place; the second time changes nothing."""
+    if type(network) is VideoUNet:
+        return
+    for part in network.modules():
+        if isinstance(part, TransformerSpatioTemporalModel):
+            part.__class__ = VideoTransformer
+            part.context_per_video = False
+    network.__class__ = VideoUNet
+    network.register_module("timestep_projections", None)
+
+
+class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diffusers is untyped
+    """`timestep_projections`, when set, turns the embedding [B,E] into what resnets take as `temb`."""
+
+    timestep_projections: nn.Module | None
+
+    def forward(
+        self,
+        sample: Tensor,  # [B, F, channels, h, w]
+        timestep: Tensor | float,  # one number for all, or [B]
+        encoder_hidden_states: Tensor,  # [B, L, D]
+        added_time_ids: Tensor,  # [B, 3]
+        return_dict: bool = True,
+    ) -> Any:
+        batch, frames = sample.shape[:2]
+        embedding = self.embed(sample, timestep, added_time_ids)  # [B, E]
+        temb: Any = (
+            embedding.repeat_interleave(frames, 0)
+            if self.timestep_projections is None
+            else self.timestep_projections(embedding)
+        )
+        common = {"temb": temb, "image_only_indicator": sample.new_zeros(batch, frames)}
+        attending = common | {"encoder_hidden_states": encoder_hidden_states}
+
+        x = self.conv_in(sample.flatten(0, 1))  # [B*F, C, h, w] from here on
+        skips = (x,)
+        for block in self.down_blocks:
+            x, states = block(hidden_states=x, **(attending if attends(block) else common))
+            skips += states
+        x = self.mid_block(hidden_states=x, **attending)
+        for block in self.up_blocks:
+            skips, own = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
+            size = tuple(skips[-1].shape[2:]) if skips and odd(sample, self.num_upsamplers) else None
+            passed = attending if attends(block) else common
+            x = block(hidden_states=x, res_hidden_states_tuple=own, upsample_size=size, **passed)
+        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        x = x.unflatten(0, (batch, frames))
+        return UNetSpatioTemporalConditionOutput(sample=x) if return_dict else (x,)
+
+    def embed(self, sample: Tensor, timestep: Tensor | float, added_time_ids: Tensor) -> Tensor:
+        """Timestep and micro-conditioning, [B, E]; the sinusoids are float32 whatever the network is."""
+        batch = sample.shape[0]
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(batch)
+        t: Tensor = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        ids = self.add_time_proj(added_time_ids.flatten()).reshape(batch, -1)
+        return t + self.add_embedding(ids.to(t.dtype))
+
+
+class VideoTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]  # diffusers is untyped
+    """`context_per_video`: the blocks' cross-attention takes the tokens as they come, [B,L,D]."""
+
+    context_per_video: bool
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B*F, C, h, w]
+        encoder_hidden_states: Tensor,  # [B, L, D]
+        image_only_indicator: Tensor,  # [B, F], read for its shape
+        return_dict: bool = True,
+    ) -> Any:
+        assert not return_dict  # diffusers' blocks never ask for it
+        (batch, frames), (height, width) = image_only_indicator.shape, hidden_states.shape[2:]
+        spatial_context = temporal_context = encoder_hidden_states
+        if not self.context_per_video:
+            spatial_context = encoder_hidden_states.repeat_interleave(frames, 0)
+            temporal_context = encoder_hidden_states.repeat_interleave(height * width, 0)
+
+        x = self.proj_in(self.norm(hidden_states).flatten(2).transpose(1, 2))  # [B*F, h*w, C]
+        numbers = torch.arange(frames, device=x.device)
+        positions = self.time_pos_embed(self.time_proj(numbers).to(x.dtype))  # [F, C]
+        positions = positions.repeat(batch, 1)[:, None]  # [B*F, 1, C]
+        for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
+            x = spatial(x, encoder_hidden_states=spatial_context)
+            mixed = temporal(x + positions, num_frames=frames, encoder_hidden_states=temporal_context)
+            x = self.time_mixer(x_spatial=x, x_temporal=mixed, image_only_indicator=image_only_indicator)
+        x = self.proj_out(x).transpose(1, 2).unflatten(2, (height, width))
+        return (hidden_states + x,)
+
+
+def attends(block: nn.Module) -> bool:
+    return getattr(block, "has_cross_attention", False)
+
+
+def odd(sample: Tensor, upsamplers: int) -> bool:
+    """Whether h or w is no multiple of the UNet's downsampling, so that upsampling is told its size."""
+    return any(side % 2**upsamplers for side in sample.shape[-2:])

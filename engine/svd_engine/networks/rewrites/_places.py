@@ -1,0 +1,68 @@
+"""What the rewrites share: walking a network, replacing a part, folding a number into its weights.
+
+Knows torch modules; knows neither what a rewrite proves nor where diffusers uses a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rewrite did: how many places, and why it left others as they were ("path: reason")."""
+
+    places: int
+    left_alone: tuple[str, ...] = ()
+
+
+def parts(network: nn.Module, kind: type[Part]) -> list[tuple[str, Part]]:
+    """Every part of that kind with its path, listed before anything is replaced."""
+    return [(path, part) for path, part in network.named_modules() if isinstance(part, kind)]
+
+
+def rewrite_each(
+    places: Iterable[tuple[str, Part]],
+    obstacle: Callable[[Part], str | None],
+    rewrite: Callable[[Part], nn.Module | None],
+    network: nn.Module,
+) -> Report:
+    """Rewrites each place that has no obstacle; what `rewrite` returns, if anything, takes its place."""
+    done, left_alone = 0, []
+    for path, part in places:
+        reason = obstacle(part)
+        if reason is not None:
+            left_alone.append(f"{path}: {reason}")
+            continue
+        replacement = rewrite(part)
+        if replacement is not None:
+            network.set_submodule(path, replacement.train(part.training))
+        done += 1
+    return Report(done, tuple(left_alone))
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A Linear around given tensors: weight [out, in], bias [out]."""
+    with torch.device("meta"):  # no second copy of the weights
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    layer.weight = frozen(weight)
+    if bias is not None:
+        layer.bias = frozen(bias)
+    return layer
+
+
+def scale_(parameter: Tensor | None, factor: float) -> None:
+    """Multiplies in place, in float64, and rounds once."""
+    if parameter is not None:
+        parameter.copy_(parameter.double() * factor)

@@ -1,0 +1,80 @@
+"""Nearest upsampling by two and a 3x3 convolution as four 2x2 convolutions of the small image.
+
+With u[j] = x[j // 2] in one dimension, and taps w of a 3-convolution of u with zero padding,
+
+    y[2i]     = w[0] u[2i-1] + w[1] u[2i]   + w[2] u[2i+1] = w[0] x[i-1] + (w[1] + w[2]) x[i]
+    y[2i + 1] = w[0] u[2i]   + w[1] u[2i+1] + w[2] u[2i+2] = (w[0] + w[1]) x[i] + w[2] x[i+1]
+
+and in two dimensions the four phases of y are four 2x2 convolutions of x, zero padded on the side that
+they read: 4 x 4 products where there were 4 x 9, and the upsampled image is never made.  In diffusers:
+Upsample2D with interpolation and a 3x3 convolution, in every up block of the UNet and of TemporalDecoder
+but the last.
+
+Precondition on the call: upsampling to exactly twice the size.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from svd_engine.errors import TensorMismatch
+from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
+
+SUMS = ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # [phase][tap of 2][tap of 3]
+
+
+def apply(network: nn.Module) -> Report:
+    return rewrite_each(parts(network, Upsample2D), obstacle, PhaseUpsample, network)
+
+
+def obstacle(upsample: Upsample2D) -> str | None:
+    conv = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
+    if not upsample.interpolate or upsample.norm is not None or not isinstance(conv, nn.Conv2d):
+        return "it is not interpolation followed by a convolution"
+    if (
+        conv.kernel_size != (3, 3)
+        or conv.padding != (1, 1)
+        or conv.padding_mode != "zeros"
+        or conv.groups != 1
+    ):
+        return f"its convolution is not 3x3 with zero padding of 1 but {conv}"
+    return None
+
+
+class PhaseUpsample(nn.Module):
+    """[N,C,h,w] -> [N,C',2h,2w], the call of Upsample2D.  Raises TensorMismatch for another size."""
+
+    def __init__(self, upsample: Upsample2D) -> None:
+        super().__init__()
+        conv = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
+        sums = torch.tensor(SUMS, dtype=torch.float64, device=conv.weight.device)
+        phases = torch.einsum("pay,qbx,oiyx->pqoiab", sums, sums, conv.weight.double())
+        self.phases = frozen(phases.flatten(0, 1).to(conv.weight.dtype))  # [4, out, in, 2, 2]
+        self.bias = None if conv.bias is None else frozen(conv.bias)
+
+    def forward(self, hidden_states: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        x = hidden_states
+        doubled = (2 * x.shape[2], 2 * x.shape[3])
+        if output_size is not None and tuple(output_size) != doubled:
+            raise TensorMismatch(
+                f"upsampling of a {x.shape[2]}x{x.shape[3]} latent",
+                expected=f"{doubled[0]}x{doubled[1]}, twice the size",
+                got=f"{output_size[0]}x{output_size[1]}",
+                remedy="Use a height and width that are multiples of 64 pixels, or switch phase-upsample off.",
+            )
+        quarters = []
+        for phase, weight in enumerate(self.phases):
+            below, right = divmod(phase, 2)  # which side of its pixel a phase reads
+            padded = F.pad(x, (1 - right, right, 1 - below, below))
+            quarters.append(F.conv2d(padded, weight, self.bias))
+        return interleaved(quarters)
+
+
+def interleaved(quarters: list[Tensor]) -> Tensor:
+    """Phases (0,0), (0,1), (1,0), (1,1) of an image, [N,C,h,w] each -> [N,C,2h,2w]; empties the list."""
+    stacked = torch.stack(quarters, 2)  # [N, C, 4, h, w]
+    quarters.clear()
+    return F.pixel_shuffle(stacked.flatten(1, 2), 2)

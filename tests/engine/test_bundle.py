@@ -1,0 +1,247 @@
+"""What a bundle is refused for, each time with what to do; external data has its own file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from svd_engine.bundle import Bundle
+from svd_engine.errors import BundleError, ProfileError
+from svd_engine.manifest import MANIFEST, SCHEMA
+from svd_engine.networks.spec import NetworkSpec, specs_of
+
+from tests import damage
+from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return damage.copy(tiny_bundle, tmp_path)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        Bundle(folder)
+    assert caught.value.exit_code == 1
+    assert caught.value.remedy.endswith((".", "BUNDLE"))
+    return str(caught.value)
+
+
+def specs(folder: Path) -> dict[str, NetworkSpec]:
+    manifest = Bundle(folder).manifest
+    return {s.network: s for s in specs_of(manifest.profiles[0], manifest.model.architecture)}
+
+
+def test_a_whole_bundle_opens_and_its_hashes_hold(bundle: Path) -> None:
+    opened = Bundle(bundle)
+    opened.check_hashes()
+    for profile in opened.manifest.profiles:
+        for spec in specs_of(profile, opened.manifest.model.architecture):
+            assert opened.graph(spec).parent == bundle
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "nothing")
+    assert "no such folder" in message
+    assert "svd-export onnx CHECKPOINT -o BUNDLE" in message
+
+
+def test_no_manifest(bundle: Path) -> None:
+    (bundle / MANIFEST).unlink()
+    assert "expected a folder with manifest.json, got no such file" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, "{}".encode("utf-32-le")[:7]],
+    ids=["empty", "cut", "no text", "deep", "odd"],
+)
+def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(content)
+    message = refusal(bundle)
+    assert "expected a JSON document" in message
+    assert str(bundle / MANIFEST) in message
+
+
+@pytest.mark.parametrize("document", [{}, {"format": 2}, {"format": "1"}, [], 1, None])
+def test_another_format(bundle: Path, document: object) -> None:
+    (bundle / MANIFEST).write_text(json.dumps(document))
+    message = refusal(bundle)
+    assert "expected bundle format 1, got format" in message
+    assert "or use the one that made it" in message
+
+
+CHANGES: dict[str, tuple[str, Change]] = {
+    "unknown field": ("colour", lambda m: m.update(colour="blue")),
+    "unknown field of a profile": ("profiles.0.colour", lambda m: m["profiles"][0].update(colour="blue")),
+    "unknown field of a file": ("mtime", lambda m: m["files"]["denoiser.bin"].update(mtime=0)),
+    "missing field": ("source", lambda m: m.pop("source")),
+    "text for a number": ("profiles.0.frames", lambda m: m["profiles"][0].update(frames="3")),
+    "true for a number": ("opset", lambda m: m.update(opset=True)),
+    "a fraction": ("profiles.0.height", lambda m: m["profiles"][0].update(height=32.5)),
+    "another guidance": ("profiles.0.guidance", lambda m: m["profiles"][0].update(guidance="both")),
+    "another dtype": ("dtype", lambda m: m.update(dtype="int8")),
+    "no profiles": ("profiles", lambda m: m.update(profiles=[])),
+    "no frames": ("a number below 1", lambda m: m["profiles"][0].update(frames=0)),
+    "an empty chunk": ("a number below 1", lambda m: m["profiles"][0].update(decode_chunk=0)),
+    "no pixels": ("a number below 1", lambda m: m["model"]["architecture"].update(vae_scale=0)),
+    "no tolerance": ("parity.0.tolerance", lambda m: m.update(parity=[PARITY])),
+}
+PARITY = dict.fromkeys(("max_abs", "relative", "cosine", "tolerance"), 0.0) | {"network": "n", "backend": "b"}
+
+
+@pytest.mark.parametrize(("field", "change"), CHANGES.values(), ids=CHANGES)
+def test_a_manifest_against_its_schema(bundle: Path, field: str, change: Change) -> None:
+    damage.edit(bundle, change)
+    message = refusal(bundle)
+    assert "expected a manifest that follows manifest.schema.json" in message
+    assert field in message
+
+
+def test_the_schema_in_the_bundle_holds_for_its_manifest(bundle: Path) -> None:
+    """With a validator that we did not write; and it is no schema that takes everything."""
+    schema = json.loads((bundle / SCHEMA).read_text())
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(manifest, schema)
+    for spoiled in ({**manifest, "opset": "23"}, {**manifest, "colour": 1}, {**manifest, "profiles": []}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spoiled, schema)
+
+
+def test_a_missing_file(bundle: Path) -> None:
+    (bundle / "denoiser.bin").unlink()
+    message = refusal(bundle)
+    assert "file denoiser.bin" in message
+    assert "no such file" in message
+
+
+def test_a_file_of_another_size(bundle: Path) -> None:
+    with (bundle / "vae_decoder.bin").open("ab") as file:
+        file.write(b"\0")
+    message = refusal(bundle)
+    size = (bundle / "vae_decoder.bin").stat().st_size
+    assert f"of {size - 1} bytes, got {size} bytes" in message
+
+
+def test_a_link(bundle: Path) -> None:
+    outside = (bundle / "denoiser.bin").rename(bundle.parent / "outside.bin")
+    (bundle / "denoiser.bin").symlink_to(outside)
+    message = refusal(bundle)
+    assert "got a link" in message
+    assert "links resolved" in message
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname", "sub/weights.bin", "..", ".", "", "a\0b"])
+def test_a_name_that_leaves_the_bundle(bundle: Path, name: str) -> None:
+    """The file exists where the name says, with the right size and hash."""
+    (bundle / "sub").mkdir()
+    for place in (bundle.parent / "outside.bin", bundle / "sub" / "weights.bin"):
+        place.write_bytes(b"")
+    empty = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+    damage.edit(bundle, lambda manifest: manifest["files"].update({name: empty}))
+    message = refusal(bundle)
+    assert "a path that leaves the bundle" in message or "no such file" in message
+
+
+@pytest.mark.parametrize("name", ["denoiser.bin", "graph"])
+def test_a_flipped_byte_is_found_before_the_network_loads(bundle: Path, name: str) -> None:
+    name = damage.network(bundle, "denoiser")["graph"] if name == "graph" else name
+    damage.flip(bundle / name)
+    opened = Bundle(bundle)  # sizes agree
+    with pytest.raises(BundleError, match=r"file .* expected sha256 .* got sha256 .*copy or export"):
+        opened.graph(specs(bundle)["denoiser"])
+    opened.graph(specs(bundle)["image_encoder"])
+    with pytest.raises(BundleError, match=name):
+        opened.check_hashes()
+
+
+def test_a_network_that_is_not_there(bundle: Path) -> None:
+    damage.edit(bundle, lambda m: m.update(networks=[n for n in m["networks"] if "denoiser" not in n["graph"]]))
+    message = refusal(bundle)
+    assert f"network denoiser-b1-f{FRAMES}" in message
+    assert "got only image_encoder-b1, " in message
+
+
+def test_a_network_without_hashes(bundle: Path) -> None:
+    damage.edit(bundle, lambda manifest: manifest["files"].pop("vae_encoder.bin"))
+    message = refusal(bundle)
+    assert "files that the manifest lists with their hash, got vae_encoder.bin without one" in message
+
+
+def test_another_tensor_table(bundle: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["networks"][0]["spec"]["inputs"][0]["name"] = "picture"
+
+    damage.edit(bundle, change)
+    message = refusal(bundle)
+    assert "expected pixels float32 [1, 3, 32, 32] -> embedding float32 [1, 1, 32]" in message
+    assert "got picture float32" in message
+    assert "Export the bundle again with this version" in message
+
+
+def asked(**other: Any) -> dict[str, Any]:
+    call = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH, "decode_chunk": None, "guided": True}
+    return {**call, **other}
+
+
+def test_the_profile_that_serves_a_call(tiny_bundle: Path) -> None:
+    bundle = Bundle(tiny_bundle)
+    assert bundle.profile_for(**asked()).guidance == "batched"
+    assert bundle.profile_for(**asked(guided=False)).guidance == "single"
+    assert bundle.profile_for(**asked(decode_chunk=CHUNK)).decode_chunk == CHUNK
+
+
+def test_a_batched_profile_serves_a_call_without_guidance_when_there_is_no_single_one(bundle: Path) -> None:
+    damage.edit(bundle, lambda manifest: manifest["profiles"].pop())
+    assert Bundle(bundle).profile_for(**asked(guided=False)).guidance == "batched"
+
+
+@pytest.mark.parametrize(
+    ("call", "flags"),
+    [
+        ({"frames": 14}, f"--frames 14 --height {HEIGHT} --width {WIDTH} --dtype fp32"),
+        ({"height": 64}, f"--frames {FRAMES} --height 64 --width {WIDTH} --dtype fp32"),
+        ({"decode_chunk": 1}, f"--height {HEIGHT} --width {WIDTH} --decode-chunk 1 --dtype fp32"),
+    ],
+)
+def test_a_call_that_no_profile_serves(tiny_bundle: Path, call: dict[str, Any], flags: str) -> None:
+    bundle = Bundle(tiny_bundle)
+    with pytest.raises(ProfileError) as caught:
+        bundle.profile_for(**asked(**call))
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert f"{FRAMES} frames, {HEIGHT}x{WIDTH}, batch 1, single guidance" in message
+    assert f"svd-export onnx {bundle.manifest.source.checkpoint} -o NEW_BUNDLE" in message
+    assert flags in message
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "argument", "family"),
+    [
+        ("random:svd-xt", "--random-weights svd-xt", "svd-xt"),
+        ("my models/svd", "'my models/svd'", None),
+        ("demo", "demo", None),
+    ],
+)
+def test_how_the_checkpoint_is_found_again(
+    tiny_bundle: Path, checkpoint: str, argument: str, family: str | None
+) -> None:
+    manifest = Bundle(tiny_bundle).manifest
+    source = manifest.source.model_copy(update={"checkpoint": checkpoint})
+    renamed = manifest.model_copy(update={"source": source})
+    assert renamed.export_source == argument
+    assert renamed.random_family == family
+
+
+def test_a_spec_of_another_shape(tiny_bundle: Path) -> None:
+    spec = specs(tiny_bundle)["denoiser"]
+    with pytest.raises(BundleError, match="Export the bundle again"):
+        Bundle(tiny_bundle).entry(replace(spec, inputs=spec.inputs[:-1]))

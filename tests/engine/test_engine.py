@@ -1,0 +1,218 @@
+"""`VideoEngine` as a user of diffusers meets it: signature, refusals, reports, and the peer's own checks."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from PIL import Image
+from svd_engine import VideoEngine
+from svd_engine.errors import ProfileError, SettingsError
+
+from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+from tests.paths import ROOT
+
+CALL: dict[str, Any] = {
+    "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 2, "output_type": "pt"
+}  # fmt: skip
+
+
+def images(*seeds: int) -> torch.Tensor:
+    return torch.cat([torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def test_the_call_is_diffusers_call() -> None:
+    """Same names in the same order, same defaults; only the size's default is the model's own (None)."""
+    theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
+    ours = inspect.signature(VideoEngine.__call__).parameters
+    assert list(ours) == list(theirs)
+    differing = {
+        name
+        for name in ours
+        if name != "callback_on_step_end_tensor_inputs" and ours[name].default != theirs[name].default
+    }
+    assert differing == {"height", "width"}
+    name = "callback_on_step_end_tensor_inputs"
+    assert list(ours[name].default) == theirs[name].default
+
+
+@pytest.mark.parametrize("family", ["svd", "svd-xt"])
+def test_for_svd_the_default_size_is_diffusers_default(family: str) -> None:
+    from svd_engine.checkpoint import random_checkpoint
+
+    theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
+    engine = VideoEngine.from_checkpoint(random_checkpoint(family), backend="eager", device="cpu")
+    assert (engine.default.height, engine.default.width) == (
+        theirs["height"].default,
+        theirs["width"].default,
+    )
+    assert engine.default.frames == {"svd": 14, "svd-xt": 25}[family]
+
+
+def test_sizes_default_to_the_bundles(tiny_bundle: Path) -> None:
+    with VideoEngine.from_bundle(tiny_bundle, device="cpu") as engine:
+        frames = engine(images(1), num_inference_steps=1, output_type="np", generator=seeded()).frames
+    assert frames.shape == (1, FRAMES, HEIGHT, WIDTH, 3)
+
+
+# What diffusers' own tests of this pipeline check, where it applies to an engine
+
+
+def test_a_batch_gives_what_its_members_give(tiny_engine: VideoEngine) -> None:
+    together = tiny_engine(images(1, 2), generator=[seeded(1), seeded(2)], **CALL).frames
+    for row in (0, 1):
+        alone = tiny_engine(images(row + 1), generator=seeded(row + 1), **CALL).frames
+        assert float((together[row] - alone[0]).abs().max()) <= 1e-4
+
+
+def test_return_dict_and_plain_are_equal(tiny_engine: VideoEngine) -> None:
+    plain = tiny_engine(images(1), generator=seeded(), return_dict=False, **CALL)
+    assert torch.equal(plain, tiny_engine(images(1), generator=seeded(), **CALL).frames)
+
+
+def test_guidance_off_gives_every_frame(tiny_engine: VideoEngine) -> None:
+    frames = tiny_engine(images(1), generator=seeded(), **{**CALL, "max_guidance_scale": 1.0}).frames
+    assert frames.shape == (1, FRAMES, 3, HEIGHT, WIDTH)
+
+
+def test_videos_per_prompt_multiply_the_batch(tiny_engine: VideoEngine) -> None:
+    frames = tiny_engine(images(1, 2), generator=seeded(), num_videos_per_prompt=2, **CALL).frames
+    assert frames.shape[0] == 4
+
+
+def test_closed_and_opened_again_it_gives_the_same(tiny_checkpoint: Path) -> None:
+    engine = VideoEngine.from_checkpoint(str(tiny_checkpoint), backend="eager", device="cpu")
+    first = engine(images(1), generator=seeded(), **CALL).frames
+    engine.close()
+    assert torch.equal(engine(images(1), generator=seeded(), **CALL).frames, first)
+
+
+def test_the_callback_receives_only_what_it_asked_for(tiny_engine: VideoEngine) -> None:
+    seen: list[list[str]] = []
+
+    def callback(engine: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        assert engine is tiny_engine
+        seen.append(list(tensors))
+        return tensors
+
+    call = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": [], **CALL}
+    tiny_engine(images(1), generator=seeded(), **call)
+    assert seen == [[], []]
+
+
+# Guidance in one call or in two
+
+
+def test_the_halves_one_after_the_other_equal_both_at_once(tiny_engine: VideoEngine) -> None:
+    """Guidance commutes with the preconditioning; the pipeline then needs half the memory."""
+    import dataclasses
+
+    at_once = tiny_engine(images(1), generator=seeded(), **CALL).frames
+    with pytest.MonkeyPatch.context() as patch:
+        chosen = tiny_engine._profile_for
+        patch.setattr(
+            tiny_engine, "_profile_for", lambda s, n: dataclasses.replace(chosen(s, n), guidance="single")
+        )
+        result = tiny_engine(images(1), generator=seeded(), **CALL)
+    assert "single" in result.report.profile
+    assert float((result.frames - at_once).abs().max()) <= 1e-4
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 14}, rf"got 14 frames of {HEIGHT}x{WIDTH}"),
+        ({"height": 64}, rf"got {FRAMES} frames of 64x{WIDTH}"),
+        ({"decode_chunk_size": 1}, "decode chunk 1"),
+    ],
+    ids=str,
+)
+def test_what_a_static_bundle_cannot_do(tiny_bundle: Path, change: dict[str, Any], message: str) -> None:
+    """Names the profiles that there are and the export command that would do it."""
+    with (
+        VideoEngine.from_bundle(tiny_bundle, device="cpu") as engine,
+        pytest.raises(ProfileError, match=message) as caught,
+    ):
+        engine(images(1), **{**CALL, **change})
+    assert f"{FRAMES} frames, {HEIGHT}x{WIDTH}, batch 1, batched guidance, decode chunk {CHUNK}" in str(
+        caught.value
+    )
+    assert "run: svd-export onnx" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output_type": "gif"}, r"output_type: expected pil, np, pt, latent, got 'gif'"),
+        (
+            {"callback_on_step_end_tensor_inputs": ["noise"]},
+            r"callback_on_step_end_tensor_inputs: expected lat",
+        ),
+        ({"generator": "seed"}, r"generator: expected a torch.Generator, .* got str"),
+        ({"generator": [seeded(), seeded()]}, r"generator: .* a list of 1 .* got a list of 2"),
+        ({"generator": [None]}, r"generator: .* got a list of 1"),
+        ({"height": 33}, r"height: expected a multiple of 4 pixels, got 33\. The nearest that works is 32"),
+    ],
+    ids=str,
+)
+def test_impossible_arguments(tiny_engine: VideoEngine, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        tiny_engine(images(1), **{**CALL, **change})
+
+
+def test_an_unknown_dtype_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(SettingsError, match=r"dtype: expected fp32, fp16, bf16, got 'int8'"):
+        VideoEngine.from_checkpoint(str(tiny_checkpoint), dtype="int8")
+
+
+# Half precision on the CPU, and reproducibility
+
+
+@pytest.mark.parametrize(("dtype", "psnr"), [("bf16", 25.0), ("fp16", 40.0)])
+def test_half_precision_stays_near(tiny_checkpoint: Path, dtype: str, psnr: float) -> None:
+    """A few rounding errors, not another video: PSNR against float32 on the same seed."""
+
+    def frames(kind: str) -> np.ndarray:
+        with VideoEngine.from_checkpoint(
+            str(tiny_checkpoint), backend="eager", device="cpu", dtype=kind
+        ) as e:
+            result = e(images(1), generator=seeded(), **{**CALL, "output_type": "np"})
+        if kind == dtype:
+            found = {stage: where.dtype for stage, where in result.report.stages.items()}
+            assert found.pop("vae_encoder") == "float32"
+            assert set(found.values()) == {{"bf16": "bfloat16", "fp16": "float16"}[dtype]}
+        return result.frames
+
+    error = float(np.mean((frames("fp32") - frames(dtype)) ** 2))
+    assert -10 * np.log10(error) >= psnr
+
+
+def test_two_processes_give_the_same_frames(tiny_bundle: Path, tmp_path: Path) -> None:
+    photograph = tmp_path / "image.png"
+    Image.fromarray((images(1)[0] * 255).byte().permute(1, 2, 0).numpy()).save(photograph)
+
+    def frames(name: str) -> list[bytes]:
+        script = "from svd_engine.cli import main; main()"
+        command = [sys.executable, "-c", script, "generate", str(photograph), "-o", str(tmp_path / name)]
+        command += ["--bundle", str(tiny_bundle), "--steps", "2", "--seed", "0", "--device", "cpu"]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ, capture_output=True)
+        return [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
+
+    first = frames("first")
+    assert len(first) == FRAMES
+    assert first == frames("second")

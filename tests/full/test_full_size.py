@@ -1,0 +1,90 @@
+"""SVD's and SVD-XT's real networks, with random weights, on an ordinary machine.  Run with `make full`."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from svd_engine.bundle import Bundle
+from svd_engine.checkpoint import random_checkpoint
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.spec import Profile, denoiser
+from svd_export.verify import example_inputs
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
+
+GIB = 2**30
+EXPORT = """
+import resource, sys
+from svd_export.cli import app
+try:
+    app(sys.argv[1:], standalone_mode=False)
+finally:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.parametrize(("family", "frames"), [("svd", 14), ("svd-xt", 25)])
+def test_exports_in_half_precision(family: str, frames: int, tmp_path: Path) -> None:
+    """576x1024, fp16: under 8 GiB, every graph checked by onnx as it is written, nothing run."""
+    target = tmp_path / family
+    command = [sys.executable, "-c", EXPORT, "onnx", "--random-weights", family, "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak = int(re.findall(r"peak (\d+)", done.stdout)[0])
+    print(f"\n{family}: peak {peak / GIB:.2f} GiB\n{done.stderr}")
+    assert peak < 8 * GIB
+
+    bundle = Bundle(target)
+    manifest = bundle.manifest
+    assert (manifest.dtype, manifest.model.random_weights) == ("float16", True)
+    assert [(p.frames, p.height, p.width) for p in manifest.profiles] == [(frames, 576, 1024)]
+    for entry in manifest.networks:
+        graph = onnx.load(bundle.graph(entry.spec), load_external_data=False).graph
+        shapes = {i.name: tuple(d.dim_value for d in i.type.tensor_type.shape.dim) for i in graph.input}
+        assert shapes == {t.name: t.shape for t in entry.spec.inputs}
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    print(json.dumps(sizes, indent=1))
+    assert 2.5e9 < sizes["denoiser.bin"] < 3.2e9  # 1,525 M parameters less what the rewrites drop, 2 bytes
+
+
+def test_the_full_unet_equals_diffusers_in_float32(capsys: pytest.CaptureFixture[str]) -> None:
+    """14 frames of 64x128 through our denoiser, rewrites on, and through diffusers' own UNet: 1e-4 relative."""
+    checkpoint = random_checkpoint("svd")
+    spec = denoiser(Profile(14, 64, 128), checkpoint.model.architecture)
+    inputs = example_inputs(spec)
+    with torch.no_grad():
+        ours = Modules(checkpoint, torch.float32).network(spec)(**inputs)
+        unet = checkpoint.load("unet", torch.float32)
+        expected = reference(unet, inputs)
+    relative = float((ours - expected).abs().max() / expected.abs().max())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with capsys.disabled():
+        print(f"\nfull UNet, float32: relative difference {relative:.2e}, peak {peak / GIB:.2f} GiB")
+    assert relative <= 1e-4
+
+
+def reference(unet: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One guided step written out as diffusers' pipeline and EulerDiscreteScheduler have it."""
+    x, sigma, guidance = inputs["x"], inputs["sigma"], inputs["guidance"][:, :, None, None, None]
+    scaled = torch.cat([x] * 2) / (sigma**2 + 1) ** 0.5
+    first = torch.cat([torch.zeros_like(inputs["first_latent"]), inputs["first_latent"]])
+    first = first.unsqueeze(1).repeat(1, x.shape[1], 1, 1, 1)
+    embedding = torch.cat([torch.zeros_like(inputs["embedding"]), inputs["embedding"]])
+    v = unet(
+        torch.cat([scaled, first], dim=2),
+        0.25 * sigma.log(),
+        encoder_hidden_states=embedding,
+        added_time_ids=torch.cat([inputs["time_ids"]] * 2),
+        return_dict=False,
+    )[0]
+    unconditional, conditional = v.chunk(2)
+    v = unconditional + guidance * (conditional - unconditional)
+    return v * (-sigma / (sigma**2 + 1) ** 0.5) + x / (sigma**2 + 1)

@@ -1,0 +1,124 @@
+"""The rules that keep the layout: who may import whom, what costs nothing to import, what ships."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+ENGINE = ROOT / "engine" / "svd_engine"
+PACKAGES = {
+    "svd_engine": ENGINE,
+    "svd_export": ROOT / "export/svd_export",
+    "svd_bench": ROOT / "benchmarks/svd_bench",
+}
+NETWORK_LIBRARIES = {"torch", "diffusers", "transformers"}
+RUNTIMES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt"}
+FILES = {"pathlib", "os", "shutil", "json", "safetensors", "huggingface_hub"}
+BACKENDS = {"svd_engine.backends.eager", "svd_engine.backends.compiled", "svd_engine.backends.ort"}
+
+# module (or folder) -> what it must not import, anywhere in the file
+MUST_NOT_KNOW: dict[str, set[str]] = {
+    "errors.py": {"svd_engine", *NETWORK_LIBRARIES, *RUNTIMES},
+    "settings.py": {*NETWORK_LIBRARIES, *RUNTIMES},
+    "sampling.py": {"svd_engine.image", "svd_engine.networks", "PIL", "diffusers", *RUNTIMES, *FILES},
+    "image.py": {"svd_engine.networks", "svd_engine.backends", "diffusers", "transformers", *RUNTIMES},
+    "video.py": {"svd_engine.networks", "svd_engine.backends", "diffusers", "transformers", *RUNTIMES},
+    "pipeline.py": {*BACKENDS, "typer", "diffusers", "transformers", "PIL", *RUNTIMES, *FILES},
+    "networks/spec.py": {*NETWORK_LIBRARIES, *RUNTIMES, *FILES},
+    "networks/": {*RUNTIMES},
+    "networks/rewrites/": {"svd_engine.backends", "svd_engine.checkpoint", *RUNTIMES, *FILES},
+    "checkpoint.py": {*RUNTIMES},
+    "bundle.py": {"svd_engine.backends", "onnxruntime", "tensorrt", *NETWORK_LIBRARIES},
+    "backends/network.py": {*BACKENDS, *RUNTIMES},
+    "backends/fake.py": {*BACKENDS, *RUNTIMES, "diffusers"},
+    "backends/eager.py": {*BACKENDS, *RUNTIMES},
+    "backends/compiled.py": {*BACKENDS, *RUNTIMES},
+    "backends/ort.py": {*BACKENDS, "svd_engine.checkpoint", "tensorrt"},
+    "engine.py": {"typer", "rich", *RUNTIMES},
+    "cli.py": {*RUNTIMES, "numpy"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every absolute module name that the file imports at run time, at any depth."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def known(path: Path, names: set[str]) -> set[str]:
+    mine = {i for i in imports(path) for name in names if i == name or i.startswith(f"{name}.")}
+    return mine - {module_name(path)}
+
+
+def module_name(path: Path) -> str:
+    package = next(folder for folder in PACKAGES.values() if path.is_relative_to(folder))
+    return ".".join(path.relative_to(package.parent).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("place", MUST_NOT_KNOW)
+def test_must_not_know(place: str) -> None:
+    target = ENGINE / place
+    files = sorted(target.rglob("*.py")) if target.is_dir() else [target]
+    assert files
+    assert {
+        str(f.name): known(f, MUST_NOT_KNOW[place]) for f in files if known(f, MUST_NOT_KNOW[place])
+    } == {}
+
+
+def test_the_engine_stands_alone() -> None:
+    others = {"svd_export", "svd_bench"}
+    assert {f.name: known(f, others) for f in ENGINE.rglob("*.py") if known(f, others)} == {}
+
+
+def test_the_exporter_does_not_measure() -> None:
+    files = PACKAGES["svd_export"].rglob("*.py")
+    assert {f.name: known(f, {"svd_bench"}) for f in files if known(f, {"svd_bench"})} == {}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_files_are_short(package: str) -> None:
+    """Up to 300 lines: a longer file tells more than one story."""
+    lengths = {f.name: len(f.read_text().splitlines()) for f in PACKAGES[package].rglob("*.py")}
+    assert {name: count for name, count in lengths.items() if count > 300} == {}
+
+
+def test_the_wheel_holds_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    """Packages, py.typed, the photograph; no tests, no results, no bytecode."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert packages == set(PACKAGES)
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names
+    sources = {
+        str(f.relative_to(folder.parent)) for folder in PACKAGES.values() for f in folder.rglob("*.py")
+    }
+    assert sources <= names
+    assert "svd_engine/assets/rocket.jpg" in names
+    assert not {name for name in names if name.endswith(".pyc") or "test" in name or "results/" in name}
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    text = zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert all(command in text for command in ("svd-engine", "svd-export", "svd-bench"))
