@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -24,11 +24,12 @@ def call(main: Callable[[], None], *arguments: object) -> int:
     return 0
 
 
-def start(command: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """`command` in a process of its own, its streams piped as text."""
+def start(command: str, *arguments: object, **env: str) -> subprocess.Popen[str]:
+    """`command` in a process of its own, its streams piped as text; `env` is added to the environment."""
     script = f"from {MAINS[command]} import main; main()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+        env={**environment, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & leaves it ignored
     )  # fmt: skip

@@ -10,10 +10,10 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from svd_engine.errors import BackendUnavailable
 
 from svd_bench.harness import Lap, spread
 from svd_bench.results import Row, Setting
-from svd_engine.errors import BackendError
 
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine
@@ -25,7 +25,7 @@ Guidance = Literal["batched", "single"]
 class Attempt(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: str  # what `open_checkpoint` takes; "random:svd" and "random:svd-xt" are random weights
+    checkpoint: str  # what `subjects.checkpoint_of` takes
     backend: Literal["eager", "compiled"]
     device: str
     cap: int | None  # bytes that torch may reserve there; None: all there are
@@ -40,39 +40,38 @@ class Attempt(BaseModel):
 
 
 class Answer(BaseModel):
-    """Rows when it fits; where the memory ran out when it does not; why, when something else went wrong."""
+    """A row when it fits; where the memory ran out when it does not; why, when something else went wrong."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rows: tuple[Row, ...] = ()
+    row: Row | None = None
     stopped_in: Literal["", "denoiser", "vae_decoder"] = ""  # denoiser: in it, or in what comes before
     failed: str = ""
 
     @property
     def fits(self) -> bool:
-        return bool(self.rows)
+        return self.row is not None
 
 
 def open_engine(attempt: Attempt) -> VideoEngine:
     """The engine of exactly this profile; `VideoEngine.from_checkpoint` always batches guidance."""
     import torch
-
     from svd_engine.arguments import torch_dtype
     from svd_engine.backends.choose import Choice, resolve
     from svd_engine.backends.compiled import CompiledBackend
     from svd_engine.backends.eager import EagerBackend
     from svd_engine.backends.network import Backend
-    from svd_engine.checkpoint import open_checkpoint, random_checkpoint
     from svd_engine.engine import VideoEngine
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.spec import Profile
+
+    from svd_bench.subjects import checkpoint_of
 
     device = resolve(attempt.device)
     if attempt.cap is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(attempt.cap / total, device)
-    kind, _, family = attempt.checkpoint.partition(":")
-    checkpoint: Any = random_checkpoint(family) if kind == "random" else open_checkpoint(attempt.checkpoint)  # type: ignore[arg-type]
+    checkpoint = checkpoint_of(attempt.checkpoint)
     modules = Modules(checkpoint, torch_dtype("auto", device), device)
     backend: Backend = EagerBackend(modules) if attempt.backend == "eager" else CompiledBackend(modules)
     profile = Profile(
@@ -116,48 +115,42 @@ def attempt_videos(attempt: Attempt, engine: VideoEngine) -> Answer:
         if not _out_of_memory(error):
             raise
         return Answer(stopped_in="vae_decoder" if done == attempt.steps else "denoiser")
-    return Answer(rows=_rows(attempt, reports))
+    return Answer(row=_row(attempt, reports))
 
 
-def _rows(attempt: Attempt, reports: list[RunReport]) -> tuple[Row, ...]:
+def _row(attempt: Attempt, reports: list[RunReport]) -> Row:
     first, *timed = reports
     ran = {placement.backend for placement in first.stages.values()}
     if ran != {attempt.backend}:
-        raise BackendError(
+        raise BackendUnavailable(
             f"attempt with backend {attempt.backend}",
             expected=f"every stage on {attempt.backend}",
             got=", ".join(sorted(ran)),
-            remedy="Report this; a fallback must never be measured.",
+            remedy="A backend that fell back is not timed: `svd-engine info` says what works here.",
         )
     where = first.stages["denoiser"]
-    setting = Setting(
-        model=first.model,
-        random_weights=first.random_weights,
-        frames=attempt.frames,
-        height=attempt.height,
-        width=attempt.width,
-        guidance=attempt.guidance,
-        decode_chunk=attempt.decode_chunk,
-        steps=attempt.steps,
-    )
-
-    def row(stage: str, values: list[float], **more: Any) -> Row:
-        return Row(
-            subject="svd-engine", backend=where.backend, device=where.device, dtype=where.dtype, stage=stage,
-            setting=setting, rewrites=tuple(sorted(first.rewrites)), latency_ms=spread([Lap(ms) for ms in values]),
-            note=attempt.note, **more,
-        )  # fmt: skip
-
-    return (
-        row(
-            "whole_video",
-            [r.total_ms for r in timed],
-            first_call_ms=first.total_ms,
-            peak_torch_bytes=timed[-1].peak_device_bytes,
-            peak_host_bytes=timed[-1].peak_host_bytes,
+    return Row(
+        subject="svd-engine",
+        backend=where.backend,
+        device=where.device,
+        dtype=where.dtype,
+        stage="whole_video",
+        setting=Setting(
+            model=first.model,
+            random_weights=first.random_weights,
+            frames=attempt.frames,
+            height=attempt.height,
+            width=attempt.width,
+            guidance=attempt.guidance,
+            decode_chunk=attempt.decode_chunk,
+            steps=attempt.steps,
         ),
-        row("denoiser_step", [ms for r in timed for ms in r.step_ms]),
-        row("vae_decoder", [r.stage_ms["vae_decoder"] for r in timed]),
+        rewrites=tuple(sorted({key.partition("/")[2] for key, places in first.rewrites.items() if places})),
+        latency_ms=spread([Lap(report.total_ms) for report in timed]),
+        first_call_ms=first.total_ms,
+        peak_torch_bytes=timed[-1].peak_device_bytes,
+        peak_host_bytes=timed[-1].peak_host_bytes,
+        note=attempt.note,
     )
 
 

@@ -10,13 +10,14 @@ from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
 
 # On max abs over the largest absolute value of the reference, as `svd-export verify` has them.
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+VIDEO_TOLERANCES = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}  # differences add up over the steps
 
 
-def tolerance(dtype: str, device: torch.device) -> float:
+def tolerance(stage: str, dtype: str, device: torch.device) -> float:
     """cuDNN convolves float32 in TF32, of float16's precision, unless it is told not to."""
     if dtype == "float32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        return TOLERANCES["float16"]
-    return TOLERANCES[dtype]
+        dtype = "float16"
+    return (VIDEO_TOLERANCES if stage == "whole_video" else TOLERANCES)[dtype]
 
 
 def check_output(what: str, got: Tensor, reference: Tensor, allowed: float) -> float:

@@ -11,15 +11,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from svd_bench.capped import Attempt, Guidance, Answer
-from svd_bench.cards import TIERS, Tier
-from svd_bench.results import Environment, Results
-from svd_bench.table import GIB, Table, gibibytes, milliseconds
 from svd_engine.errors import BackendUnavailable, SettingsError
 
+from svd_bench.capped import Answer, Attempt, Guidance
+from svd_bench.cards import TIERS, Tier
+from svd_bench.table import GIB, Table, gibibytes, milliseconds
+
+if TYPE_CHECKING:
+    from svd_engine.model import Model
+
+    from svd_bench.recorder import Recorder
+
 CONTEXT = GIB // 2  # bytes that a CUDA context and its libraries hold outside torch, on a real card too
+TORCH = ("eager", "compiled")
 CHUNKS = (8, 4, 2, 1)  # decode chunks tried after all frames at once
 
 Runner = Callable[[Attempt], Answer]
@@ -48,18 +54,16 @@ class Tried:
 def device_memory(device: str) -> int:
     """Bytes of the GPU.  Raises BackendUnavailable where there is none, SettingsError for a wrong name."""
     import torch
-
     from svd_engine.backends.choose import resolve
 
-    where = resolve(device)
-    if where.type != "cuda":
+    if not torch.cuda.is_available() or resolve(device).type != "cuda":
         raise BackendUnavailable(
-            "emulated memory tiers",
+            f"emulated memory tiers on device {device}",
             expected="a CUDA GPU: the cap is one of torch's CUDA allocator",
-            got=f"device {where}, with {torch.cuda.device_count()} GPUs visible to torch {torch.__version__}",
+            got=f"{torch.cuda.device_count()} GPUs visible to torch {torch.__version__}",
             remedy="Run this on a GPU machine; without --run the tiers and predictions need none.",
         )
-    return int(torch.cuda.get_device_properties(where).total_memory)
+    return int(torch.cuda.get_device_properties(resolve(device)).total_memory)
 
 
 def smaller_tiers(memory: int, names: Sequence[str] = ()) -> list[Tier]:
@@ -77,6 +81,28 @@ def smaller_tiers(memory: int, names: Sequence[str] = ()) -> list[Tier]:
     return chosen
 
 
+def torch_backends(names: Sequence[str]) -> Sequence[str]:
+    """Those named, or all whose memory torch's allocator holds.  Raises SettingsError for another."""
+    for name in names:
+        if name not in TORCH:
+            raise SettingsError(
+                "--backends",
+                expected=f"of {', '.join(TORCH)}, whose memory torch's allocator holds",
+                got=repr(name),
+                remedy="A cap does not bind other backends; measure them on a card of that size.",
+            )
+    return names or TORCH
+
+
+def attempt(checkpoint: str, device: str, model: Model, steps: int, repeat: int) -> Attempt:
+    """At the model's own size; tier, backend, frames, guidance and chunk are for `walk` to set."""
+    return Attempt(
+        checkpoint=checkpoint, backend="eager", device=device, cap=None, note="",
+        frames=model.frames, height=model.height, width=model.width,
+        guidance="batched", decode_chunk=model.frames, steps=steps, repeat=repeat,
+    )  # fmt: skip
+
+
 def walk(
     base: Attempt, tiers: Sequence[Tier], backends: Sequence[str], frames: Sequence[int], run: Runner
 ) -> Iterator[Tried]:
@@ -88,9 +114,9 @@ def walk(
                 for guidance in get_args(Guidance):
                     fixed = cap | {"backend": backend, "frames": count, "guidance": guidance}
                     for chunk in (count, *(c for c in CHUNKS if c < count)):
-                        attempt = base.model_copy(update=fixed | {"decode_chunk": chunk})
-                        answer = run(attempt)
-                        yield Tried(tier, attempt, answer)
+                        one = base.model_copy(update=fixed | {"decode_chunk": chunk})
+                        answer = run(one)
+                        yield Tried(tier, one, answer)
                         if answer.fits or answer.failed or answer.stopped_in == "denoiser":
                             break
 
@@ -105,21 +131,18 @@ def in_subprocess(attempt: Attempt) -> Answer:
     return Answer.model_validate_json(lines[-1])
 
 
-def document(tried: Sequence[Tried], environment: Environment) -> Results:
-    """Rows of what fits; what does not is a warning, because nothing was measured there."""
-    rows = [row for one in tried for row in one.answer.rows]
-    return Results(
-        kind="tiers",
-        environment=environment,
-        rows=tuple(rows),
-        warnings=tuple(f"emulated cap {one}" for one in tried if not one.answer.fits),
-    )
+def record(recorder: Recorder, tried: Tried) -> None:
+    """A row when it fits; else a warning, because nothing was measured."""
+    if tried.answer.row is not None:
+        recorder.put(str(tried), tried.answer.row)
+    else:
+        recorder.warn(f"emulated cap {tried}")
 
 
 def table(tried: Sequence[Tried], device: str) -> Table:
     rows = []
     for one in tried:
-        a, video = one.attempt, next(iter(one.answer.rows), None)
+        a, video = one.attempt, one.answer.row
         rows.append(
             [
                 f"{one.tier.name} GB", a.backend, a.guidance, one.verdict, str(a.frames), str(a.decode_chunk),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from svd_bench.harness import Timer
@@ -57,7 +57,8 @@ def stage_flop(stage: str, setting: Setting, architecture: Architecture, configs
     if stage == "whole_video":
         by_frames = {spec.inputs[0].shape[0]: network_flop(spec, configs) for spec in decoders}
         once = network_flop(image, configs) + network_flop(encoder, configs)
-        steps = setting.steps * network_flop(denoiser, configs)
+        calls = setting.steps * (2 if setting.guidance == "single" else 1)
+        steps = calls * network_flop(denoiser, configs)
         return once + steps + setting.batch * sum(by_frames[frames] for frames in profile.chunks)
     by_stage = {
         "image_encoder": image,
@@ -127,5 +128,3 @@ def _seconds(call: Callable[[], Tensor], device: torch.device, timer: Timer) -> 
 def _dtype(name: str) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-

@@ -65,7 +65,9 @@ class PeerBackend:
 
     def open(self, spec: NetworkSpec) -> Network:
         dtype = torch.float32 if spec.network == "vae_encoder" else self.dtype  # as the pipeline upcasts it
-        module = wrapped(spec, lambda component: self.checkpoint.load(component, dtype)).to(self.device).eval()
+        module = (
+            wrapped(spec, lambda component: self.checkpoint.load(component, dtype)).to(self.device).eval()
+        )
         if self.compiled:
             module.compile(fullgraph=True, dynamic=False)
         name = str(dtype).removeprefix("torch.")

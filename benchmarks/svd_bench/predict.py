@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from svd_engine.errors import SettingsError
+
 from svd_bench.cards import CARDS, Card, card_named
 from svd_bench.results import Results, Row
 from svd_bench.work import FRAMES, PUBLISHED, STAGES, Published, Stage, Work, video
-from svd_engine.errors import SettingsError
 
 NEEDED: dict[str, Stage] = {  # rows of a Results document
     "denoiser_step": "denoiser",
@@ -153,10 +154,17 @@ def _usable(row: Row) -> bool:
     )
 
 
+def calls(row: Row, steps: int) -> float:
+    """Of its network in one video: a row of the decoder is one chunk, a shorter last chunk its share."""
+    setting = row.setting
+    if row.stage == "vae_decoder":
+        return setting.frames / min(setting.decode_chunk, setting.frames)
+    return steps if row.stage == "denoiser_step" else 1
+
+
 def _seconds(rows: list[Row]) -> dict[Stage, float]:
     """Of a video of 25 steps."""
     times: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
     for row in rows:
-        calls = 25 if row.stage == "denoiser_step" else 1
-        times[NEEDED[row.stage]] += row.latency_ms.median / 1e3 * calls
+        times[NEEDED[row.stage]] += row.latency_ms.median / 1e3 * calls(row, 25)
     return times

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from svd_engine.errors import SettingsError
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 Kind = Literal["run", "ladder", "tiers", "quality", "gpu-check"]
 
 

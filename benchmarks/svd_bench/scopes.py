@@ -46,7 +46,7 @@ def scopes(document: Results) -> list[Scope]:
 def _key(document: Results, row: Row) -> tuple[Kind, Setting]:
     if row.note.startswith(CAP):
         return "tiers", row.setting.model_copy(update={"decode_chunk": 0, "guidance": "batched"})
-    return ("ladder" if document.kind == "ladder" else "run"), row.setting
+    return ("ladder" if document.kind == "ladder" or row.note else "run"), row.setting  # a rung has a note
 
 
 def hardware(environment: Environment) -> dict[str, str]:

@@ -33,7 +33,8 @@ class Table:
 
     def markdown(self) -> str:
         marks = ["---" if i < self.left else "---:" for i in range(len(self.header))]
-        lines = [self.header, marks, *([_cell(c) for c in row] for row in self.rows)]
+        head, *rows = ([_cell(c) for c in line] for line in (self.header, *self.rows))
+        lines = [head, marks, *rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"**{self.title}**\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
 
@@ -56,6 +57,11 @@ def milliseconds(value: float | None) -> str:
     if value >= 1000:
         return f"{value / 1000:.2f} s" if value < 100_000 else f"{value / 1000:.0f} s"
     return f"{value:.3g} ms"
+
+
+def figure(value: float) -> str:
+    """Three significant figures, never with an exponent."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def gibibytes(value: int | None) -> str:

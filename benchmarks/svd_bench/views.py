@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from svd_bench.results import Row
 from svd_bench.scopes import CAP, Scope
-from svd_bench.table import Table, gibibytes, milliseconds, percent, times
+from svd_bench.table import Table, figure, gibibytes, milliseconds, percent, times
 
 STAGES = (
     "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
 )  # fmt: skip
 OURS = "svd-engine"
+RATIO = "of diffusers' time"
 VRAM = ["peak VRAM (driver)", "peak VRAM (torch)"]
 
 
@@ -21,7 +22,7 @@ def videos(scope: Scope) -> list[Table]:
     cells = [
         [
             label(row), row.dtype, median(row), interval(row), milliseconds(row.first_call_ms),
-            f"{3.6e6 / row.latency_ms.median * row.setting.batch:.3g}", *vram(row),
+            figure(3.6e6 / row.latency_ms.median * row.setting.batch), *vram(row),
             gibibytes(row.peak_host_bytes), "-" if row.energy_j is None else f"{row.energy_j:.0f} J",
         ]
         for row in rows
@@ -62,45 +63,29 @@ def stages(scope: Scope) -> list[Table]:
     cells = [
         [
             row.stage, label(row), row.dtype, median(row), interval(row), milliseconds(row.first_call_ms),
-            "-" if row.of_diffusers is None else times(1 / row.of_diffusers), *vram(row), difference(row),
+            of_diffusers(row), *vram(row), difference(row),
         ]
         for row in sorted(rows, key=order)
     ]  # fmt: skip
-    header = [
-        "stage",
-        "of",
-        "dtype",
-        "median",
-        "p10 to p90",
-        "first call",
-        "to diffusers",
-        *VRAM,
-        "max difference",
-    ]
-    return _table("Stages", header, cells, left=3)
+    header = ["stage", "of", "dtype", "median", "p10 to p90", "first call", RATIO, *VRAM, "max difference"]
+    note = (
+        "A denoiser step is one call of the network, a VAE decode one chunk of frames, the sampler all steps."
+    )
+    return _table("Stages", header, cells, left=3, note=note)
 
 
 def ladder(scope: Scope) -> list[Table]:
-    """One table a stage: each rung against the one before and against the first."""
+    """One table a stage, from the bottom up."""
     tables = []
     for stage, rows in by_stage(scope.rows if scope.kind == "ladder" else ()).items():
-        cells = []
-        for row, before in zip(rows, [rows[0], *rows], strict=False):
-            ms = row.latency_ms.median
-            against = [times(other.latency_ms.median / ms) for other in (before, rows[0])]
-            cells.append(
-                [rung(row), row.dtype, median(row), interval(row), *against, *vram(row), difference(row)]
-            )
-        header = [
-            "rung",
-            "dtype",
-            "median",
-            "p10 to p90",
-            "to the last",
-            "to the first",
-            *VRAM,
-            "max difference",
-        ]
+        cells = [
+            [
+                rung(row), row.dtype, median(row), interval(row), of_diffusers(row),
+                percent(row.share_of_ceiling), *vram(row), difference(row),
+            ]
+            for row in rows
+        ]  # fmt: skip
+        header = ["rung", "dtype", "median", "p10 to p90", RATIO, "of the ceiling", *VRAM, "max difference"]
         tables += _table(f"Ladder of optimisations: {stage}", header, cells, left=2)
     return tables
 
@@ -110,8 +95,8 @@ def limit(scope: Scope) -> list[Table]:
     cells = [
         [
             row.stage, label(row), row.dtype, percent(row.share_of_ceiling), median(row),
-            "-" if row.flop is None else f"{row.flop / 1e12:.3g}",
-            "-" if row.flop is None else f"{row.flop / row.latency_ms.median / 1e9:.3g}",
+            "-" if row.flop is None else figure(row.flop / 1e12),
+            "-" if row.flop is None else figure(row.flop / row.latency_ms.median / 1e9),
         ]
         for row in limited(scope)
     ]  # fmt: skip
@@ -150,7 +135,7 @@ def label(row: Row) -> str:
 
 
 def rung(row: Row) -> str:
-    return row.note or f"{label(row)}, {len(row.rewrites)} rewrites"
+    return f"{label(row)}, {row.note or 'as published'}"
 
 
 def median(row: Row) -> str:
@@ -160,6 +145,10 @@ def median(row: Row) -> str:
 def interval(row: Row) -> str:
     spread = row.latency_ms
     return "one run" if spread.runs == 1 else f"{milliseconds(spread.p10)} to {milliseconds(spread.p90)}"
+
+
+def of_diffusers(row: Row) -> str:
+    return "-" if row.of_diffusers is None else times(row.of_diffusers)
 
 
 def vram(row: Row) -> list[str]:

@@ -92,8 +92,8 @@ def machine_facts() -> dict[str, str]:
 
 
 def _no_compiler() -> str:
-    compiler = os.environ.get("CXX", "g++")  # torch.compile's own choice
-    return "" if shutil.which(compiler) else f"no C++ compiler {compiler}: run apt-get install g++, or set CXX"
+    name = os.environ.get("CXX", "g++")  # torch.compile's own choice
+    return "" if shutil.which(name) else f"no C++ compiler {name}: run apt-get install g++, or set CXX"
 
 
 def _no_gpu() -> str:

@@ -89,7 +89,7 @@ class Manifest(_Strict):
 
     @property
     def random_family(self) -> Family | None:
-        """Whose architecture it has, when made by `checkpoint.random_checkpoint`, which names the source so."""
+        """Whose architecture it has, when made by `checkpoint.random_checkpoint`: the source says so."""
         names: dict[str, Family] = {f"random:{family}": family for family in get_args(Family)}
         return names.get(self.source.checkpoint)
 

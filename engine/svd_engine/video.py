@@ -131,7 +131,7 @@ def write_video(frames: np.ndarray, path: str | Path, fps: int) -> Path:
             "fps",
             expected=f"a whole number from 1{f' to {MAX_GIF_FPS} for a GIF' if suffix == '.gif' else ''}",
             got=f"{fps!r}",
-            remedy="SVD was trained on 5 to 30 frames a second; 7 is usual.",
+            remedy="Give one such as 7.",
         )
     try:
         with tempfile.TemporaryDirectory(prefix=".svd-engine-", dir=target.parent) as scratch:
@@ -171,7 +171,7 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
 
 
 def _write_webm(frames: np.ndarray, path: Path, fps: int) -> None:
-    settings = {"crf": "20", "b": "0", "cpu-used": "2", "row-mt": "1", "tile-columns": "2"}
+    settings = {"crf": "20", "b": "0", "cpu-used": "2"}
     _encode(frames, path, fps, settings=settings, container={"fflags": "+bitexact"})  # no random track number
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from svd_engine import console
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def onnx(
 
     from svd_engine.arguments import DTYPES
     from svd_engine.checkpoint import open_checkpoint, random_checkpoint
-
     from svd_export.placing import check_free
     from svd_export.to_onnx import export_bundle
 
@@ -110,7 +110,6 @@ def verify(
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle import Bundle
     from svd_engine.checkpoint import open_checkpoint, random_checkpoint
-
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)

@@ -18,6 +18,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
+from torch import nn
+
 from svd_engine import report
 from svd_engine.bundle import sha256_of
 from svd_engine.checkpoint import Checkpoint
@@ -35,8 +37,6 @@ from svd_engine.manifest import (
 )
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import NETWORKS, NetworkSpec, Profile, specs_of
-from torch import nn
-
 from svd_export import forms
 from svd_export.placing import placed
 from svd_export.weights import WeightsFile

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from svd_engine import console
 from svd_engine.backends.ort import OrtBackend
 from svd_engine.bundle import Bundle
@@ -14,8 +16,6 @@ from svd_engine.manifest import MANIFEST, NetworkEntry, ParityEntry
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import REWRITES
 from svd_engine.networks.spec import NetworkSpec
-from torch import Tensor
-
 from svd_export.to_onnx import as_json
 
 # On max abs over the largest absolute value of the reference.  Half precision: rounding of every layer,

@@ -10,13 +10,13 @@ from typing import Any
 
 import jsonschema
 import pytest
+
 from svd_engine.bundle import Bundle
-from svd_engine.errors import BundleError, ProfileError
+from svd_engine.errors import BundleError
 from svd_engine.manifest import MANIFEST, SCHEMA
 from svd_engine.networks.spec import NetworkSpec, specs_of
-
 from tests import damage
-from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+from tests.conftest import FRAMES
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -78,6 +78,11 @@ def test_another_format(bundle: Path, document: object) -> None:
     assert "or use the one that made it" in message
 
 
+PARITY: dict[str, Any] = {
+    "network": "n",
+    "backend": "b",
+    **dict.fromkeys(("max_abs", "relative", "cosine", "tolerance"), 0.0),
+}
 CHANGES: dict[str, tuple[str, Change]] = {
     "unknown field": ("colour", lambda m: m.update(colour="blue")),
     "unknown field of a profile": ("profiles.0.colour", lambda m: m["profiles"][0].update(colour="blue")),
@@ -94,7 +99,6 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "no pixels": ("a number below 1", lambda m: m["model"]["architecture"].update(vae_scale=0)),
     "no tolerance": ("parity.0.tolerance", lambda m: m.update(parity=[PARITY])),
 }
-PARITY = dict.fromkeys(("max_abs", "relative", "cosine", "tolerance"), 0.0) | {"network": "n", "backend": "b"}
 
 
 @pytest.mark.parametrize(("field", "change"), CHANGES.values(), ids=CHANGES)
@@ -139,7 +143,9 @@ def test_a_link(bundle: Path) -> None:
     assert "links resolved" in message
 
 
-@pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname", "sub/weights.bin", "..", ".", "", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../outside.bin", "/etc/hostname", "sub/weights.bin", "..", ".", "", "a\0b"]
+)
 def test_a_name_that_leaves_the_bundle(bundle: Path, name: str) -> None:
     """The file exists where the name says, with the right size and hash."""
     (bundle / "sub").mkdir()
@@ -164,7 +170,9 @@ def test_a_flipped_byte_is_found_before_the_network_loads(bundle: Path, name: st
 
 
 def test_a_network_that_is_not_there(bundle: Path) -> None:
-    damage.edit(bundle, lambda m: m.update(networks=[n for n in m["networks"] if "denoiser" not in n["graph"]]))
+    damage.edit(
+        bundle, lambda m: m.update(networks=[n for n in m["networks"] if "denoiser" not in n["graph"]])
+    )
     message = refusal(bundle)
     assert f"network denoiser-b1-f{FRAMES}" in message
     assert "got only image_encoder-b1, " in message
@@ -185,60 +193,6 @@ def test_another_tensor_table(bundle: Path) -> None:
     assert "expected pixels float32 [1, 3, 32, 32] -> embedding float32 [1, 1, 32]" in message
     assert "got picture float32" in message
     assert "Export the bundle again with this version" in message
-
-
-def asked(**other: Any) -> dict[str, Any]:
-    call = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH, "decode_chunk": None, "guided": True}
-    return {**call, **other}
-
-
-def test_the_profile_that_serves_a_call(tiny_bundle: Path) -> None:
-    bundle = Bundle(tiny_bundle)
-    assert bundle.profile_for(**asked()).guidance == "batched"
-    assert bundle.profile_for(**asked(guided=False)).guidance == "single"
-    assert bundle.profile_for(**asked(decode_chunk=CHUNK)).decode_chunk == CHUNK
-
-
-def test_a_batched_profile_serves_a_call_without_guidance_when_there_is_no_single_one(bundle: Path) -> None:
-    damage.edit(bundle, lambda manifest: manifest["profiles"].pop())
-    assert Bundle(bundle).profile_for(**asked(guided=False)).guidance == "batched"
-
-
-@pytest.mark.parametrize(
-    ("call", "flags"),
-    [
-        ({"frames": 14}, f"--frames 14 --height {HEIGHT} --width {WIDTH} --dtype fp32"),
-        ({"height": 64}, f"--frames {FRAMES} --height 64 --width {WIDTH} --dtype fp32"),
-        ({"decode_chunk": 1}, f"--height {HEIGHT} --width {WIDTH} --decode-chunk 1 --dtype fp32"),
-    ],
-)
-def test_a_call_that_no_profile_serves(tiny_bundle: Path, call: dict[str, Any], flags: str) -> None:
-    bundle = Bundle(tiny_bundle)
-    with pytest.raises(ProfileError) as caught:
-        bundle.profile_for(**asked(**call))
-    message = str(caught.value)
-    assert caught.value.exit_code == 2
-    assert f"{FRAMES} frames, {HEIGHT}x{WIDTH}, batch 1, single guidance" in message
-    assert f"svd-export onnx {bundle.manifest.source.checkpoint} -o NEW_BUNDLE" in message
-    assert flags in message
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "argument", "family"),
-    [
-        ("random:svd-xt", "--random-weights svd-xt", "svd-xt"),
-        ("my models/svd", "'my models/svd'", None),
-        ("demo", "demo", None),
-    ],
-)
-def test_how_the_checkpoint_is_found_again(
-    tiny_bundle: Path, checkpoint: str, argument: str, family: str | None
-) -> None:
-    manifest = Bundle(tiny_bundle).manifest
-    source = manifest.source.model_copy(update={"checkpoint": checkpoint})
-    renamed = manifest.model_copy(update={"source": source})
-    assert renamed.export_source == argument
-    assert renamed.random_family == family
 
 
 def test_a_spec_of_another_shape(tiny_bundle: Path) -> None:

@@ -13,11 +13,11 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+
 from svd_engine.backends.ort import OrtBackend
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, BundleError
 from svd_engine.networks.spec import NetworkSpec, specs_of
-
 from tests import damage
 
 SECRET = "../secret.bin"
@@ -115,7 +115,9 @@ def test_weights_elsewhere_are_refused(bundle: Path, change: Callable[[onnx.Mode
     rewrite(bundle, change)
     opened = Bundle(bundle)
     opened.check_hashes()  # nothing else is wrong with it
-    with pytest.raises(BundleError, match=r"expected weights in image_encoder\.bin, got a path to .*Do not run"):
+    with pytest.raises(
+        BundleError, match=r"expected weights in image_encoder\.bin, got a path to .*Do not run"
+    ):
         OrtBackend(opened, torch.device("cpu")).open(encoder(bundle))
 
 
@@ -129,7 +131,7 @@ def test_a_graph_that_is_no_onnx_model(bundle: Path, content: bytes) -> None:
     name = damage.network(bundle, "image_encoder")["graph"]
     (bundle / name).write_bytes(content)
     damage.trust(bundle, name)
-    with pytest.raises(BundleError, match="expected an ONNX model, got .*Export the bundle again"):
+    with pytest.raises(BundleError, match=r"expected an ONNX model, got .*Export the bundle again"):
         Bundle(bundle).graph(encoder(bundle))
 
 

@@ -9,7 +9,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,11 +193,9 @@ def test_a_picture_too_large_is_refused_by_its_header(
     tmp_path: Path, width: int, height: int, got: str
 ) -> None:
     (tmp_path / "bomb.png").write_bytes(png_header(width, height))
-    start = time.perf_counter()
     with pytest.raises(ImageError) as caught:
         load_image(tmp_path / "bomb.png")
     complete(caught.value, "bomb.png", f"{MAX_PIXELS:,}", got)
-    assert time.perf_counter() - start < 1.0
 
 
 def test_32_bit_values_of_unknown_range_are_refused(tmp_path: Path) -> None:

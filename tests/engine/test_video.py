@@ -100,8 +100,8 @@ def test_frames_that_are_not_a_video_in_0_to_1_are_refused(frames: torch.Tensor,
 def read_video(path: Path) -> tuple[np.ndarray, av.VideoFrame, av.VideoStream]:
     with av.open(str(path)) as file:
         frames = list(file.decode(video=0))
-        # said here, because PyAV 14 does not heed the file's own mark
-        rgb = [frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray() for frame in frames]
+        full = "JPEG"  # range of the RGB, which PyAV 14 has to be told
+        rgb = [frame.reformat(format="rgb24", dst_color_range=full).to_ndarray() for frame in frames]
         return np.stack(rgb), frames[-1], file.streams.video[0]
 
 

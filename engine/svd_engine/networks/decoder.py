@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLTemporalDecoder
 
 
 class VaeDecoder(nn.Module):
@@ -13,7 +18,7 @@ class VaeDecoder(nn.Module):
     AutoencoderKLTemporalDecoder; its image indicator is zero, because every frame belongs to a video.
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
         super().__init__()
         self.decoder = vae.decoder
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLTemporalDecoder
+    from transformers import CLIPVisionModelWithProjection
 
 
 class ImageEncoder(nn.Module):
-    """CLIP vision tower with projection: normalised pixels [B,3,S,S] -> embedding [B,1,D], float32.
+    """CLIP vision tower with projection: normalised pixels [B,3,S,S] -> embedding [B,1,D], float32."""
 
-    `clip` is transformers' CLIPVisionModelWithProjection.
-    """
-
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: CLIPVisionModelWithProjection) -> None:
         super().__init__()
         self.clip = clip
 
@@ -28,7 +31,7 @@ class VaeEncoder(nn.Module):
     SVD's encoder overflows in float16 (`force_upcast` in the checkpoint's config).
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
         super().__init__()
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv

@@ -97,7 +97,7 @@ def denoiser(profile: Profile, arch: Architecture) -> NetworkSpec:
     """D(x; sigma) of Karras et al. 2022, eq. 7: preconditioning, and in `batched` mode guidance, inside."""
     b, f, c = profile.batch, profile.frames, arch.latent_channels
     video = (b, f, c, *_latent(profile, arch))
-    inputs = (
+    inputs: tuple[TensorSpec, ...] = (
         TensorSpec("x", video),
         TensorSpec("sigma", ()),
         TensorSpec("first_latent", (b, c, *_latent(profile, arch))),

@@ -52,7 +52,7 @@ class PhaseUpsample(nn.Module):
         conv = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
         sums = torch.tensor(SUMS, dtype=torch.float64, device=conv.weight.device)
         phases = torch.einsum("pay,qbx,oiyx->pqoiab", sums, sums, conv.weight.double())
-        self.phases = frozen(phases.flatten(0, 1).to(conv.weight.dtype))  # [4, out, in, 2, 2]
+        self.weight = frozen(phases.flatten(0, 2).to(conv.weight.dtype))  # [4 * out, in, 2, 2]
         self.bias = None if conv.bias is None else frozen(conv.bias)
 
     def forward(self, hidden_states: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
@@ -66,7 +66,7 @@ class PhaseUpsample(nn.Module):
                 remedy="Use a height and width that are multiples of 64 pixels, or switch phase-upsample off.",
             )
         quarters = []
-        for phase, weight in enumerate(self.phases):
+        for phase, weight in enumerate(self.weight.chunk(4)):
             below, right = divmod(phase, 2)  # which side of its pixel a phase reads
             padded = F.pad(x, (1 - right, right, 1 - below, below))
             quarters.append(F.conv2d(padded, weight, self.bias))

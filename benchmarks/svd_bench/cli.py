@@ -1,0 +1,212 @@
+"""Command `svd-bench`: arguments in, progress and exit codes out.  Measures nothing itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from svd_bench import report_cli
+from svd_engine import console
+
+if TYPE_CHECKING:
+    from svd_bench.results import Results
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+class DType(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Family(StrEnum):
+    svd = "svd"
+    svd_xt = "svd-xt"
+
+
+class Rungs(StrEnum):
+    all = "all"
+    ends = "ends"
+
+
+Checkpoint = Annotated[
+    str | None, typer.Option(help="svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id.")
+]
+RandomWeights = Annotated[
+    Family | None, typer.Option(help="Real architecture, seeded random weights: real work, no meaning.")
+]
+Frames = Annotated[int | None, typer.Option(help="Default: the bundle's or checkpoint's own.")]
+Pixels = Annotated[int | None, typer.Option(help="Pixels; default as --frames.")]
+Chunk = Annotated[int | None, typer.Option(help="Frames that the decoder takes at once; default all.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Type = Annotated[DType, typer.Option(help="auto: fp16 on a GPU, else fp32. A bundle has its own.")]
+Repeat = Annotated[int, typer.Option(min=1, help="Timed calls of every subject.")]
+Memory = Annotated[bool, typer.Option(help="Peak memory of every subject, each in a process of its own.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the JSON document, written after every row.")]
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=console.version_option, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Measures SVD on this machine: every stage and the whole video, against peers and against the limit."""
+
+
+@app.command()
+def run(
+    bundle: Annotated[Path | None, typer.Option(help="Exported; its checkpoint must be there.")] = None,
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = None,
+    backends: Annotated[
+        str | None,
+        typer.Option(help="Of eager, compiled, onnxruntime; default two of them."),
+    ] = None,
+    peers: Annotated[str, typer.Option(help="Of diffusers, diffusers-compile; or none.")] = "diffusers",
+    stages: Annotated[str, typer.Option(help="Of a video; default all, in order.")] = "",
+    frames: Frames = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    decode_chunk: Chunk = None,
+    dtype: Type = DType.auto,
+    device: Device = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the whole video.")] = 25,
+    repeat: Repeat = 5,
+    memory: Memory = True,
+    out: Out = None,
+) -> None:
+    """Times every stage and the whole video, ours and peers', in turns on the same inputs."""
+    if [bundle, checkpoint, random_weights].count(None) != 2:
+        raise typer.BadParameter("pass one of --bundle, --checkpoint and --random-weights")
+    if bundle is not None and dtype is not DType.auto:
+        raise typer.BadParameter("--dtype belongs to a checkpoint; a bundle has its own")
+
+    from svd_bench.running import Asked, measure_run
+    from svd_bench.scopes import scopes
+    from svd_bench.views import VIEWS
+
+    asked = Asked(
+        bundle=bundle,
+        checkpoint=f"random:{random_weights.value}" if random_weights else checkpoint,
+        backends=None if backends is None else names(backends),
+        peers=[] if peers == "none" else names(peers),
+        stages=names(stages),
+        frames=frames,
+        height=height,
+        width=width,
+        decode_chunk=decode_chunk,
+        dtype=dtype.value,
+        device=device,
+        steps=steps,
+        repeat=repeat,
+        memory=memory,
+        out=out,
+        command=command(),
+    )
+    results = measure_run(asked, progress())
+    tables = [table.text() for scope in scopes(results) for view in VIEWS.values() for table in view(scope)]
+    show(results, tables)
+
+
+@app.command()
+def ladder(
+    checkpoint: Checkpoint = None,
+    random_weights: RandomWeights = None,
+    networks: Annotated[str, typer.Option(help="Of unet, vae_decoder.")] = "unet,vae_decoder",
+    backends: Annotated[str, typer.Option(help="Of eager, compiled, onnxruntime.")] = "eager,onnxruntime",
+    rungs: Annotated[
+        Rungs, typer.Option(help="all: one rewrite more a rung; ends: none (diffusers) and all.")
+    ] = Rungs.all,
+    frames: Frames = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    decode_chunk: Chunk = None,
+    dtype: Type = DType.auto,
+    device: Device = "auto",
+    repeat: Repeat = 5,
+    memory: Memory = True,
+    out: Out = None,
+) -> None:
+    """The exact rewrites one at a time, each beside diffusers' own module in the same rounds."""
+    if (checkpoint is None) == (random_weights is None):
+        raise typer.BadParameter("pass either --checkpoint or --random-weights")
+
+    from svd_bench.ladder import ladder_tables
+    from svd_bench.running import Asked, measure_rungs
+
+    asked = Asked(
+        bundle=None,
+        checkpoint=f"random:{random_weights.value}" if random_weights else checkpoint,
+        backends=names(backends),
+        peers=["diffusers"],
+        stages=names(networks),
+        frames=frames,
+        height=height,
+        width=width,
+        decode_chunk=decode_chunk,
+        dtype=dtype.value,
+        device=device,
+        steps=1,
+        repeat=repeat,
+        memory=memory,
+        out=out,
+        command=command(),
+    )
+    results = measure_rungs(asked, rungs.value, progress())
+    show(results, [table.text() for table in ladder_tables(results)])
+
+
+@app.command("gpu-check")
+def gpu_check(
+    out: Annotated[Path, typer.Option(help="Folder for gpu-check.json, written after every stage.")],
+    device: Device = "auto",
+    limit_s: Annotated[float, typer.Option(help="Seconds after which no stage is begun.")] = 540.0,
+) -> None:
+    """Everything that this GPU can show, most valuable first, in minutes.  Exit code 1 if a stage failed."""
+    from svd_bench.gpu_check import check
+
+    raise SystemExit(check(out, device, limit_s, command()))
+
+
+app.registered_commands += report_cli.app.registered_commands
+
+
+def names(value: str) -> list[str]:
+    """ "a, b" as a list."""
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def command() -> list[str]:
+    return ["svd-bench", *sys.argv[1:]]
+
+
+def progress() -> Callable[[str], None]:
+    import time
+
+    started = time.monotonic()
+    return lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True)
+
+
+def show(results: Results, tables: list[str]) -> None:
+    """Tables, warnings, and on the last line the document."""
+    for table in tables:
+        typer.echo(f"{table}\n")
+    for warning in results.warnings:
+        typer.echo(f"warning: {warning}")
+    typer.echo(results.model_dump_json())
+
+
+def main() -> None:
+    console.run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Everything that a GPU can show in minutes: `python -m svd_bench.gpu_check --out DIR` from a checkout.
+
+Needs torch, numpy and a few pure packages, no network.  Stages run most valuable first; each is begun only
+when enough time is left, is stopped when the time is over, and whatever it raises is recorded and the next
+one begun.  The document is written after every row and every stage.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from svd_bench.environment import environment
+from svd_bench.gpu_context import Context, Skipped
+from svd_bench.gpu_stages import STAGES, Stage
+from svd_bench.harness import timer_for
+from svd_bench.nvml import open_gpu
+from svd_bench.recorder import Recorder, out_folder
+from svd_bench.results import Outcome, Results
+from svd_bench.scopes import scopes
+from svd_bench.views import VIEWS
+from svd_engine.backends.choose import resolve
+
+RESERVE_S = 10.0  # left for the summary
+
+
+class OutOfTime(BaseException):
+    """Not an Exception, so that no library takes it for a failure of its own and goes on."""
+
+
+def check(
+    out: Path, device: str, limit_s: float, command: Sequence[str], stages: Sequence[Stage] = STAGES
+) -> int:
+    """Writes OUT/gpu-check.json and prints the summary; returns 1 when a stage failed, else 0."""
+    started = time.monotonic()
+    where = resolve(device)
+    path = out_folder(out) / "gpu-check.json"
+    gpu, why_not = open_gpu(where)
+    recorder = Recorder("gpu-check", environment(where, gpu, command), path)
+    recorder.warn(why_not)
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - started:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    timer = timer_for(where, gpu.joules if gpu else lambda: None)
+    context = Context(where, gpu, timer, recorder, say)
+    run(context, stages, lambda: limit_s - (time.monotonic() - started), say)
+    results = recorder.results()
+    print(summary(results))
+    print(results.model_dump_json())
+    return int(any(outcome.status == "failed" for outcome in results.outcomes))
+
+
+def run(
+    context: Context, stages: Sequence[Stage], left_s: Callable[[], float], say: Callable[[str], None]
+) -> None:
+    """Every stage to its outcome in the recorder."""
+    for stage in stages:
+        say(f"== {stage.name}")
+        outcome = attempt(context, stage, left_s)
+        say(f"== {stage.name}: {outcome.status} {outcome.why}")
+        context.recorder.ended(outcome)
+
+
+def attempt(context: Context, stage: Stage, left_s: Callable[[], float]) -> Outcome:
+    before = left_s()
+    needed = stage.needs_s if context.full else 0
+    if before - RESERVE_S < needed:
+        why = f"{before:.0f} s were left, it needs about {needed:.0f}"
+        return Outcome(stage=stage.name, status="skipped", seconds=0, why=why)
+
+    def ended(status: str, why: str = "", lines: Sequence[str] = ()) -> Outcome:
+        return Outcome.model_validate(
+            {
+                "stage": stage.name,
+                "status": status,
+                "seconds": before - left_s(),
+                "why": why,
+                "lines": tuple(lines),
+            }
+        )
+
+    try:
+        with deadline(before - RESERVE_S):
+            found = stage.run(context)
+    except Skipped as error:
+        return ended("skipped", str(error))
+    except OutOfTime:
+        return ended("failed", f"stopped after {before - left_s():.0f} s: the time was over")
+    except Exception as error:
+        if context.full:
+            torch.cuda.empty_cache()
+        lines = traceback.format_exc().splitlines()
+        return ended("failed", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", lines)
+    return ended("passed", lines=found.lines).model_copy(update={"facts": found.facts})
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime in the block after `seconds`; a timer that was set before goes on afterwards."""
+
+    def over(_signal: int, _frame: FrameType | None) -> None:
+        raise OutOfTime
+
+    handler = signal.signal(signal.SIGALRM, over)
+    since = time.monotonic()
+    remaining, _ = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if remaining:
+            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - since), 0.001))
+
+
+def summary(results: Results) -> str:
+    """Tables, what each stage found, and what passed, failed and was skipped."""
+    parts = [table.text() for scope in scopes(results) for view in VIEWS.values() for table in view(scope)]
+    for outcome in results.outcomes:
+        facts = [f"  {name}: {value}" for name, value in outcome.facts.items()]
+        lines = [f"  {line}" for line in outcome.lines]
+        if facts or lines:
+            parts.append("\n".join([outcome.stage, *facts, *lines]))
+    parts += [f"warning: {warning}" for warning in results.warnings]
+    width = max((len(o.stage) for o in results.outcomes), default=0)
+    ends = [f"{o.status:<8}{o.stage:<{width}}{o.seconds:7.1f} s  {o.why}" for o in results.outcomes]
+    return "\n\n".join([*parts, "\n".join(ends)])
+
+
+def main() -> None:
+    from svd_bench.cli import app
+
+    app(["gpu-check", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What the stages of the GPU check share: opened networks, so that nothing is drawn or compiled twice.
+
+Weights are drawn on the device: a UNet's 1.5 billion numbers take a second there and a minute on a host.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from svd_bench.contest import Bench, contest
+from svd_bench.floor import profile_of, stage_flop
+from svd_bench.harness import Timer
+from svd_bench.memory import Peaks, PeakSampler
+from svd_bench.nvml import Gpu
+from svd_bench.opening import NetworkRunning, Opened, PipelineRunning, VideoRunning, empty
+from svd_bench.peers import PeerBackend, PeerNetwork, pipeline
+from svd_bench.recorder import Recorder
+from svd_bench.results import Setting
+from svd_bench.subjects import Case, Running, Subject
+from svd_engine.backends.choose import Choice
+from svd_engine.backends.compiled import CompiledBackend
+from svd_engine.backends.eager import EagerBackend
+from svd_engine.backends.network import Backend, Network
+from svd_engine.checkpoint import Checkpoint, Component, random_checkpoint
+from svd_engine.checkpoint_configs import describe
+from svd_engine.engine import VideoEngine
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.spec import NetworkSpec
+from svd_engine.random_weights import demo_configs, statistics
+from svd_engine.weights import Shapes
+
+TINY_UNET = {
+    "sample_size": [16, 16],
+    "block_out_channels": [32, 32],
+    "num_attention_heads": [1, 1],
+    "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
+    "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+}
+TINY_VAE = {"block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2}
+
+
+@dataclass(frozen=True)
+class DeviceWeights:
+    """Seeded random weights with the statistics of `svd_engine.random_weights`, drawn on a device."""
+
+    device: torch.device
+
+    def tensors(self, component: Component, expected: Shapes, dtype: torch.dtype) -> dict[str, Tensor]:
+        generator = torch.Generator(self.device)
+
+        def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+            generator.manual_seed(zlib.crc32(f"{component}.{name}".encode()))
+            mean, deviation = statistics(name, shape)
+            uniform = torch.rand(shape, generator=generator, device=self.device)
+            return ((uniform - 0.5) * (sqrt(12) * deviation) + mean).to(dtype)
+
+        return {name: draw(name, shape) for name, shape in expected.items()}
+
+    def identity(self) -> Iterator[bytes]:
+        yield f"random weights drawn on {self.device}".encode()
+
+
+class Kept:
+    """A backend that opens each network once, and keeps it when the one who asked closes."""
+
+    def __init__(self, backend: Backend, rewrites: Callable[[str], tuple[str, ...]]) -> None:
+        self.backend, self.name, self.device = backend, backend.name, backend.device
+        self.rewrites = rewrites
+        self.networks: dict[str, Network] = {}
+
+    def open(self, spec: NetworkSpec) -> Network:
+        if spec.key not in self.networks:
+            self.networks[spec.key] = self.backend.open(spec)
+        return self.networks[spec.key]
+
+    def close(self) -> None:
+        """Networks stay until the process ends."""
+
+
+class KeptNetwork(NetworkRunning):
+    def close(self) -> None:
+        empty()
+
+
+class KeptVideo(VideoRunning):
+    def close(self) -> None:
+        empty()
+
+
+class Context:
+    """SVD-XT's full size on a GPU; on the CPU the same stages on networks of some hundred thousand weights."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        gpu: Gpu | None,
+        timer: Timer,
+        recorder: Recorder,
+        say: Callable[[str], None],
+    ) -> None:
+        self.device, self.gpu, self.timer, self.recorder, self.say = device, gpu, timer, recorder, say
+        self.full = device.type == "cuda"
+        self.dtype = "float16" if self.full else "float32"
+        self.checkpoint = random_checkpoint("svd-xt") if self.full else tiny_checkpoint()
+        self.checkpoint = replace(self.checkpoint, weights=DeviceWeights(device))
+        self.modules = Modules(self.checkpoint, getattr(torch, self.dtype), device)
+        self._backends: dict[Subject, Kept] = {}
+
+    def setting(self, frames: int = 25) -> Setting:
+        """Native size, 25 steps.  SVD's 14 frames run on the same weights: one architecture serves both."""
+        model = self.checkpoint.model
+        count = frames if self.full else 2
+        return Setting(
+            model=("svd" if frames == 14 else "svd-xt") if self.full else model.name,
+            random_weights=True,
+            frames=count,
+            height=model.height,
+            width=model.width,
+            decode_chunk=count,
+            steps=25 if self.full else 2,
+        )
+
+    def subject(self, name: str, backend: str) -> Subject:
+        return Subject.model_validate(
+            {
+                "name": name,
+                "backend": backend,
+                "checkpoint": self.checkpoint.source,
+                "device": str(self.device),
+                "dtype": self.dtype,
+            }
+        )
+
+    def contest(self, stage: str, setting: Setting, subjects: Sequence[Subject], repeat: int) -> None:
+        """Rows of a stage, the first subject's output being the reference."""
+        if self.recorder.ceiling is None:
+            raise Skipped("the ceiling, which it is held against, was not measured")
+        bench = Bench(
+            device=self.device,
+            timer=self.timer,
+            recorder=self.recorder,
+            ceiling=self.recorder.ceiling,
+            open_case=self.open_case,
+            peaks=self.peaks,
+            gpu=self.gpu,
+            repeat=repeat if self.full else 1,
+            warmup=1 if self.full and stage != "whole_video" else 0,
+            say=self.say,
+        )
+        flop = stage_flop(stage, setting, self.checkpoint.model.architecture, self.checkpoint.configs)
+        contest(bench, [Case(subject=s, stage=stage, setting=setting) for s in subjects], None, flop)
+
+    def opened(self, subject: Subject) -> Opened:
+        """The subject's backend, kept; eager and compiled share one set of weights."""
+        if subject not in self._backends:
+            self._backends[subject] = self._open(subject)
+        kept = self._backends[subject]
+        return Opened(kept, self.checkpoint.model.architecture, kept.rewrites)
+
+    def _open(self, subject: Subject) -> Kept:
+        if subject.name != "svd-engine":
+            compiled = subject.backend == "torch.compile"
+            dtype = getattr(torch, self.dtype)
+            return Kept(PeerBackend(self.checkpoint, dtype, self.device, compiled), lambda _: ())
+        compiled = subject.backend == "compiled"
+        ours: Backend = CompiledBackend(self.modules) if compiled else EagerBackend(self.modules)
+        return Kept(ours, lambda part: tuple(a.name for a in self.modules.applied.get(part, []) if a.places))
+
+    def open_case(self, case: Case) -> Running:
+        if case.stage != "whole_video":
+            return KeptNetwork(case, self.opened(case.subject))
+        if case.subject.name == "svd-engine":
+            return KeptVideo(self.engine(case), case.setting)
+        compiled = case.subject.backend == "torch.compile"
+        made = pipeline(self.checkpoint, getattr(torch, self.dtype), self.device, compiled)
+        return PipelineRunning(made, case.subject.backend, case.setting)
+
+    def engine(self, case: Case) -> VideoEngine:
+        """Over the networks that other stages have opened, and compiled, before."""
+        opened, modules = self.opened(case.subject), self.modules
+        choice = Choice(case.subject.backend, self.device, "asked for")
+        profile = profile_of(case.setting)
+
+        def rewrites() -> dict[str, int]:
+            return {f"{part}/{a.name}": a.places for part, done in modules.applied.items() for a in done}
+
+        return VideoEngine(
+            self.checkpoint.model, opened.backend, self.checkpoint.source, choice, profile,
+            lambda _settings, _videos: profile, rewrites,
+        )  # fmt: skip
+
+    def peaks(self, case: Case) -> Peaks:
+        """In this process: what a call adds to the weights of its network.  Less exact than a child's."""
+        if not self.full or case.stage == "whole_video":
+            return Peaks()
+        running = KeptNetwork(case, self.opened(case.subject))
+        running()
+        empty()
+        own = sum(parameter.nbytes for parameter in self._module(running).parameters())
+        torch.cuda.reset_peak_memory_stats(self.device)
+        others = torch.cuda.memory_allocated(self.device) - own
+        with PeakSampler(self.gpu.used_bytes if self.gpu else lambda: 0) as driver:
+            self.timer.lap(running)
+        return Peaks(
+            driver=driver.peak - others if self.gpu else None,
+            torch=torch.cuda.max_memory_allocated(self.device) - others,
+        )
+
+    def _module(self, running: KeptNetwork) -> nn.Module:
+        network = running.network
+        return network.module if isinstance(network, PeerNetwork) else self.modules.network(network.spec)
+
+
+class Skipped(Exception):
+    """A stage that cannot run here, and why."""
+
+
+def tiny_checkpoint() -> Checkpoint:
+    configs = demo_configs()
+    configs["unet"] |= TINY_UNET
+    configs["vae"] |= TINY_VAE
+    model = describe("tiny", "tiny", configs, random_weights=True)
+    return replace(random_checkpoint("svd"), model=model, source="tiny", configs=configs)

@@ -1,0 +1,216 @@
+"""The stages of the GPU check, most valuable first, and what each needs.  Each returns facts and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from svd_bench.check import TOLERANCES, check_output
+from svd_bench.floor import best_rate, measure_ceiling
+from svd_bench.gpu_context import Context, KeptNetwork, Skipped
+from svd_bench.inputs import seeded_inputs
+from svd_bench.opening import FPS, SEED
+from svd_bench.subjects import Case
+from svd_engine.checkpoint import open_checkpoint
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.rewrites import REWRITES
+from svd_engine.networks.spec import Profile, specs_of
+
+TOP = 20  # kernels in a profile
+SMALL = Profile(frames=3, height=64, width=64, decode_chunk=3)
+
+
+@dataclass
+class Found:
+    """What a stage found besides its rows."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`needs_s` is about what it takes on an H200 (compiling included): less time left, and it is skipped."""
+
+    name: str
+    needs_s: float
+    run: Callable[[Context], Found]
+
+
+def ceiling(context: Context) -> Found:
+    kinds = ["float16", "bfloat16", "float32"] if context.full else ["float32"]
+    scale = 1 if context.full else 16
+    context.recorder.ceiling = made = measure_ceiling(context.device, kinds, context.timer, scale)
+    facts = {f"{kind} TFLOP/s": f"{best_rate(made, kind) / 1e12:.3g}" for kind in kinds}
+    return Found(facts | {"copy TB/s": f"{made.copy_bytes / 1e12:.3g}"})
+
+
+def parity(context: Context) -> Found:
+    """Small networks with every rewrite here, against diffusers' own in float32 on the CPU."""
+    checkpoint = open_checkpoint("demo")
+    plain = Modules(checkpoint, torch.float32, "cpu", [rewrite.name for rewrite in REWRITES])
+    kinds = ["float32", "float16", "bfloat16"] if context.full else ["float32", "bfloat16"]
+    facts = {}
+    for kind in kinds:
+        dtype = getattr(torch, kind)
+        ours = Modules(checkpoint, dtype, context.device)
+        for spec in specs_of(SMALL, checkpoint.model.architecture):
+            inputs = seeded_inputs(spec, torch.device("cpu"))
+            with torch.no_grad(), float32_products():
+                expected = plain.network(spec)(**inputs)
+                there = {name: tensor.to(context.device) for name, tensor in inputs.items()}
+                got = ours.network(spec)(**there)
+            allowed = TOLERANCES[str(ours.dtype_of(spec)).removeprefix("torch.")]
+            name = f"{spec.network} {kind}"
+            facts[name] = f"{check_output(name, got.cpu(), expected, allowed):.2e}"
+    return Found(facts)
+
+
+def denoiser(context: Context) -> Found:
+    setting = context.setting()
+    chosen = [("diffusers", "eager"), ("svd-engine", "eager"), ("svd-engine", "compiled")]
+    context.contest("denoiser_step", setting, [context.subject(*one) for one in chosen], 5)
+    return Found()
+
+
+def decoder(context: Context) -> Found:
+    setting = context.setting()
+    chosen = [("diffusers", "eager"), ("svd-engine", "eager"), ("svd-engine", "compiled")]
+    context.contest("vae_decoder", setting, [context.subject(*one) for one in chosen], 3)
+    return Found()
+
+
+def whole_video(context: Context) -> Found:
+    chosen = [("diffusers", "eager"), ("svd-engine", "compiled")]
+    context.contest("whole_video", context.setting(), [context.subject(*one) for one in chosen], 2)
+    return Found()
+
+
+def kernels_of(stage: str, backend: str) -> Callable[[Context], Found]:
+    return lambda context: _kernels(context, stage, backend)
+
+
+def _kernels(context: Context, stage: str, backend: str) -> Found:
+    """The kernels that take most of one call."""
+    case = Case(subject=context.subject("svd-engine", backend), stage=stage, setting=context.setting())
+    running = KeptNetwork(case, context.opened(case.subject))
+    running()
+    context.timer.synchronize()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if context.full else [])
+    with profile(activities=activities) as profiler:
+        running()
+        context.timer.synchronize()
+    events = profiler.key_averages()
+    if context.full:
+        kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
+        timed = [(e.self_device_time_total, e.count, e.key) for e in kernels]
+    else:
+        timed = [(e.self_cpu_time_total, e.count, e.key) for e in events]
+    whole = sum(us for us, _, _ in timed)
+    top = sorted(timed, reverse=True)[:TOP]
+    lines = tuple(f"{us / 1e3:9.2f} ms {us / whole:6.1%} {count:6d}x  {key[:100]}" for us, count, key in top)
+    return Found({"all kernels": f"{whole / 1e3:.1f} ms", "kernels": str(len(timed))}, lines)
+
+
+def encoders(context: Context) -> Found:
+    chosen = [context.subject("diffusers", "eager"), context.subject("svd-engine", "eager")]
+    for stage in ("image_encoder", "vae_encoder"):
+        context.contest(stage, context.setting(), chosen, 5)
+    return Found()
+
+
+def runtimes(_context: Context) -> Found:
+    """What else could run artefacts here."""
+    facts = {}
+    for name in ("tensorrt", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "triton"):
+        try:
+            facts[name] = str(getattr(__import__(name), "__version__", "imported"))
+        except ImportError as error:
+            facts[name] = f"not importable: {error}"
+    return Found(facts)
+
+
+def onnxruntime(context: Context) -> Found:
+    """The small networks through ONNX Runtime on this device, end to end, against eager here."""
+    try:
+        import onnxruntime as runtime
+
+        from svd_engine.engine import VideoEngine
+        from svd_export.to_onnx import export_bundle
+    except ImportError as error:
+        raise Skipped(f"exporting or running needs what is not installed: {error}") from error
+    wanted = "CUDAExecutionProvider" if context.full else "CPUExecutionProvider"
+    available = runtime.get_available_providers()
+    if wanted not in available:
+        raise Skipped(f"onnxruntime {runtime.__version__} has no {wanted}, only {', '.join(available)}")
+    import tempfile
+    from pathlib import Path
+
+    checkpoint = open_checkpoint("demo")
+    call: dict[str, Any] = {
+        "image": torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(SEED)),
+        "height": SMALL.height, "width": SMALL.width, "num_frames": SMALL.frames,
+        "num_inference_steps": 2, "fps": FPS, "output_type": "pt",
+    }  # fmt: skip
+    dtype = "float16" if context.full else "float32"
+
+    def frames(engine: VideoEngine) -> Tensor:
+        with engine:
+            made: Tensor = engine(**call, generator=torch.Generator().manual_seed(SEED)).frames
+            return made.cpu()
+
+    with tempfile.TemporaryDirectory(prefix="svd-bench-") as folder:
+        bundle = Path(folder, "bundle")
+        export_bundle(checkpoint, bundle, [SMALL], getattr(torch, dtype))
+        got = frames(VideoEngine.from_bundle(bundle, backend="onnxruntime", device=str(context.device)))
+    expected = frames(VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32"))
+    return Found({"whole video": f"{check_output('onnxruntime', got, expected, 0.05):.2e}"})
+
+
+def svd_14(context: Context) -> Found:
+    setting = context.setting(14)
+    chosen = [("diffusers", "eager"), ("svd-engine", "eager"), ("svd-engine", "compiled")]
+    for stage in ("denoiser_step", "vae_decoder"):
+        context.contest(stage, setting, [context.subject(*one) for one in chosen], 3)
+    return Found()
+
+
+def diffusers_compiled(context: Context) -> Found:
+    chosen = [("diffusers", "eager"), ("diffusers-compile", "torch.compile")]
+    for stage in ("denoiser_step", "vae_decoder"):
+        context.contest(stage, context.setting(), [context.subject(*one) for one in chosen], 3)
+    return Found()
+
+
+@contextmanager
+def float32_products() -> Iterator[None]:
+    """Without TF32, so that float32 means float32."""
+    conv, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, matmul
+
+
+STAGES = (
+    Stage("environment and ceiling", 0, ceiling),
+    Stage("small networks against the CPU", 20, parity),
+    Stage("denoiser step", 200, denoiser),
+    Stage("VAE decoder", 80, decoder),
+    Stage("whole video", 110, whole_video),
+    Stage("kernels of the compiled denoiser", 15, kernels_of("denoiser_step", "compiled")),
+    Stage("kernels of the compiled VAE decoder", 15, kernels_of("vae_decoder", "compiled")),
+    Stage("other runtimes", 5, runtimes),
+    Stage("encoders", 15, encoders),
+    Stage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),
+    Stage("ONNX Runtime", 30, onnxruntime),
+    Stage("SVD, 14 frames", 150, svd_14),
+    Stage("diffusers with torch.compile", 150, diffusers_compiled),
+)

@@ -1,0 +1,114 @@
+"""The ladder: the exact rewrites added one at a time, every rung timed beside diffusers' own module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from svd_bench.contest import Bench, contest
+from svd_bench.floor import best_rate, stage_flop
+from svd_bench.one_graph import exported
+from svd_bench.opening import stage_spec
+from svd_bench.results import Results, Row, Setting
+from svd_bench.stages import reference_output
+from svd_bench.subjects import Case, Subject, checkpoint_of
+from svd_bench.table import Table, gibibytes, milliseconds, percent, times
+from svd_engine.networks.rewrites import REWRITES
+from svd_engine.networks.spec import Architecture
+
+Rungs = Literal["all", "ends"]
+STAGE_OF = {"unet": "denoiser_step", "vae_decoder": "vae_decoder"}
+NAMES = tuple(rewrite.name for rewrite in REWRITES)
+
+
+def measure_ladder(
+    bench: Bench,
+    peer: Subject,
+    setting: Setting,
+    networks: Sequence[str],
+    backends: Sequence[str],
+    rungs: Rungs,
+) -> None:
+    """Puts diffusers' row and one a rung and backend into the recorder, network after network.
+
+    `peer` is diffusers, eager.  On the CPU the reference of outputs is its float32, elsewhere itself.
+    """
+    checkpoint = checkpoint_of(peer.checkpoint)
+    architecture = checkpoint.model.architecture
+    for network in networks:
+        stage = STAGE_OF[network]
+        anchor = Case(subject=peer, stage=stage, setting=setting)
+        reference = None
+        if bench.device.type == "cpu" and peer.dtype != "float32":
+            exact = peer.model_copy(update={"dtype": "float32"})
+            reference = reference_output(bench, Case(subject=exact, stage=stage, setting=setting))
+        flop = stage_flop(stage, setting, architecture, checkpoint.configs)
+        contest(bench, cases(bench, anchor, architecture, backends, rungs), reference, flop, skip_same=True)
+
+
+def cases(
+    bench: Bench, anchor: Case, architecture: Architecture, backends: Sequence[str], rungs: Rungs
+) -> Iterator[Case]:
+    """diffusers, then every backend from the bottom up.  A graph lives until the next case is asked for."""
+    yield anchor
+    spec = stage_spec(anchor.stage, anchor.setting, architecture)
+    for backend in backends:
+        for note, without in steps_of(backend, rungs):
+            subject = anchor.subject.model_copy(
+                update={"name": "svd-engine", "backend": backend, "without_rewrites": without}
+            )
+            case = anchor.model_copy(update={"subject": subject, "note": note})
+            if backend != "onnxruntime":
+                yield case
+                continue
+            bench.say(f"{case}: exporting")
+            with exported(subject, spec) as with_graph:
+                yield case.model_copy(update={"subject": with_graph})
+
+
+def steps_of(backend: str, rungs: Rungs) -> list[tuple[str, tuple[str, ...]]]:
+    """Note and left-out rewrites of each rung.  Eager without rewrites is diffusers' module itself."""
+    if rungs == "ends":
+        return [("all rewrites", ())]
+    added = [(f"+ {name}", NAMES[number + 1 :]) for number, name in enumerate(NAMES)]
+    return added if backend == "eager" else [("no rewrites", NAMES), *added]
+
+
+def ladder_tables(results: Results) -> list[Table]:
+    """One table a network; the last column but one is the share of what this machine can do at most."""
+    tables = []
+    for stage in dict.fromkeys(row.stage for row in results.rows):
+        rows = [row for row in results.rows if row.stage == stage]
+        tables.append(_table(results, stage, rows))
+    return tables
+
+
+def _table(results: Results, stage: str, rows: Sequence[Row]) -> Table:
+    first, ceiling = rows[0], results.ceiling
+    note = ""
+    if ceiling is not None and first.flop is not None:
+        rate = best_rate(ceiling, first.dtype)
+        floor = milliseconds(first.flop / rate * 1e3)
+        note = (
+            f"Floor {floor}: {first.flop / 1e12:.3g} TFLOP, counted over diffusers' module, at "
+            f"{rate / 1e12:.3g} TFLOP/s, the best that {first.dtype} products and convolutions reached here."
+        )
+    s = first.setting
+    title = f"{stage}, {s.model}, {s.frames} frames, {s.height}x{s.width}, {first.dtype}, {first.device}"
+    if stage == "vae_decoder":
+        title = title.replace(f"{s.frames} frames", f"{s.decode_chunk} frames")
+    cells = [
+        [
+            row.note or "as published", f"{row.subject} {row.backend}", milliseconds(row.latency_ms.median),
+            f"{milliseconds(row.latency_ms.p10)} to {milliseconds(row.latency_ms.p90)}",
+            "-" if row.of_diffusers is None else times(row.of_diffusers), percent(row.share_of_ceiling),
+            "-" if row.max_abs_difference is None else f"{row.max_abs_difference:.1e}",
+            gibibytes(row.peak_driver_bytes or row.peak_host_bytes),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    header = [
+        "rung", "", "median", "p10 to p90", "of diffusers' time", "of the floor's rate", "max difference",
+        "peak",
+    ]  # fmt: skip
+    return Table(title, header, cells, left=2, note=note)

@@ -1,0 +1,66 @@
+"""One network as an ONNX graph in a folder, without the bundle around it: what a rung of the ladder needs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from svd_bench.peers import COMPONENTS
+from svd_bench.subjects import Subject, checkpoint_of
+from svd_engine.bundle import Bundle
+from svd_engine.manifest import NetworkEntry
+from svd_engine.networks.spec import Architecture, NetworkSpec
+
+RECORD = "exported.json"
+
+
+class Exported(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entry: NetworkEntry
+    architecture: Architecture
+    rewrites: tuple[str, ...]  # that found a place
+
+
+class OneGraph(Bundle):
+    """To ONNX Runtime's backend it is a bundle that holds a single network."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.exported = Exported.model_validate_json((folder / RECORD).read_bytes())
+
+    def graph(self, _spec: NetworkSpec) -> Path:
+        return self.folder / self.exported.entry.graph
+
+    def dtype_of(self, _spec: NetworkSpec) -> str:
+        return self.exported.entry.dtype
+
+
+@contextmanager
+def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
+    """The subject with its graph in a temporary folder, as `svd-export onnx` would write it.
+
+    The folder is as large as the weights (6 GB for SVD's UNet in float32); TMPDIR says where it lies.
+    Raises ExportError.
+    """
+    from svd_engine.networks.modules import Modules
+    from svd_export import to_onnx
+    from svd_export.weights import WeightsFile
+
+    checkpoint = checkpoint_of(subject.checkpoint)
+    modules = Modules(checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites)
+    with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
+        folder = Path(name)
+        with WeightsFile(folder / f"{spec.network}.bin") as weights:
+            entry = to_onnx._export(modules, spec, weights)
+        applied = modules.applied.get(COMPONENTS[spec.network], [])
+        found = tuple(a.name for a in applied if a.places)
+        modules.close()
+        record = Exported(entry=entry, architecture=checkpoint.model.architecture, rewrites=found)
+        (folder / RECORD).write_text(record.model_dump_json())
+        yield subject.model_copy(update={"graph": name})

@@ -1,0 +1,202 @@
+"""Opens a case: loads its weights, makes its inputs, and gives one call without arguments."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import svd_engine
+from svd_bench.floor import profile_of
+from svd_bench.inputs import seeded_inputs
+from svd_bench.peers import COMPONENTS, PeerBackend, pipeline
+from svd_bench.results import Setting
+from svd_bench.subjects import Case, Running, Subject, checkpoint_of
+from svd_engine.arguments import DTYPES
+from svd_engine.backends.network import Backend, Placement
+from svd_engine.networks.spec import Architecture, NetworkSpec, specs_of
+
+if TYPE_CHECKING:
+    from svd_engine.engine import VideoEngine
+
+PHOTOGRAPH = Path(svd_engine.__file__).parent / "assets" / "rocket.jpg"
+SEED = 0
+FPS = 7
+
+
+def open_case(case: Case) -> Running:
+    """Raises what opening raises: BackendUnavailable, BundleError, CheckpointError, BackendError."""
+    subject, setting = case.subject, case.setting
+    if case.stage != "whole_video":
+        return NetworkRunning(case, open_backend(subject))
+    if subject.name == "svd-engine":
+        return VideoRunning(engine_of(subject), setting)
+    device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
+    compiled = subject.backend == "torch.compile"
+    made = pipeline(checkpoint_of(subject.checkpoint), dtype, device, compiled)
+    return PipelineRunning(made, subject.backend, setting)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A subject's backend, its architecture, and the rewrites of a component once that is loaded."""
+
+    backend: Backend
+    architecture: Architecture
+    rewrites: Callable[[str], tuple[str, ...]]
+
+
+def open_backend(subject: Subject) -> Opened:
+    device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
+    if subject.backend == "onnxruntime":
+        from svd_bench.one_graph import OneGraph
+        from svd_engine.backends.ort import OrtBackend
+        from svd_engine.bundle import Bundle
+
+        if subject.graph is not None:
+            only = OneGraph(Path(subject.graph))
+            return Opened(
+                OrtBackend(only, device), only.exported.architecture, lambda _: only.exported.rewrites
+            )
+        assert subject.bundle is not None  # `subjects` made sure
+        bundle = Bundle(subject.bundle)
+        applied = bundle.manifest.rewrites
+        return Opened(
+            OrtBackend(bundle, device),
+            bundle.manifest.model.architecture,
+            lambda part: tuple(r.name for r in applied if r.network == part and r.places),
+        )
+    checkpoint = checkpoint_of(subject.checkpoint)
+    architecture = checkpoint.model.architecture
+    if subject.name != "svd-engine":
+        peer = PeerBackend(checkpoint, dtype, device, compiled=subject.backend == "torch.compile")
+        return Opened(peer, architecture, lambda _: ())
+    from svd_engine.backends.compiled import CompiledBackend
+    from svd_engine.backends.eager import EagerBackend
+    from svd_engine.networks.modules import Modules
+
+    modules = Modules(checkpoint, dtype, device, subject.without_rewrites)
+    compiled = subject.backend == "compiled"
+    backend: Backend = CompiledBackend(modules) if compiled else EagerBackend(modules)
+    return Opened(
+        backend,
+        architecture,
+        lambda part: tuple(a.name for a in modules.applied.get(part, []) if a.places),
+    )
+
+
+def stage_spec(stage: str, setting: Setting, architecture: Architecture) -> NetworkSpec:
+    """The network of a stage; of decoder chunks the first."""
+    by_network = {s.network: s for s in reversed(specs_of(profile_of(setting), architecture))}
+    return by_network[stage.removesuffix("_step")]
+
+
+class NetworkRunning:
+    """One network on seeded inputs."""
+
+    def __init__(self, case: Case, opened: Opened) -> None:
+        self.backend = opened.backend
+        spec = stage_spec(case.stage, case.setting, opened.architecture)
+        self.network = self.backend.open(spec)
+        self.inputs = seeded_inputs(spec, self.backend.device)
+        self.placements: tuple[Placement, ...] = (self.network.placement,)
+        self.rewrites = opened.rewrites(COMPONENTS[spec.network])
+
+    def __call__(self) -> Tensor:
+        return self.network(**self.inputs)
+
+    def close(self) -> None:
+        self.network.close()
+        self.backend.close()
+        del self.network, self.backend
+        empty()
+
+
+class VideoRunning:
+    """The whole of ours: photograph in memory to frames [1,F,3,H,W] in [0, 1] on the device."""
+
+    def __init__(self, engine: VideoEngine, setting: Setting) -> None:
+        self.engine = engine
+        self.call = video_call(setting)
+        self.placements: tuple[Placement, ...] = ()
+        self.rewrites: tuple[str, ...] = ()
+
+    def __call__(self) -> Tensor:
+        result = self.engine(**self.call, generator=torch.Generator("cpu").manual_seed(SEED))
+        report = result.report
+        self.placements = tuple(
+            Placement(p.backend, p.device, p.dtype, p.detail)
+            for stage, p in report.stages.items()
+            if stage != "vae_encoder"  # float32 in every dtype
+        )
+        self.rewrites = tuple(sorted({key.partition("/")[2] for key, n in report.rewrites.items() if n}))
+        frames: Tensor = result.frames
+        return frames
+
+    def close(self) -> None:
+        self.engine.close()
+        empty()
+
+
+class PipelineRunning:
+    """The whole of diffusers' pipeline, to the same frames."""
+
+    def __init__(self, made: Any, backend: str, setting: Setting) -> None:
+        self.pipeline, self.backend = made, backend
+        self.call = video_call(setting)
+        self.rewrites: tuple[str, ...] = ()
+        self.placements: tuple[Placement, ...] = ()
+
+    def __call__(self) -> Tensor:
+        frames: Tensor = self.pipeline(**self.call, generator=torch.Generator("cpu").manual_seed(SEED)).frames
+        unet = self.pipeline.unet
+        dtype = str(unet.dtype).removeprefix("torch.")
+        self.placements = (Placement(self.backend, str(unet.device), dtype, "diffusers' pipeline"),)
+        return frames
+
+    def close(self) -> None:
+        del self.pipeline
+        empty()
+
+
+def engine_of(subject: Subject) -> VideoEngine:
+    from svd_engine.engine import VideoEngine
+
+    if subject.bundle is not None:
+        return VideoEngine.from_bundle(subject.bundle, backend=subject.backend, device=subject.device)
+    names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
+    return VideoEngine.from_checkpoint(
+        checkpoint_of(subject.checkpoint),
+        backend=subject.backend,
+        device=subject.device,
+        dtype=names[subject.dtype],
+        without_rewrites=subject.without_rewrites,
+    )
+
+
+def video_call(setting: Setting) -> dict[str, Any]:
+    """What both pipelines are called with: the photograph that ships with the engine, diffusers' defaults."""
+    from svd_engine.image import cover, load_image
+
+    return {
+        "image": cover(load_image(PHOTOGRAPH), setting.height, setting.width),
+        "height": setting.height,
+        "width": setting.width,
+        "num_frames": setting.frames,
+        "num_inference_steps": setting.steps,
+        "fps": FPS,
+        "decode_chunk_size": setting.decode_chunk,
+        "output_type": "pt",
+    }
+
+
+def empty() -> None:
+    """Gives freed memory back to the device, so that the next subject starts as the first did."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

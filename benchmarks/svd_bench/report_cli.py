@@ -1,0 +1,179 @@
+"""Commands of `svd-bench` about results: tiers, report, compare.  Arguments in, exit codes out."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from svd_bench.results import Results
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+class Family(StrEnum):
+    svd = "svd"
+    svd_xt = "svd-xt"
+
+
+@app.command("tiers")
+def tiers_command(
+    measured: Annotated[
+        Path | None, typer.Option(help="Results of ours on a GPU: predict with their efficiency.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a video.")] = 25,
+    run: Annotated[
+        bool, typer.Option("--run", help="Emulate smaller tiers on this GPU: what fits, peak, latency.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="With --run: cuda or cuda:N.")] = "cuda",
+    random_weights: Annotated[
+        Family | None, typer.Option(help="With --run: real architecture, seeded random weights.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="With --run: svd, svd-xt, svd-xt-1-1, a diffusers folder, or a hub id.")
+    ] = None,
+    tiers: Annotated[str, typer.Option(help="With --run: of 8, 12, 16, ...; default all smaller.")] = "",
+    backends: Annotated[str, typer.Option(help="With --run: of eager, compiled; default both.")] = "",
+    frames: Annotated[
+        str, typer.Option(help="With --run: as 14,25; default the checkpoint's own.")
+    ] = "",
+    repeat: Annotated[int, typer.Option(min=1, help="With --run: timed videos after one that is not.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="With --run: folder of tiers.json, written after every attempt.")
+    ] = None,
+) -> None:
+    """Prints cards by memory tier with predicted latencies, or measures under emulated tiers (--run)."""
+    if not run:
+        if any((random_weights, checkpoint, tiers, backends, frames, out)):
+            raise typer.BadParameter("without --run there are only --measured and --steps")
+        _overview(measured, steps)
+        return
+    if (random_weights is None) == (checkpoint is None) or measured is not None:
+        raise typer.BadParameter("with --run pass --random-weights or --checkpoint, and no --measured")
+    counts = _names(frames)
+    if not all(count.isdecimal() and int(count) for count in counts):
+        raise typer.BadParameter("--frames must be numbers of at least 1, such as 14,25")
+    source = f"random:{random_weights.value}" if random_weights else checkpoint or ""
+    _emulate(source, device, _names(tiers), _names(backends), [int(c) for c in counts], steps, repeat, out)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="JSON documents that svd-bench wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for report.md, report.html and plots/.")
+    ] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help="Text whose <!-- results:NAME --> parts are rendered again.")
+    ] = None,
+) -> None:
+    """Writes tables and plots of RESULTS, a section for each machine and setting."""
+    if output is None and readme is None:
+        raise typer.BadParameter("pass --output FOLDER, --readme FILE, or both")
+
+    from svd_bench.results import read_results
+
+    documents = [(path.stem, read_results(path)) for path in results]
+    if readme is not None:
+        _render(readme, documents)
+    if output is not None:
+        from svd_bench import report as pages
+
+        pages.write(pages.page(documents), output)
+        typer.echo(f"wrote {output / 'report.md'} and {output / 'report.html'}")
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="JSON document, before.")],
+    new: Annotated[Path, typer.Argument(help="JSON document, after.")],
+    threshold: Annotated[
+        float, typer.Option(help="Share of change in latency or memory that counts; 0.05 is 5 %.")
+    ] = 0.05,
+) -> None:
+    """Says what changed from OLD to NEW beyond noise; exit code 1 when something got worse."""
+    from svd_bench import compare as comparing
+    from svd_bench.results import read_results
+
+    comparison = comparing.compare(read_results(old), read_results(new), threshold)
+    typer.echo(comparing.table(comparison).text())
+    count = len(comparison.regressions)
+    typer.echo(f"{count} of {len(comparison.changes)} got worse by more than {threshold:.3g}, beyond noise")
+    if count:
+        raise typer.Exit(1)
+
+
+def _names(value: str) -> list[str]:
+    """ "a, b" as a list."""
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _overview(measured: Path | None, steps: int) -> None:
+    from svd_bench import predict, tiers
+    from svd_bench.results import read_results
+
+    efficiency = predict.assumed() if measured is None else predict.of_measured(read_results(measured))
+    typer.echo(tiers.overview(efficiency, steps))
+
+
+def _emulate(
+    source: str,
+    device: str,
+    names: list[str],
+    backends: list[str],
+    frames: list[int],
+    steps: int,
+    repeat: int,
+    out: Path | None,
+) -> None:
+    """Progress on stderr, the table and then one JSON line on stdout; exit code 1 when an attempt broke."""
+    from svd_bench import emulate
+
+    chosen = emulate.smaller_tiers(emulate.device_memory(device), names)
+    using = emulate.torch_backends(backends)
+
+    from svd_engine.backends.choose import resolve
+
+    from svd_bench.environment import environment
+    from svd_bench.nvml import open_gpu
+    from svd_bench.recorder import Recorder, out_folder
+    from svd_bench.subjects import checkpoint_of
+
+    where, model = resolve(device), checkpoint_of(source).model
+    gpu, without = open_gpu(where)
+    path = None if out is None else out_folder(out) / "tiers.json"
+    recorder = Recorder("tiers", environment(where, gpu, ["svd-bench", *sys.argv[1:]]), path)
+    recorder.warn(without)
+    base = emulate.attempt(source, str(where), model, steps, repeat)
+    tried = []
+    for one in emulate.walk(base, chosen, using, frames or [model.frames], emulate.in_subprocess):
+        typer.echo(str(one), err=True)
+        tried.append(one)
+        emulate.record(recorder, one)
+    typer.echo(emulate.table(tried, recorder.environment.device).text())
+    typer.echo(recorder.results().model_dump_json())
+    if any(one.answer.failed for one in tried):
+        raise typer.Exit(1)
+
+
+def _render(path: Path, documents: list[tuple[str, Results]]) -> None:
+    from svd_engine import console
+    from svd_engine.errors import SettingsError
+
+    from svd_bench.readme import render
+
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"--readme {path}",
+            expected="a text that can be read",
+            got=str(error),
+            remedy="Pass the path of the Markdown file that holds the markers.",
+        ) from error
+    console.write_text(path, render(text, dict(documents)))
+    typer.echo(f"wrote {path}")

@@ -1,0 +1,95 @@
+"""Who is measured at what, as data: a case travels to a child process as JSON.  Opens nothing."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from svd_bench.peers import PEERS
+from svd_bench.results import Setting
+from svd_engine.arguments import one_of
+from svd_engine.backends.network import Placement
+from svd_engine.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
+from svd_engine.random_weights import Family
+
+Name = Literal["svd-engine", "diffusers", "diffusers-compile"]
+BACKENDS = ("eager", "compiled", "onnxruntime")
+FAMILIES: dict[str, Family] = {"random:svd": "svd", "random:svd-xt": "svd-xt"}
+NETWORK_STAGES = ("image_encoder", "vae_encoder", "denoiser_step", "vae_decoder")
+
+
+class Subject(BaseModel):
+    """One stack on one device, over one set of weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    backend: str  # "eager", "compiled", "onnxruntime"; of a peer "eager", "torch.compile"
+    checkpoint: str  # what `checkpoint_of` takes
+    device: str
+    dtype: str  # "float16"
+    bundle: str | None = None  # for onnxruntime
+    graph: str | None = None  # or a folder of `one_graph`
+    without_rewrites: tuple[str, ...] = ()
+
+
+class Case(BaseModel):
+    """A subject at a stage; `note` goes into its row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subject: Subject
+    stage: str
+    setting: Setting
+    note: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.stage}, {self.subject.name} {self.subject.backend} {self.dtype}"
+        return f"{name} ({self.note})" if self.note else name
+
+    @property
+    def dtype(self) -> str:
+        """The VAE encoder is float32 whatever the rest is."""
+        return "float32" if self.stage == "vae_encoder" else self.subject.dtype
+
+
+class Running(Protocol):
+    """A case, opened.  The first call may compile; `placements` and `rewrites` are settled after it."""
+
+    placements: tuple[Placement, ...]
+    rewrites: tuple[str, ...]  # that found a place
+
+    def __call__(self) -> Tensor: ...
+
+    def close(self) -> None: ...
+
+
+def subjects(
+    backends: list[str], peers: list[str], checkpoint: str, device: str, dtype: str, bundle: str | None
+) -> list[Subject]:
+    """Peers first, then ours; `bundle` goes to onnxruntime.  Raises SettingsError for a name that is none."""
+    for backend in backends:
+        one_of("backend", backend, BACKENDS)
+    for peer in peers:
+        one_of("peer", peer, tuple(PEERS))
+    common = {"checkpoint": checkpoint, "device": device, "dtype": dtype}
+    theirs = [Subject.model_validate({"name": peer, "backend": PEERS[peer], **common}) for peer in peers]
+    ours = [
+        Subject.model_validate(
+            {
+                "name": "svd-engine",
+                "backend": backend,
+                "bundle": bundle if backend == "onnxruntime" else None,
+                **common,
+            }
+        )
+        for backend in backends
+    ]
+    return theirs + ours
+
+
+def checkpoint_of(source: str) -> Checkpoint:
+    """Of "random:svd", "random:svd-xt", or of anything that `open_checkpoint` takes."""
+    return random_checkpoint(FAMILIES[source]) if source in FAMILIES else open_checkpoint(source)

@@ -1,0 +1,300 @@
+"""The report: what stands in which table, what never stands together, and files that are whole."""
+
+from __future__ import annotations
+
+import re
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from svd_bench import cli, report
+from svd_bench.plots import PLOTS
+from svd_bench.report import Figure, Heading, Lines
+from svd_bench.results import Outcome, Results
+from svd_bench.scopes import scopes
+from svd_bench.table import Table, figure, gibibytes, milliseconds, percent
+from svd_bench.views import VIEWS
+from svd_engine.errors import BackendUnavailable, OutputError, SettingsError
+from tests.bench import documents
+from tests.bench.documents import GIB, environment, results, row, setting, spread
+from tests.commands import call
+
+
+def tables(document: Results) -> dict[str, Table]:
+    return {t.title: t for scope in scopes(document) for view in VIEWS.values() for t in view(scope)}
+
+
+def figures(document: Results) -> dict[str, str]:
+    made = {name: plot(scope) for scope in scopes(document) for name, plot in PLOTS.items()}
+    return {name: svg for name, svg in made.items() if svg}
+
+
+def test_a_run_has_its_tables() -> None:
+    found = tables(documents.run())
+    assert list(found) == [
+        "A whole video", "Ours against peers, float16", "Ours against peers, float32", "Stages",
+        "Share of the limit",
+    ]  # fmt: skip
+    video = found["A whole video"]
+    assert list(video.header[:3]) == ["", "dtype", "median"]
+    assert list(video.rows[2]) == [
+        "svd-engine (compiled)", "float16", "8.60 s", "8.51 s to 8.69 s", "25.80 s", "419",
+        "30.00 GiB", "28.00 GiB",
+    ]  # fmt: skip
+
+
+def test_peers_come_first_and_are_what_we_are_held_against() -> None:
+    table = tables(documents.run())["Ours against peers, float16"]
+    assert list(table.header) == ["stage", "diffusers (eager)", "svd-engine (eager)", "svd-engine (compiled)"]
+    assert list(table.rows[-1]) == ["whole_video", "15.10 s (1.00x)", "12.40 s (1.22x)", "8.60 s (1.76x)"]
+
+
+def test_dtypes_are_not_held_against_each_other() -> None:
+    theirs = row("denoiser_step", 900, subject="diffusers", backend="eager", dtype="float32")
+    assert not [title for title in tables(results(theirs, row("denoiser_step", 300))) if "peers" in title]
+
+
+def test_the_share_of_the_limit() -> None:
+    table = tables(documents.run())["Share of the limit"]
+    step = next(list(r) for r in table.rows if r[0] == "denoiser_step" and r[1] == "svd-engine (compiled)")
+    assert step[3:] == ["65%", "310 ms", "160", "516"]  # 159.9 TFLOP in 310 ms, of 790 TFLOP/s
+    whole = next(list(r) for r in table.rows if r[0] == "whole_video")
+    assert whole[5] == "4,174"
+
+
+def test_a_ladder_is_a_table_for_each_stage() -> None:
+    found = tables(documents.ladder())
+    assert list(found) == ["Ladder of optimisations: denoiser_step", "Ladder of optimisations: vae_decoder"]
+    rung = list(found["Ladder of optimisations: denoiser_step"].rows[1])
+    assert rung[0] == "svd-engine (eager), + single_token_cross_attention"
+    assert rung[2] == "484 ms"
+    assert rung[4] == "0.93x"
+
+
+def test_tiers_show_the_settings_that_differ() -> None:
+    (table,) = tables(documents.tiers()).values()
+    assert table.title == "What fits by memory tier"
+    assert list(table.rows[0])[:4] == ["12 GB", "eager", "single", "1"]
+    assert list(table.rows[3])[:4] == ["40 GB", "eager", "batched", "14"]
+
+
+def test_what_was_not_measured_is_not_shown() -> None:
+    """A single stage of ours has no peers, no video, no limit, no energy, no VRAM, and no breakdown."""
+    document = results(row("denoiser_step", 300.0))
+    (table,) = tables(document).values()
+    assert list(table.header) == ["stage", "of", "dtype", "median", "p10 to p90"]
+    assert figures(document) == {}
+
+
+def test_one_run_has_no_interval() -> None:
+    document = results(row(latency_ms=spread(900, runs=1)))
+    assert list(tables(document)["A whole video"].rows[0])[3] == "one run"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.123456, "0.123 ms"), (12.345, "12.3 ms"), (999.4, "999 ms"), (1234.5, "1.23 s"), (123456.0, "123 s")],
+)
+def test_milliseconds(value: float, said: str) -> None:
+    assert milliseconds(value) == said
+
+
+def test_figures_of_nothing_and_of_much() -> None:
+    assert (milliseconds(None), gibibytes(None), percent(None)) == ("-", "-", "-")
+    assert (gibibytes(3 * GIB // 2), percent(-0.0123, signed=True)) == ("1.50 GiB", "-1.2%")
+    assert (figure(1234567.8), figure(0.0123)) == ("1,234,568", "0.0123")
+
+
+def sections(blocks: list[report.Block]) -> list[tuple[list[str], list[Table | Figure]]]:
+    """Tables and figures, with the headings above them."""
+    path: list[str] = []
+    found: list[tuple[list[str], list[Table | Figure]]] = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            path = [*path[: block.level - 1], block.text]
+            found.append((path, []))
+        elif isinstance(block, Table | Figure):
+            found[-1][1].append(block)
+    return found
+
+
+def words(block: Table | Figure) -> str:
+    return block.text() if isinstance(block, Table) else block.svg
+
+
+def test_machines_and_settings_never_share_a_table_or_plot() -> None:
+    """Every latency here occurs once; no table or plot holds two that do not belong together."""
+    places = {  # latency: machine and setting
+        "111 ms": (environment(), setting()),
+        "222 ms": (environment(), setting(frames=14, decode_chunk=14)),
+        "333 ms": (environment(device="NVIDIA L4"), setting()),
+        "444 ms": (environment(threads=1), setting()),
+    }
+    named = []
+    for number, (ms, (machine, asked)) in enumerate(places.items()):
+        rows = [
+            row(stage, float(ms.split()[0]), setting=asked, subject=subject, share_of_ceiling=0.5)
+            for stage in ("denoiser_step", "vae_decoder", "whole_video")
+            for subject in ("svd-engine", "diffusers")
+        ]
+        named.append((f"n{number}", results(*rows, environment=machine)))
+    both = results(*named[0][1].rows, *named[1][1].rows)  # one document with two settings
+    blocks = report.page([*named[2:], ("both", both)])
+    seen = set()
+    for path, inside in sections(blocks):
+        for block in inside:
+            here = {ms for ms in places if ms in words(block)}
+            assert len(here) <= 1, (path, here)
+            seen |= here
+            assert "444 ms" not in here or "H200" in path[1]
+    assert seen == set(places)
+    machines = [block.text for block in blocks if isinstance(block, Heading) and block.level == 2]
+    assert machines == ["NVIDIA L4", "NVIDIA H200", "NVIDIA H200"]  # 1 thread and 16 are two machines
+
+
+def test_two_runs_of_one_machine_stay_apart() -> None:
+    """Timings compare only within one run."""
+    old, new = results(row(ms=111.0)), results(row(ms=222.0))
+    blocks = report.page([("old", old), ("new", new)])
+    tables = [block.text() for block in blocks if isinstance(block, Table)]
+    assert len(tables) == 2
+    assert not [text for text in tables if "111 ms" in text and "222 ms" in text]
+    assert [b.text for b in blocks if isinstance(b, Heading) and b.level == 2] == ["NVIDIA H200"]
+
+
+def test_random_weights_warnings_and_checks_are_said() -> None:
+    outcome = Outcome(stage="parity", status="failed", seconds=2.0, why="a difference of 1")
+    document = results(row(), warnings=("the clock moved",), outcomes=(outcome,))
+    text = report.markdown(report.page([("a", document)]))
+    assert "(random weights)" in text
+    assert "random weights: work, speed and memory are the real ones, the videos mean nothing" in text
+    assert "- the clock moved" in text
+    assert "| parity | failed | a difference of 1 | 2.0 s |" in text
+    trained = results(row(setting=setting(random_weights=False)))
+    assert "random weights" not in report.markdown(report.page([("a", trained)]))
+
+
+def test_a_name_must_be_of_one_document() -> None:
+    for named in ([], [("a", documents.run()), ("a", documents.ladder())]):
+        with pytest.raises(SettingsError, match=r"results: expected at least one document.*got .*Pass JSON"):
+            report.page(named)
+
+
+class Page(HTMLParser):
+    VOID = ("meta", "br", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href") and v and not v.startswith("#")
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def blocks() -> list[report.Block]:
+    odd = results(row(), warnings=("<script>alert(1)</script> & more",))
+    named = {"run": documents.run(), "ladder": documents.ladder(), "tiers": documents.tiers(), "odd": odd}
+    return report.page(list(named.items()))
+
+
+def test_the_html_page_needs_no_other_file(blocks: list[report.Block]) -> None:
+    text = report.html(blocks)
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.links == []
+    assert not {"script", "img", "link"} & set(page.tags)
+    assert page.tags.count("svg") == sum(isinstance(block, Figure) for block in blocks)
+    assert page.tags.count("table") == sum(isinstance(block, Table) for block in blocks)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
+
+
+def test_plots_are_svg_with_their_figures(blocks: list[report.Block]) -> None:
+    plots = {block.title: block.svg for block in blocks if isinstance(block, Figure)}
+    assert set(plots) == set(PLOTS)
+    text = {title: " ".join(ET.fromstring(svg).itertext()) for title, svg in plots.items()}
+    assert "15.10 s" in text["Ours against peers"]
+    assert "denoiser_step x 25" in text["Stage breakdown"]
+    assert "7.75" in text["Stage breakdown"]  # 25 steps of 310 ms
+    assert "65%" in text["Share of the limit"]
+    assert "+ temporal_conv2d" in text["Ladder of optimisations"]
+    assert "24 GB: eager, batched, chunk 4" in text["VRAM by tier"]
+    assert "21.0" in text["VRAM by tier"]
+    assert "8.52 s" in text["Latency by tier"]
+
+
+def test_the_same_results_give_the_same_bytes(blocks: list[report.Block]) -> None:
+    again = report.page([("run", documents.run())])
+    first = [block for block in blocks if isinstance(block, Figure) and block.name.startswith("run-")]
+    assert first == [block for block in again if isinstance(block, Figure)]
+
+
+def test_markdown_tables_are_tables() -> None:
+    table = Table("T", ["a|b", "n"], [["x|y", "1"]], note="remark")
+    assert table.markdown() == "**T**\n\n| a\\|b | n |\n| --- | ---: |\n| x\\|y | 1 |\n\nremark\n"
+    assert table.text() == "T\na|b  n\nx|y  1\nremark"
+
+
+def test_the_command_writes_pages_and_plots(tmp_path: Path) -> None:
+    for name, document in {"run": documents.run(), "tiers": documents.tiers()}.items():
+        (tmp_path / f"{name}.json").write_text(document.model_dump_json())
+    out = tmp_path / "new" / "report"
+    assert call(cli.main, "report", tmp_path / "run.json", tmp_path / "tiers.json", "-o", out) == 0
+    text = (out / "report.md").read_text()
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(linked) == 5
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
+        *linked, "report.md", "report.html",
+    }  # fmt: skip
+    for path in linked:
+        ET.fromstring((out / path).read_text())
+
+
+def test_a_bad_document_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good.json").write_text(documents.run().model_dump_json())
+    (tmp_path / "bad.json").write_text('{"format": 2}')
+    out = tmp_path / "report"
+    assert call(cli.main, "report", tmp_path / "good.json", tmp_path / "bad.json", "-o", out) == 2
+    assert "bad.json" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"folder .*report: expected a folder that can be made.*Choose"):
+        report.write([Heading("x", 1)], tmp_path / "file" / "report")
+
+
+def test_neither_output_nor_readme_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(cli.main, "report", tmp_path / "a.json") == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(
+        BackendUnavailable, match=r"plots: expected matplotlib.*pip install 'svd-engine\[bench\]'"
+    ):
+        report.page([("run", documents.run())])
+
+
+def test_the_environment_is_told() -> None:
+    (lines,) = [block for block in report.page([("run", documents.run())]) if isinstance(block, Lines)][:1]
+    assert "140 GiB, driver 570.1, CUDA 12.8" in lines.lines
+    assert (
+        "ceiling: matmul float16 790 TFLOP/s, convolution float16 600 TFLOP/s, copy 4,300 GB/s" in lines.lines
+    )

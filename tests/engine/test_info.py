@@ -1,0 +1,110 @@
+"""What `svd-engine info` says of a bundle and of a machine, with and without what it needs."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnxruntime
+import pytest
+import torch
+
+from svd_engine import info
+from svd_engine.bundle import Bundle
+from svd_engine.manifest import ParityEntry
+from tests import damage
+from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+
+
+def rows(abilities: list[info.Ability]) -> dict[tuple[str, str], str]:
+    return {(row.backend, row.device): row.why_not for row in abilities}
+
+
+def test_a_bundle_in_words(tiny_bundle: Path) -> None:
+    facts = info.bundle_facts(Bundle(tiny_bundle))
+    profile = f"{FRAMES} frames, {HEIGHT}x{WIDTH}, batch 1, {{}} guidance, decode chunk {CHUNK}"
+    assert facts["model"] == "tiny"
+    assert facts["precision"] == "float32"
+    assert facts["profile 1"] == profile.format("batched")
+    assert facts["profile 2"] == profile.format("single")
+    size = sum(path.stat().st_size for path in tiny_bundle.iterdir() if path.suffix in (".onnx", ".bin"))
+    assert facts["size"].startswith(f"{size / 2**20:.1f} MiB in 10 files, ONNX opset 23")
+    assert "single-token-cross-attention" in facts["rewrites"]
+    assert "without" not in facts
+    assert facts["parity"] == f"not verified; run: svd-export verify {tiny_bundle}"
+    assert f"torch {version('torch')}" in facts["made with"]
+
+
+def test_what_is_special_about_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Random weights, rewrites left out, and the worst row of its parity report."""
+
+    def row(network: str, relative: float, tolerance: float) -> dict[str, object]:
+        numbers = {"max_abs": 1.0, "relative": relative, "cosine": 1.0, "tolerance": tolerance}
+        return ParityEntry(network=network, backend="ort cpu", **numbers).model_dump()
+
+    folder = damage.copy(tiny_bundle, tmp_path)
+    damage.edit(folder, lambda m: m["model"].update(random_weights=True))
+    damage.edit(folder, lambda m: m.update(rewrites=[], without_rewrites=["fused-qkv"]))
+    damage.edit(folder, lambda m: m.update(parity=[row("a", 1e-3, 1e-1), row("b", 5e-5, 1e-4)]))
+    facts = info.bundle_facts(Bundle(folder))
+    assert facts["model"] == "tiny with random weights"
+    assert (facts["rewrites"], facts["without"]) == ("none", "fused-qkv")
+    assert facts["parity"] == "worst 5e-05 of 0.0001 allowed (b, ort cpu)"
+
+
+def test_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    missing = info.machine_facts()["GPU"]
+    assert "built without CUDA" in missing
+    assert "pip install torch" in missing
+    able = rows(info.abilities())
+    assert able["eager", "cpu"] == able["onnxruntime", "cpu"] == ""
+    assert able["eager", "cuda"] == able["compiled", "cuda"] == missing
+    assert "pip install 'svd-engine[cuda]'" in able["onnxruntime", "cuda"]
+
+
+def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="NVIDIA Any", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setenv("CXX", sys.executable)  # something that is installed
+    assert info.machine_facts()["GPU 1"] == "NVIDIA Any, 80.0 GiB, sm_90"
+    assert set(rows(info.abilities()).values()) == {""}
+
+
+def test_a_gpu_whose_driver_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build of torch, and onnxruntime-gpu, on a machine without a driver."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    assert "nvidia-smi" in info.machine_facts()["GPU"]
+    assert "nvidia-smi" in rows(info.bundle_abilities("float16"))["onnxruntime", "cuda"]
+
+
+def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    able = rows(info.bundle_abilities("float32"))
+    assert "pip install 'svd-engine[cpu]'" in able["onnxruntime", "cpu"]
+    assert "pip install 'svd-engine[cuda]'" in able["onnxruntime", "cuda"]
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    why_not = rows(info.abilities())["compiled", "cpu"]
+    assert "no C++ compiler no-such-compiler" in why_not
+    assert "apt-get install g++" in why_not
+
+
+def test_bfloat16_is_nothing_for_onnx_runtime_on_the_cpu() -> None:
+    assert "--dtype fp32" in rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cpu"]
+    assert rows(info.bundle_abilities("float16"))["onnxruntime", "cpu"] == ""

@@ -1,0 +1,104 @@
+"""Every number of a call has a range; outside it the error names the argument, the range and the value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from svd_engine.errors import SettingsError
+from svd_engine.settings import Settings, at_least, check_seed
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def settings(**asked: Any) -> Settings:
+    return Settings(**{"frames": 14, "height": 576, "width": 1024, **asked})
+
+
+WRONG: list[tuple[str, str, Any]] = [
+    *(("frames", "num_frames", value) for value in (0, -1, 2.0, "14", True, None, NAN)),
+    ("height", "height", 0),
+    ("height", "height", 64.0),
+    ("width", "width", -64),
+    ("steps", "num_inference_steps", 0),
+    ("fps", "fps", 0),
+    ("fps", "fps", 7.5),
+    ("videos_per_image", "num_videos_per_prompt", 0),
+    ("decode_chunk_size", "decode_chunk_size", 0),
+    *(("motion_bucket_id", "motion_bucket_id", value) for value in (-1, 1024, 2000, 127.0)),
+    *(("noise_aug_strength", "noise_aug_strength", value) for value in (-0.02, NAN, INFINITE, "0.1", True)),
+    *(("min_guidance_scale", "min_guidance_scale", value) for value in (NAN, -INFINITE, None)),
+    *(("max_guidance_scale", "max_guidance_scale", value) for value in (NAN, INFINITE, "3")),
+]
+
+
+@pytest.mark.parametrize(("field", "name", "value"), WRONG)
+def test_out_of_range(field: str, name: str, value: object) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(**{field: value})
+    error = caught.value
+    assert isinstance(error, ValueError)  # what callers of diffusers catch
+    assert (error.what, error.got, error.exit_code) == (name, repr(value), 2)
+    assert error.expected.split()[0] in ("a", "0")
+    assert error.remedy == "Pass a value in this range."
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {"frames": 1, "steps": 1, "fps": 1, "videos_per_image": 1, "decode_chunk_size": 1},
+        {"motion_bucket_id": 0, "noise_aug_strength": 0},
+        {"motion_bucket_id": 1023, "noise_aug_strength": 10.0},
+        {"min_guidance_scale": -1, "max_guidance_scale": 0},
+    ],
+)
+def test_the_ends_of_the_ranges(good: dict[str, Any]) -> None:
+    made = settings(**good)
+    assert {name: getattr(made, name) for name in good} == good
+
+
+@pytest.mark.parametrize(("scale", "guided"), [(1.0, False), (0.5, False), (1.01, True), (3, True)])
+def test_guidance_acts_above_one(scale: float, guided: bool) -> None:
+    assert settings(max_guidance_scale=scale).guided is guided
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "what", "nearest"),
+    [
+        (575, 1024, "height", "576"),
+        (576, 1000, "width", "1024"),
+        (1, 64, "height", "64"),
+        (100, 64, "height", "128"),
+    ],
+)
+def test_a_size_that_the_networks_cannot_take(height: int, width: int, what: str, nearest: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(height=height, width=width).check_size(64)
+    assert caught.value.what == what
+    assert "a multiple of 64 pixels" in str(caught.value)
+    assert f"The nearest that works is {nearest}." in str(caught.value)
+
+
+def test_a_size_that_they_can() -> None:
+    settings(height=64, width=2048).check_size(64)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, True, 1.0, None])
+def test_a_seed_that_torch_would_refuse_or_change(seed: Any) -> None:
+    with pytest.raises(SettingsError, match=r"seed: expected a whole number from 0 to 2\^64 - 1, got"):
+        check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
+def test_every_other_seed_is_one_for_torch(seed: int) -> None:
+    import torch
+
+    check_seed(seed)
+    assert torch.Generator("cpu").manual_seed(seed).initial_seed() == seed
+
+
+def test_at_least_names_the_lowest() -> None:
+    at_least("batch", 1, 1)
+    with pytest.raises(SettingsError, match="batch: expected a whole number of at least 1, got 0"):
+        at_least("batch", 0, 1)

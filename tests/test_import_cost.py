@@ -1,0 +1,58 @@
+"""What costs seconds to import is imported when it is used: not for `import svd_engine`, not for --help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "av", "diffusers", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL",
+    "safetensors", "tensorrt", "torch", "transformers",
+}  # fmt: skip
+
+SCRIPT = """
+import json, sys
+sys.argv = ["command", *sys.argv[1:]]
+try:
+    {statement}
+except SystemExit as done:
+    assert not done.code, done.code
+print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
+"""
+
+STATEMENTS = {
+    "import svd_engine": ("import svd_engine", ()),
+    "its version": ("import svd_engine; svd_engine.__version__", ()),
+    "svd-engine": ("from svd_engine.cli import main; main()", ("--help",)),
+    "svd-engine generate": ("from svd_engine.cli import main; main()", ("generate", "--help")),
+    "svd-engine info": ("from svd_engine.cli import main; main()", ("info", "--help")),
+    "svd-engine --version": ("from svd_engine.cli import main; main()", ("--version",)),
+    "svd-export": ("from svd_export.cli import main; main()", ("--help",)),
+    "svd-export onnx": ("from svd_export.cli import main; main()", ("onnx", "--help")),
+    "svd-bench": ("from svd_bench.cli import main; main()", ("--help",)),
+    "svd-export verify": ("from svd_export.cli import main; main()", ("verify", "--help")),
+}
+
+
+@pytest.mark.parametrize(("statement", "arguments"), STATEMENTS.values(), ids=STATEMENTS)
+def test_nothing_heavy_is_imported(statement: str, arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(statement=statement), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *shown, loaded = done.stdout.splitlines()
+    assert set(json.loads(loaded)) & HEAVY == set()
+    assert bool(shown) == bool(arguments)  # the help was really printed
+
+
+def test_the_engine_is_there_when_asked_for() -> None:
+    import svd_engine
+
+    assert svd_engine.VideoEngine.__module__ == "svd_engine.engine"
+    with pytest.raises(AttributeError, match="module 'svd_engine' has no attribute 'Pipeline'"):
+        svd_engine.Pipeline  # noqa: B018
