@@ -106,6 +106,15 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_14_25_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32: `tiny_checkpoint` at SVD's and SVD-XT's frame counts, decoded whole; one file of weights."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-14-25"
+    profiles = [Profile(frames, HEIGHT, WIDTH, decode_chunk=frames) for frames in (14, 25)]
+    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, profiles, torch.float32)
+    return folder
+
+
 @pytest.fixture(scope="session", params=["eager", "onnxruntime"])
 def tiny_engine(request: pytest.FixtureRequest) -> Iterator[VideoEngine]:
     """The tiny networks on each reference-grade backend."""

@@ -10,10 +10,10 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from svd_engine.errors import BackendUnavailable
 
 from svd_bench.harness import Lap, spread
 from svd_bench.results import Row, Setting
+from svd_engine.errors import BackendUnavailable
 
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine
@@ -56,6 +56,8 @@ class Answer(BaseModel):
 def open_engine(attempt: Attempt) -> VideoEngine:
     """The engine of exactly this profile; `VideoEngine.from_checkpoint` always batches guidance."""
     import torch
+
+    from svd_bench.subjects import checkpoint_of
     from svd_engine.arguments import torch_dtype
     from svd_engine.backends.choose import Choice, resolve
     from svd_engine.backends.compiled import CompiledBackend
@@ -64,8 +66,6 @@ def open_engine(attempt: Attempt) -> VideoEngine:
     from svd_engine.engine import VideoEngine
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.spec import Profile
-
-    from svd_bench.subjects import checkpoint_of
 
     device = resolve(attempt.device)
     if attempt.cap is not None:

@@ -168,12 +168,15 @@ def ladder(
 def gpu_check(
     out: Annotated[Path, typer.Option(help="Folder for gpu-check.json, written after every stage.")],
     device: Device = "auto",
-    limit_s: Annotated[float, typer.Option(help="Seconds after which no stage is begun.")] = 540.0,
+    limit_s: Annotated[float, typer.Option(help="Seconds after which it stops.")] = 540.0,
+    only: Annotated[
+        str, typer.Option(help="Stages to run, as the summary names them, after the first; default all.")
+    ] = "",
 ) -> None:
     """Everything that this GPU can show, most valuable first, in minutes.  Exit code 1 if a stage failed."""
     from svd_bench.gpu_check import check
 
-    raise SystemExit(check(out, device, limit_s, command()))
+    raise SystemExit(check(out, device, limit_s, names(only), command()))
 
 
 app.registered_commands += report_cli.app.registered_commands

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from svd_engine.errors import SettingsError
-
 from svd_bench.results import Results, Row, Setting
 from svd_bench.scopes import CAP, hardware
 from svd_bench.table import Table, gibibytes, milliseconds, percent
+from svd_engine.errors import SettingsError
 
 Key = tuple[object, ...]
 

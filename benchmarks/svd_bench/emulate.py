@@ -13,16 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from svd_engine.errors import BackendUnavailable, SettingsError
-
 from svd_bench.capped import Answer, Attempt, Guidance
 from svd_bench.cards import TIERS, Tier
 from svd_bench.table import GIB, Table, gibibytes, milliseconds
+from svd_engine.errors import BackendUnavailable, SettingsError
 
 if TYPE_CHECKING:
-    from svd_engine.model import Model
-
     from svd_bench.recorder import Recorder
+    from svd_engine.model import Model
 
 CONTEXT = GIB // 2  # bytes that a CUDA context and its libraries hold outside torch, on a real card too
 TORCH = ("eager", "compiled")
@@ -54,6 +52,7 @@ class Tried:
 def device_memory(device: str) -> int:
     """Bytes of the GPU.  Raises BackendUnavailable where there is none, SettingsError for a wrong name."""
     import torch
+
     from svd_engine.backends.choose import resolve
 
     if not torch.cuda.is_available() or resolve(device).type != "cuda":

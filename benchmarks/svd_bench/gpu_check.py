@@ -27,6 +27,7 @@ from svd_bench.recorder import Recorder, out_folder
 from svd_bench.results import Outcome, Results
 from svd_bench.scopes import scopes
 from svd_bench.views import VIEWS
+from svd_engine.arguments import one_of
 from svd_engine.backends.choose import resolve
 
 RESERVE_S = 10.0  # left for the summary
@@ -37,9 +38,20 @@ class OutOfTime(BaseException):
 
 
 def check(
-    out: Path, device: str, limit_s: float, command: Sequence[str], stages: Sequence[Stage] = STAGES
+    out: Path,
+    device: str,
+    limit_s: float,
+    only: Sequence[str],
+    command: Sequence[str],
+    stages: Sequence[Stage] = STAGES,
 ) -> int:
-    """Writes OUT/gpu-check.json and prints the summary; returns 1 when a stage failed, else 0."""
+    """Writes OUT/gpu-check.json and prints the summary; returns 1 when a stage failed, else 0.
+
+    `only` names stages to run after the first, none of them meaning all.  Raises SettingsError for a name
+    that is none.
+    """
+    for name in only:
+        one_of("stage", name, tuple(stage.name for stage in stages))
     started = time.monotonic()
     where = resolve(device)
     path = out_folder(out) / "gpu-check.json"
@@ -52,7 +64,8 @@ def check(
 
     timer = timer_for(where, gpu.joules if gpu else lambda: None)
     context = Context(where, gpu, timer, recorder, say)
-    run(context, stages, lambda: limit_s - (time.monotonic() - started), say)
+    chosen = [stage for stage in stages if not only or stage is stages[0] or stage.name in only]
+    run(context, chosen, lambda: limit_s - (time.monotonic() - started), say)
     results = recorder.results()
     print(summary(results))
     print(results.model_dump_json())

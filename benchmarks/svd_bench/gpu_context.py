@@ -31,7 +31,7 @@ from svd_engine.checkpoint import Checkpoint, Component, random_checkpoint
 from svd_engine.checkpoint_configs import describe
 from svd_engine.engine import VideoEngine
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.spec import NetworkSpec
+from svd_engine.networks.spec import NetworkSpec, specs_of
 from svd_engine.random_weights import demo_configs, statistics
 from svd_engine.weights import Shapes
 
@@ -94,7 +94,7 @@ class KeptVideo(VideoRunning):
 
 
 class Context:
-    """SVD-XT's full size on a GPU; on the CPU the same stages on networks of some hundred thousand weights."""
+    """SVD-XT's full size on a GPU; on the CPU the same on networks of some hundred thousand weights."""
 
     def __init__(
         self,
@@ -196,25 +196,35 @@ class Context:
         )  # fmt: skip
 
     def peaks(self, case: Case) -> Peaks:
-        """In this process: what a call adds to the weights of its network.  Less exact than a child's."""
-        if not self.full or case.stage == "whole_video":
+        """In this process: what a call adds to the subject's own weights.  Less exact than a child's."""
+        if not self.full:
             return Peaks()
-        running = KeptNetwork(case, self.opened(case.subject))
+        few = case.setting.model_copy(update={"steps": 2})  # of a video; more need no more memory
+        running = self.open_case(case.model_copy(update={"setting": few}))
         running()
         empty()
-        own = sum(parameter.nbytes for parameter in self._module(running).parameters())
+        own = sum(tensor.nbytes for tensor in self.weights_of(running))
         torch.cuda.reset_peak_memory_stats(self.device)
         others = torch.cuda.memory_allocated(self.device) - own
         with PeakSampler(self.gpu.used_bytes if self.gpu else lambda: 0) as driver:
             self.timer.lap(running)
-        return Peaks(
-            driver=driver.peak - others if self.gpu else None,
-            torch=torch.cuda.max_memory_allocated(self.device) - others,
-        )
+        peak = torch.cuda.max_memory_allocated(self.device) - others
+        running.close()
+        return Peaks(driver=driver.peak - others if self.gpu else None, torch=peak)
 
-    def _module(self, running: KeptNetwork) -> nn.Module:
-        network = running.network
-        return network.module if isinstance(network, PeerNetwork) else self.modules.network(network.spec)
+    def weights_of(self, running: Running) -> list[Tensor]:
+        """Each once, whichever networks share it."""
+        modules: list[nn.Module] = []
+        if isinstance(running, PipelineRunning):
+            modules = [part for part in running.pipeline.components.values() if isinstance(part, nn.Module)]
+        elif isinstance(running, NetworkRunning) and isinstance(running.network, PeerNetwork):
+            modules = [running.network.module]
+        elif isinstance(running, NetworkRunning):
+            modules = [self.modules.network(running.network.spec)]
+        elif isinstance(running, VideoRunning):
+            specs = specs_of(running.engine.default, self.checkpoint.model.architecture)
+            modules = [self.modules.network(spec) for spec in specs]
+        return list({id(p): p.detach() for module in modules for p in module.parameters()}.values())
 
 
 class Skipped(Exception):

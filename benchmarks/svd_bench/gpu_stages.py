@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from svd_bench.check import TOLERANCES, check_output
 from svd_bench.floor import best_rate, measure_ceiling
-from svd_bench.gpu_context import Context, KeptNetwork, Skipped
+from svd_bench.gpu_context import Context, KeptNetwork, Skipped, tiny_checkpoint
 from svd_bench.inputs import seeded_inputs
 from svd_bench.opening import FPS, SEED
 from svd_bench.subjects import Case
@@ -137,7 +137,7 @@ def runtimes(_context: Context) -> Found:
 
 
 def onnxruntime(context: Context) -> Found:
-    """The small networks through ONNX Runtime on this device, end to end, against eager here."""
+    """The smallest networks through ONNX Runtime on this device, end to end, against eager on the CPU."""
     try:
         import onnxruntime as runtime
 
@@ -152,7 +152,7 @@ def onnxruntime(context: Context) -> Found:
     import tempfile
     from pathlib import Path
 
-    checkpoint = open_checkpoint("demo")
+    checkpoint = tiny_checkpoint()
     call: dict[str, Any] = {
         "image": torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(SEED)),
         "height": SMALL.height, "width": SMALL.width, "num_frames": SMALL.frames,
@@ -211,6 +211,6 @@ STAGES = (
     Stage("encoders", 15, encoders),
     Stage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),
     Stage("ONNX Runtime", 30, onnxruntime),
-    Stage("SVD, 14 frames", 150, svd_14),
+    Stage("SVD with 14 frames", 150, svd_14),
     Stage("diffusers with torch.compile", 150, diffusers_compiled),
 )

@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from svd_engine.errors import BackendUnavailable
-
 from svd_bench import views
 from svd_bench.predict import calls
 from svd_bench.results import Row
 from svd_bench.scopes import CAP, Scope
 from svd_bench.table import GIB, percent
+from svd_engine.errors import BackendUnavailable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

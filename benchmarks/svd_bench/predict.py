@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from svd_engine.errors import SettingsError
-
 from svd_bench.cards import CARDS, Card, card_named
 from svd_bench.results import Results, Row
 from svd_bench.work import FRAMES, PUBLISHED, STAGES, Published, Stage, Work, video
+from svd_engine.errors import SettingsError
 
 NEEDED: dict[str, Stage] = {  # rows of a Results document
     "denoiser_step": "denoiser",

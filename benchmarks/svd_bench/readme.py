@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from svd_engine.errors import SettingsError
-
 from svd_bench.results import Environment, Results
 from svd_bench.scopes import scopes
 from svd_bench.views import VIEWS
+from svd_engine.errors import SettingsError
 
 MARKER = re.compile(r"<!-- (/?)results:([\w.-]+)(?:/(\w+))? -->")
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from svd_engine import console
-from svd_engine.errors import OutputError, SettingsError
-
 from svd_bench.plots import PLOTS
 from svd_bench.results import Results
 from svd_bench.scopes import by_hardware, scopes
 from svd_bench.table import GIB, Table, figure
 from svd_bench.views import VIEWS
+from svd_engine import console
+from svd_engine.errors import OutputError, SettingsError
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 72rem; margin: auto; padding: 1rem }

@@ -38,9 +38,7 @@ def tiers_command(
     ] = None,
     tiers: Annotated[str, typer.Option(help="With --run: of 8, 12, 16, ...; default all smaller.")] = "",
     backends: Annotated[str, typer.Option(help="With --run: of eager, compiled; default both.")] = "",
-    frames: Annotated[
-        str, typer.Option(help="With --run: as 14,25; default the checkpoint's own.")
-    ] = "",
+    frames: Annotated[str, typer.Option(help="With --run: as 14,25; default the checkpoint's own.")] = "",
     repeat: Annotated[int, typer.Option(min=1, help="With --run: timed videos after one that is not.")] = 3,
     out: Annotated[
         Path | None, typer.Option(help="With --run: folder of tiers.json, written after every attempt.")
@@ -136,12 +134,11 @@ def _emulate(
     chosen = emulate.smaller_tiers(emulate.device_memory(device), names)
     using = emulate.torch_backends(backends)
 
-    from svd_engine.backends.choose import resolve
-
     from svd_bench.environment import environment
     from svd_bench.nvml import open_gpu
     from svd_bench.recorder import Recorder, out_folder
     from svd_bench.subjects import checkpoint_of
+    from svd_engine.backends.choose import resolve
 
     where, model = resolve(device), checkpoint_of(source).model
     gpu, without = open_gpu(where)
@@ -161,10 +158,9 @@ def _emulate(
 
 
 def _render(path: Path, documents: list[tuple[str, Results]]) -> None:
+    from svd_bench.readme import render
     from svd_engine import console
     from svd_engine.errors import SettingsError
-
-    from svd_bench.readme import render
 
     try:
         text = path.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from html import escape
 
 GIB = 2**30
@@ -61,7 +62,7 @@ def milliseconds(value: float | None) -> str:
 
 def figure(value: float) -> str:
     """Three significant figures, never with an exponent."""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{Decimal(f'{value:.3g}'):f}" if value < 1000 else f"{value:,.0f}"
 
 
 def gibibytes(value: int | None) -> str:
@@ -69,7 +70,9 @@ def gibibytes(value: int | None) -> str:
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    return "-" if value is None else f"{value:+.1%}" if signed else f"{value:.0%}"
+    if value is None:
+        return "-"
+    return f"{value:+.1%}" if signed else f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
 
 
 def times(value: float) -> str:

@@ -171,11 +171,12 @@ def by_stage(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def contested(scope: Scope) -> dict[tuple[str, str], list[Row]]:
-    """By stage and dtype, what both sides ran; peers first, else in the document's order."""
+    """By stage and dtype, networks and videos that both sides ran; peers first, else in document order."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(scope.rows if scope.kind == "run" else (), key=lambda r: (order(r), r.subject == OURS)):
         found.setdefault((row.stage, row.dtype), []).append(row)
-    return {key: rows for key, rows in found.items() if {OURS} < {row.subject for row in rows}}
+    both = {key: rows for key, rows in found.items() if {OURS} < {row.subject for row in rows}}
+    return {key: rows for key, rows in both.items() if key[0] != "sampler"}  # arithmetic, of no backend
 
 
 def limited(scope: Scope) -> list[Row]:

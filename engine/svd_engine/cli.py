@@ -96,9 +96,11 @@ def generate(
 
     from svd_engine.image import cover, load_image
     from svd_engine.settings import check_seed
-    from svd_engine.video import check_output
+    from svd_engine.video import MAX_GIF_FPS, check_output
 
     check_seed(seed)
+    if fps > MAX_GIF_FPS and any(path.suffix.lower() == ".gif" for path in output):
+        raise typer.BadParameter(f"a GIF shows at most {MAX_GIF_FPS} frames a second: lower --fps")
     targets = [[check_output(_numbered(path, i, num_videos)) for i in range(num_videos)] for path in output]
     if report is not None:
         console.check_folder(report)

@@ -136,8 +136,9 @@ def _antialiased_resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
     separable, so one matrix an axis does both, at a fraction of the work on a large photograph.
     """
     height, width = pixels.shape[-2:]
-    rows, columns = _resize_weights(height, size).to(pixels), _resize_weights(width, size).to(pixels)
-    return (rows @ ((pixels * 2.0 - 1.0) @ columns.T) + 1.0) / 2.0  # filtered in [-1, 1], as in training
+    rows, columns = _resize_weights(height, size).double(), _resize_weights(width, size).double()
+    filtered = rows @ ((pixels.double() * 2.0 - 1.0) @ columns.T)  # in [-1, 1], as in training
+    return ((filtered + 1.0) / 2.0).float()
 
 
 def _resize_weights(source: int, target: int) -> torch.Tensor:

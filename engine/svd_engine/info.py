@@ -98,5 +98,6 @@ def _no_compiler() -> str:
 
 def _no_gpu() -> str:
     if torch.version.cuda is None:
-        return f"none usable: torch {torch.__version__} is built without CUDA (pip install torch)"
+        install = "pip install --force-reinstall torch"
+        return f"none usable: torch {torch.__version__} is built without CUDA ({install})"
     return "none found by torch: check the NVIDIA driver with nvidia-smi"

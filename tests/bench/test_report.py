@@ -47,7 +47,10 @@ def test_a_run_has_its_tables() -> None:
 
 
 def test_peers_come_first_and_are_what_we_are_held_against() -> None:
-    table = tables(documents.run())["Ours against peers, float16"]
+    document = documents.run()
+    turned = document.model_copy(update={"rows": document.rows[::-1]})
+    assert tables(turned)["Ours against peers, float16"].header[1] == "diffusers (eager)"
+    table = tables(document)["Ours against peers, float16"]
     assert list(table.header) == ["stage", "diffusers (eager)", "svd-engine (eager)", "svd-engine (compiled)"]
     assert list(table.rows[-1]) == ["whole_video", "15.10 s (1.00x)", "12.40 s (1.22x)", "8.60 s (1.76x)"]
 
@@ -55,6 +58,12 @@ def test_peers_come_first_and_are_what_we_are_held_against() -> None:
 def test_dtypes_are_not_held_against_each_other() -> None:
     theirs = row("denoiser_step", 900, subject="diffusers", backend="eager", dtype="float32")
     assert not [title for title in tables(results(theirs, row("denoiser_step", 300))) if "peers" in title]
+
+
+def test_the_samplers_arithmetic_is_a_stage_but_no_contest() -> None:
+    theirs = row("sampler", 13.5, subject="diffusers", backend="torch")
+    found = tables(results(theirs, row("sampler", 0.16, backend="torch")))
+    assert list(found) == ["Stages"]
 
 
 def test_the_share_of_the_limit() -> None:
@@ -105,7 +114,8 @@ def test_milliseconds(value: float, said: str) -> None:
 def test_figures_of_nothing_and_of_much() -> None:
     assert (milliseconds(None), gibibytes(None), percent(None)) == ("-", "-", "-")
     assert (gibibytes(3 * GIB // 2), percent(-0.0123, signed=True)) == ("1.50 GiB", "-1.2%")
-    assert (figure(1234567.8), figure(0.0123)) == ("1,234,568", "0.0123")
+    assert (figure(1234567.8), figure(0.0123), figure(0.0000271)) == ("1,234,568", "0.0123", "0.0000271")
+    assert (percent(0.123), percent(0.0123)) == ("12%", "1.2%")
 
 
 def sections(blocks: list[report.Block]) -> list[tuple[list[str], list[Table | Figure]]]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from svd_engine import __version__
 from svd_engine.cli import main
+from tests import damage
 from tests.commands import call, start
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.paths import PHOTOGRAPH
@@ -113,6 +114,17 @@ def test_ctrl_c_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     assert process.returncode != 0
     assert "Traceback" not in out + err
     assert names(tmp_path) == []
+
+
+def test_random_weights_are_said_to_be_random(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = damage.copy(tiny_bundle, tmp_path)
+    damage.edit(folder, lambda manifest: manifest["model"].update(random_weights=True))
+    arguments = ("-o", tmp_path / "out.mp4", "--bundle", folder, "--report", tmp_path / "run.json", *QUICK)
+    assert call(main, "generate", PHOTOGRAPH, *arguments) == 0
+    assert "random weights: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "run.json").read_text())["random_weights"] is True
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

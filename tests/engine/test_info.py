@@ -61,7 +61,7 @@ def test_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     missing = info.machine_facts()["GPU"]
     assert "built without CUDA" in missing
-    assert "pip install torch" in missing
+    assert "pip install --force-reinstall torch" in missing
     able = rows(info.abilities())
     assert able["eager", "cpu"] == able["onnxruntime", "cpu"] == ""
     assert able["eager", "cuda"] == able["compiled", "cuda"] == missing

@@ -75,6 +75,11 @@ class PhaseUpsample(nn.Module):
 
 def interleaved(quarters: list[Tensor]) -> Tensor:
     """Phases (0,0), (0,1), (1,0), (1,1) of an image, [N,C,h,w] each -> [N,C,2h,2w]; empties the list."""
-    stacked = torch.stack(quarters, 2)  # [N, C, 4, h, w]
+    if not quarters[0].is_contiguous(memory_format=torch.channels_last):
+        joined = torch.stack(quarters, 2).flatten(1, 2)  # [N, C*4, h, w]
+        quarters.clear()
+        return F.pixel_shuffle(joined, 2)
+    joined = torch.cat(quarters, 1).permute(0, 2, 3, 1)  # [N, h, w, 4*C], dense
     quarters.clear()
-    return F.pixel_shuffle(stacked.flatten(1, 2), 2)
+    grid = joined.unflatten(3, (2, 2, -1)).transpose(2, 3)  # [N, h, 2, w, 2, C]
+    return grid.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)

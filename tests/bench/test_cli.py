@@ -1,0 +1,144 @@
+"""`svd-bench run`, `ladder` and `gpu-check` as users call them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from svd_bench import cli, running
+from svd_bench.memory import Peaks
+from svd_bench.results import Results, read_results
+from tests.bench.fakes import CEILING
+from tests.commands import call
+from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+
+SIZE = ("--frames", FRAMES, "--height", HEIGHT, "--width", WIDTH)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "measure_ceiling", lambda *_: CEILING)
+
+
+def document(printed: str) -> Results:
+    return Results.model_validate_json(printed.strip().splitlines()[-1])
+
+
+def test_a_run_over_a_bundle(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "peaks_in_child", lambda case: Peaks(host=5))
+    code = call(
+        cli.main, "run", "--bundle", tiny_bundle, "--backends", "onnxruntime", "--stages", "vae_decoder,sampler",
+        "--device", "cpu", "--repeat", 1, "--out", tmp_path / "new",
+    )  # fmt: skip
+    printed = capsys.readouterr()
+    assert code == 0
+    results = document(printed.out)
+    assert results == read_results(tmp_path / "new" / "run.json")
+    assert results.environment.command.endswith("--device cpu --repeat 1 --out new")
+    decoders = [row for row in results.rows if row.stage == "vae_decoder"]
+    assert [(row.subject, row.backend, row.peak_host_bytes) for row in decoders] == [
+        ("diffusers", "eager", 5), ("svd-engine", "onnxruntime", 5)
+    ]  # fmt: skip
+    setting = decoders[0].setting
+    assert (setting.frames, setting.height, setting.width, setting.decode_chunk) == (
+        FRAMES,
+        HEIGHT,
+        WIDTH,
+        CHUNK,
+    )
+    assert "vae_decoder" in printed.out.splitlines()[-2] or "Share of the limit" in printed.out
+    assert "vae_decoder, diffusers eager float32: first call" in printed.err
+
+
+def test_a_run_exports_what_onnxruntime_needs_and_removes_it(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = call(
+        cli.main, "run", "--checkpoint", tiny_checkpoint, "--backends", "onnxruntime", "--peers", "none",
+        "--stages", "image_encoder", *SIZE, "--device", "cpu", "--repeat", 1, "--no-memory",
+    )  # fmt: skip
+    [row] = document(capsys.readouterr().out).rows
+    assert (code, row.subject, row.backend, row.of_diffusers) == (0, "svd-engine", "onnxruntime", None)
+    assert row.setting.decode_chunk == FRAMES
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ladder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = call(
+        cli.main, "ladder", "--checkpoint", tiny_checkpoint, "--networks", "vae_decoder", "--backends", "eager",
+        "--rungs", "ends", *SIZE, "--device", "cpu", "--repeat", 1, "--no-memory", "--out", tmp_path,
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert document(printed) == read_results(tmp_path / "ladder.json")
+    assert "as published" in printed
+    assert "all rewrites" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run",), "pass one of --bundle, --checkpoint and --random-weights"),
+        (("run", "--checkpoint", "demo", "--random-weights", "svd"), "pass one of"),
+        (("run", "--bundle", "b", "--dtype", "fp16"), "a bundle has its own"),
+        (("run", "--checkpoint", "demo", "--repeat", "0"), "--repeat"),
+        (("ladder",), "pass either --checkpoint or"),
+        (("run", "--checkpoint", "demo", "--backends", "eager,tensorrt", "--device", "cpu"), "got 'tensorrt'"),
+        (("run", "--checkpoint", "demo", "--stages", "unet", "--device", "cpu"), "stage: expected image_encoder"),
+        (("run", "--checkpoint", "demo", "--height", "100", "--device", "cpu"), "a multiple of 64"),
+        (("run", "--checkpoint", "demo", "--peers", "oneflow", "--device", "cpu"), "peer: expected diffusers"),
+        (("ladder", "--checkpoint", "demo", "--networks", "vae", "--device", "cpu"), "network: expected unet"),
+        (("ladder", "--checkpoint", "demo", "--backends", "trt", "--device", "cpu"), "backend: expected eager"),
+        (("gpu-check", "--out", "OUT", "--device", "cpu", "--only", "everything"), "stage: expected environment"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(
+    arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code = call(cli.main, *(str(tmp_path / "out") if a == "OUT" else a for a in arguments))
+    assert code == 2
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_of_another_checkpoint_is_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["source"]["digest"] = "0" * 64
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert call(cli.main, "run", "--bundle", bundle, "--device", "cpu") == 1
+    assert f"expected the one that the bundle was made from, digest {'0' * 64}" in capsys.readouterr().err
+
+
+def test_help_costs_no_torch() -> None:
+    """Neither the command nor its help imports what takes seconds."""
+    heavy = "{'torch', 'diffusers', 'transformers', 'onnxruntime', 'onnx', 'av'}"
+    program = f"""
+import sys
+from svd_bench.cli import app
+try:
+    app(["run", "--help"])
+except SystemExit:
+    pass
+print(sorted({heavy} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--random-weights" in done.stdout
+
+
+def test_the_commands_that_read_results_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(cli.main, "--help") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("run", "ladder", "gpu-check", "tiers", "report", "compare"))

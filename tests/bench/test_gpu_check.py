@@ -1,0 +1,175 @@
+"""The GPU check on a CPU: every stage at tiny size, and what becomes of one that fails, hangs or cannot run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from svd_bench.gpu_check import OutOfTime, attempt, check, deadline, run
+from svd_bench.gpu_context import Context, DeviceWeights, Skipped
+from svd_bench.gpu_stages import STAGES, Found, Stage
+from svd_bench.harness import timer_for
+from svd_bench.recorder import Recorder
+from svd_bench.results import Results, read_results
+from svd_bench.subjects import Case
+from svd_engine.random_weights import statistics
+from tests.bench import documents
+
+CPU = torch.device("cpu")
+
+
+def context() -> Context:
+    return Context(
+        CPU, None, timer_for(CPU), Recorder("gpu-check", documents.environment()), lambda line: None
+    )
+
+
+def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
+    """As on a machine that has only the checkout.  Compiling is switched off: it would take minutes."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCHDYNAMO_DISABLE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "svd_bench.gpu_check", "--out", str(tmp_path / "out"), "--device", "cpu"],
+        env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = Results.model_validate_json(done.stdout.splitlines()[-1])
+    assert results == read_results(tmp_path / "out" / "gpu-check.json")
+    assert [(o.stage, o.status) for o in results.outcomes] == [(stage.name, "passed") for stage in STAGES]
+    assert results.ceiling is not None
+    assert {row.stage for row in results.rows} == {
+        "image_encoder", "vae_encoder", "denoiser_step", "vae_decoder", "whole_video"
+    }  # fmt: skip
+    assert {(row.subject, row.backend) for row in results.rows} == {
+        ("diffusers", "eager"), ("diffusers-compile", "torch.compile"),
+        ("svd-engine", "eager"), ("svd-engine", "compiled"),
+    }  # fmt: skip
+    profiles = {o.stage: o.lines for o in results.outcomes if o.stage.startswith("kernels")}
+    assert all("convolution" in "".join(lines) for lines in profiles.values())
+    assert "passed  SVD with 14 frames" in done.stdout
+
+
+def failing(error: BaseException) -> Stage:
+    def stage(_: Context) -> Found:
+        raise error
+
+    return Stage("it", 0, stage)
+
+
+def test_what_a_stage_finds_is_kept() -> None:
+    outcome = attempt(context(), Stage("it", 0, lambda _: Found({"a": "b"}, ("c",))), lambda: 100.0)
+    assert (outcome.status, outcome.facts, outcome.lines) == ("passed", {"a": "b"}, ("c",))
+
+
+def test_a_failure_is_recorded_with_its_traceback_and_the_next_stage_runs() -> None:
+    here = context()
+    run(here, [failing(ValueError("no such thing\nat all")), Stage("next", 0, lambda _: Found())],
+        lambda: 100.0, lambda line: None)  # fmt: skip
+    first, second = here.recorder.results().outcomes
+    assert (first.status, first.why) == ("failed", "ValueError: no such thing")
+    assert any("test_gpu_check.py" in line for line in first.lines)
+    assert second.status == "passed"
+
+
+def test_a_stage_that_cannot_run_says_why() -> None:
+    outcome = attempt(context(), failing(Skipped("no CUDA provider")), lambda: 100.0)
+    assert (outcome.status, outcome.why) == ("skipped", "no CUDA provider")
+
+
+def test_a_stage_is_not_begun_without_time_for_it() -> None:
+    here = context()
+    here.full = True
+    outcome = attempt(here, Stage("it", 60, lambda _: Found()), lambda: 69.0)
+    assert (outcome.status, outcome.why) == ("skipped", "69 s were left, it needs about 60")
+
+
+def test_a_stage_that_takes_too_long_is_stopped() -> None:
+    def hang(_: Context) -> Found:
+        try:
+            time.sleep(60)
+        except Exception:  # a library that swallows what it does not know
+            time.sleep(60)
+        return Found()
+
+    started = time.monotonic()
+    outcome = attempt(context(), Stage("it", 0, hang), lambda: 10.2 - (time.monotonic() - started))
+    assert outcome.status == "failed"
+    assert "the time was over" in outcome.why
+    assert time.monotonic() - started < 30
+
+
+def test_the_deadline_gives_back_the_timer_that_it_took() -> None:
+    def later(*_: object) -> None:
+        raise AssertionError("too early")
+
+    before = signal.signal(signal.SIGALRM, later)
+    was, _ = signal.setitimer(signal.ITIMER_REAL, 50)
+    try:
+        with pytest.raises(OutOfTime), deadline(0.01):
+            time.sleep(10)
+        assert signal.getsignal(signal.SIGALRM) is later
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 50
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, was)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_exit_code_and_document_of_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(tmp_path, "cpu", 100, [], ["x"], [failing(ValueError("no"))]) == 1
+    printed = capsys.readouterr().out
+    assert "failed  it" in printed
+    assert read_results(tmp_path / "gpu-check.json").outcomes[0].why == "ValueError: no"
+
+
+def test_only_some_stages(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def stage(name: str) -> Stage:
+        return Stage(name, 0, lambda _: ran.append(name) or Found())
+
+    check(tmp_path, "cpu", 100, ["c"], ["x"], [stage("a"), stage("b"), stage("c")])
+    assert ran == ["a", "c"]  # the first is the ceiling, which the others need
+
+
+def test_without_a_ceiling_nothing_is_held_against_it() -> None:
+    here = context()
+    with pytest.raises(Skipped, match="the ceiling"):
+        here.contest("vae_decoder", here.setting(), [here.subject("svd-engine", "eager")], 1)
+
+
+def test_weights_drawn_on_the_device_have_the_statistics_of_the_others() -> None:
+    expected = {"a.weight": (64, 32, 3, 3), "norm.weight": (50_000,), "b.mix_factor": (1,)}
+    drawn = DeviceWeights(CPU).tensors("unet", expected, torch.float32)
+    again = DeviceWeights(CPU).tensors("unet", {"a.weight": (64, 32, 3, 3)}, torch.float32)
+    assert torch.equal(drawn["a.weight"], again["a.weight"])
+    for name in ("a.weight", "norm.weight"):
+        mean, deviation = statistics(name, expected[name])
+        assert float(drawn[name].mean()) == pytest.approx(mean, abs=0.01)
+        assert float(drawn[name].std()) == pytest.approx(deviation, rel=0.02)
+    assert next(DeviceWeights(CPU).identity()) == b"random weights drawn on cpu"
+
+
+def test_weights_are_counted_once_whoever_shares_them() -> None:
+    here = context()
+    setting = here.setting()
+    ours, theirs = here.subject("svd-engine", "eager"), here.subject("diffusers", "eager")
+
+    def held(stage: str, of: str) -> int:
+        running = here.open_case(Case(subject=ours if of == "ours" else theirs, stage=stage, setting=setting))
+        running()
+        return sum(tensor.numel() for tensor in here.weights_of(running))
+
+    networks = [held(stage, "theirs") for stage in ("image_encoder", "denoiser_step")]
+    assert all(count > 0 for count in networks)
+    pipeline = held("whole_video", "theirs")
+    assert pipeline > sum(networks)
+    unet = here.checkpoint.load("unet", torch.float32)
+    assert networks[1] == sum(parameter.numel() for parameter in unet.parameters())
+    assert held("vae_decoder", "ours") > 0
+    assert held("whole_video", "ours") > held("denoiser_step", "ours")

@@ -1,0 +1,78 @@
+"""Peaks: the sampler sees what comes and goes, a child holds one subject and says what it took."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from svd_bench import memory
+from svd_bench.memory import Peaks, PeakSampler, peaks_in_child
+from svd_bench.subjects import Case, Subject
+from svd_engine.errors import BackendError
+from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+
+
+def test_the_sampler_sees_a_peak_that_is_gone_at_the_end() -> None:
+    value, seen = 3, threading.Event()
+
+    def read() -> int:
+        if value == 9:
+            seen.set()
+        return value
+
+    with PeakSampler(read, interval_s=0.0001) as sampler:
+        value = 9
+        assert seen.wait(10)
+        value = 4
+    assert sampler.peak == 9
+
+
+def test_the_sampler_reads_at_the_beginning_and_at_the_end() -> None:
+    values = iter([5, 8])
+    with PeakSampler(lambda: next(values), interval_s=1000) as sampler:
+        pass
+    assert sampler.peak == 8
+
+
+def case(checkpoint: str) -> Case:
+    setting = Setting(
+        model="tiny",
+        random_weights=False,
+        frames=FRAMES,
+        height=HEIGHT,
+        width=WIDTH,
+        decode_chunk=CHUNK,
+        steps=1,
+    )
+    subject = Subject(
+        name="svd-engine", backend="eager", checkpoint=checkpoint, device="cpu", dtype="float32"
+    )
+    return Case(subject=subject, stage="vae_decoder", setting=setting)
+
+
+def test_a_child_measures_itself(tiny_checkpoint: Path) -> None:
+    peaks = peaks_in_child(case(str(tiny_checkpoint)))
+    assert peaks.host is not None
+    assert 2**27 < peaks.host < psutil.virtual_memory().total  # torch alone is more than 128 MiB
+    assert (peaks.driver, peaks.torch) == (None, None)
+
+
+def test_a_child_that_fails_is_heard(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"peak memory of vae_decoder, .*CheckpointError.* --no-memory"):
+        peaks_in_child(case(str(tmp_path / "missing")))
+
+
+def test_a_child_that_is_killed_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "dies"
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(memory.sys, "executable", str(program))
+    with pytest.raises(BackendError, match="got killed, as when memory runs out"):
+        peaks_in_child(case("demo"))
+
+
+def test_what_was_not_measured_is_none() -> None:
+    assert Peaks() == Peaks(host=None, driver=None, torch=None)

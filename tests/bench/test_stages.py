@@ -1,0 +1,184 @@
+"""Real networks, the smallest there are, through every stage: what is recorded is what ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from svd_bench import stages as module
+from svd_bench.contest import Bench
+from svd_bench.harness import timer_for
+from svd_bench.inputs import seeded_inputs
+from svd_bench.memory import Peaks
+from svd_bench.opening import open_case, stage_spec, video_call
+from svd_bench.recorder import Recorder
+from svd_bench.results import Setting
+from svd_bench.stages import check_video, measure_stages, panning
+from svd_bench.subjects import Case, checkpoint_of, subjects
+from svd_engine.backends.network import check_inputs
+from svd_engine.errors import BackendError, SettingsError
+from svd_engine.networks.rewrites import REWRITES
+from svd_engine.networks.spec import Architecture
+from svd_engine.video import write_video
+from svd_export.verify import example_inputs
+from tests.bench import documents
+from tests.bench.fakes import CEILING
+from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+
+CPU = torch.device("cpu")
+TINY = Setting(
+    model="tiny", random_weights=False, frames=FRAMES, height=HEIGHT, width=WIDTH, decode_chunk=CHUNK, steps=2
+)
+
+
+def bench() -> Bench:
+    recorder = Recorder("run", documents.environment())
+    return Bench(CPU, timer_for(CPU), recorder, CEILING, open_case, lambda _: Peaks(), repeat=1)
+
+
+def test_stages_of_the_smallest_networks(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    here = bench()
+    chosen = subjects(
+        ["eager", "onnxruntime"], ["diffusers"], str(tiny_checkpoint), "cpu", "float32", str(tiny_bundle)
+    )
+    wanted = [stage for stage in module.STAGES if stage != "whole_video"]
+    measure_stages(here, chosen, TINY, wanted)
+    rows = here.recorder.results().rows
+    by_stage: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        by_stage.setdefault(row.stage, []).append((row.subject, row.backend))
+    three = [("diffusers", "eager"), ("svd-engine", "eager"), ("svd-engine", "onnxruntime")]
+    assert by_stage == {
+        "image_encoder": three,
+        "vae_encoder": three,
+        "denoiser_step": three,
+        "sampler": [("diffusers", "torch"), ("svd-engine", "torch")],
+        "vae_decoder": three,
+        "video_encode": [("svd-engine", "libx264")],
+    }
+    steps = [row for row in rows if row.stage == "denoiser_step"]
+    names = {rewrite.name for rewrite in REWRITES}
+    assert steps[0].rewrites == ()
+    assert steps[1].rewrites == steps[2].rewrites
+    assert set(steps[1].rewrites) <= names
+    assert "single-token-cross-attention" in steps[1].rewrites
+    assert all(row.flop == steps[0].flop for row in steps)
+    assert all(0 < (row.max_abs_difference or 0) < 1e-4 for row in steps[1:])
+    assert {row.dtype for row in rows} == {"float32", "uint8"}
+
+
+def test_bfloat16_is_held_against_float32(tiny_checkpoint: Path) -> None:
+    here = bench()
+    chosen = subjects(["eager"], ["diffusers"], str(tiny_checkpoint), "cpu", "bfloat16", None)
+    measure_stages(here, chosen, TINY, ["vae_decoder"])
+    theirs, ours = here.recorder.results().rows
+    assert (theirs.dtype, ours.dtype) == ("bfloat16", "bfloat16")
+    assert 1e-4 < (theirs.max_abs_difference or 0) < 0.1  # it is not its own reference
+    assert 1e-4 < (ours.max_abs_difference or 0) < 0.1
+
+
+def test_the_sampler_alone_needs_no_peer(tiny_checkpoint: Path) -> None:
+    here = bench()
+    measure_stages(
+        here, subjects(["eager"], [], str(tiny_checkpoint), "cpu", "float32", None), TINY, ["sampler"]
+    )
+    assert [(r.subject, r.max_abs_difference) for r in here.recorder.results().rows] == [("svd-engine", None)]
+
+
+def test_a_wrong_sampler_is_never_timed(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.sampling, "c_skip", lambda sigma: 1 / (sigma**2 + 2))
+    here = bench()
+    chosen = subjects(["eager"], ["diffusers"], str(tiny_checkpoint), "cpu", "float32", None)
+    with pytest.raises(BackendError, match="output of sampler"):
+        measure_stages(here, chosen, TINY, ["sampler"])
+    assert here.recorder.results().rows == ()
+
+
+def test_whole_videos_of_both_are_the_same_frames() -> None:
+    """On the demo's networks: diffusers resizes for an image encoder of 224 pixels only."""
+    here = bench()
+    chosen = subjects(["eager"], ["diffusers"], "demo", "cpu", "float32", None)
+    setting = documents.setting(model="demo", frames=2, height=64, width=64, decode_chunk=2, steps=2)
+    measure_stages(here, chosen, setting, ["whole_video"])
+    theirs, ours = here.recorder.results().rows
+    assert theirs.max_abs_difference == 0
+    assert 0 < (ours.max_abs_difference or 0) < 1e-3
+    assert ours.flop == theirs.flop
+    assert set(ours.rewrites) <= {rewrite.name for rewrite in REWRITES}
+
+
+def test_a_compiled_peer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without compiling: that it is asked for is what is held."""
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **how: compiled.append(f"{type(module).__name__} {how}")
+    )
+    [peer] = subjects([], ["diffusers-compile"], "demo", "cpu", "float32", None)
+    setting = documents.setting(model="demo", frames=2, height=64, width=64, decode_chunk=2, steps=1)
+    how = "{'fullgraph': True, 'dynamic': False}"
+    open_case(Case(subject=peer, stage="vae_decoder", setting=setting)).close()
+    assert compiled == [f"VaeDecoder {how}"]
+    compiled.clear()
+    running = open_case(Case(subject=peer, stage="whole_video", setting=setting))
+    assert compiled == [f"UNetSpatioTemporalConditionModel {how}", f"TemporalDecoder {how}"]
+    running()
+    assert running.placements[0].backend == "torch.compile"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "Eager", ""])
+def test_a_backend_that_there_is_not(name: str) -> None:
+    with pytest.raises(SettingsError, match="backend: expected eager, compiled, onnxruntime, got '"):
+        subjects([name], [], "demo", "cpu", "float32", None)
+
+
+def test_a_peer_that_there_is_not() -> None:
+    with pytest.raises(SettingsError, match="peer: expected diffusers, diffusers-compile, got 'onediff'"):
+        subjects([], ["onediff"], "demo", "cpu", "float32", None)
+
+
+def test_random_weights_have_a_name_of_their_own() -> None:
+    assert checkpoint_of("random:svd-xt").model.frames == 25
+    assert checkpoint_of("random:svd").model.random_weights
+
+
+@pytest.mark.parametrize("stage", ["image_encoder", "vae_encoder", "denoiser_step", "vae_decoder"])
+def test_inputs_fit_the_table_and_are_those_of_verify(stage: str) -> None:
+    spec = stage_spec(
+        stage, documents.setting(frames=5, height=64, width=128, decode_chunk=2), Architecture()
+    )
+    inputs = seeded_inputs(spec, CPU)
+    check_inputs(spec, inputs, "cpu")
+    for name, tensor in example_inputs(spec).items():
+        assert torch.equal(tensor, inputs[name])
+
+
+def test_both_pipelines_are_called_alike() -> None:
+    call = video_call(TINY)
+    assert (call["num_frames"], call["decode_chunk_size"], call["output_type"]) == (FRAMES, CHUNK, "pt")
+    assert call["image"].width / call["image"].height == pytest.approx(WIDTH / HEIGHT, rel=0.01)
+
+
+def test_a_video_that_is_not_these_frames_is_refused(tmp_path: Path) -> None:
+    frames = panning(3, 64, 96)
+    assert frames.shape == (3, 64, 96, 3)
+    path = write_video(frames, tmp_path / "a.mp4", 7)
+    check_video(path, frames)
+    with pytest.raises(BackendError, match=r"a.mp4: expected \[2, 64, 96, 3\] within 8.0 .*PyAV"):
+        check_video(path, frames[:2])
+    with pytest.raises(BackendError, match="levels away"):
+        check_video(path, np.ascontiguousarray(255 - frames))
+
+
+def test_a_wrong_video_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(frames: Any, path: Path, fps: int) -> Path:
+        return write_video(255 - frames, path, fps)
+
+    monkeypatch.setattr("svd_engine.video.write_video", wrong)
+    here = bench()
+    with pytest.raises(BackendError, match="encoded video"):
+        module.video_encode(here, documents.setting(frames=2, height=64, width=64))
+    assert here.recorder.results().rows == ()
