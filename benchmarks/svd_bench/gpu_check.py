@@ -45,7 +45,7 @@ def check(
     command: Sequence[str],
     stages: Sequence[Stage] = STAGES,
 ) -> int:
-    """Writes OUT/gpu-check.json and prints the summary; returns 1 when a stage failed, else 0.
+    """Writes OUT/gpu-check.json and prints the summary last; returns 1 when a stage failed, else 0.
 
     `only` names stages to run after the first, none of them meaning all.  Raises SettingsError for a name
     that is none.
@@ -68,7 +68,6 @@ def check(
     run(context, chosen, lambda: limit_s - (time.monotonic() - started), say)
     results = recorder.results()
     print(summary(results))
-    print(results.model_dump_json())
     return int(any(outcome.status == "failed" for outcome in results.outcomes))
 
 

@@ -202,11 +202,11 @@ def float32_products() -> Iterator[None]:
 STAGES = (
     Stage("environment and ceiling", 0, ceiling),
     Stage("small networks against the CPU", 20, parity),
-    Stage("denoiser step", 200, denoiser),
+    Stage("denoiser step", 180, denoiser),
     Stage("VAE decoder", 80, decoder),
-    Stage("whole video", 110, whole_video),
     Stage("kernels of the compiled denoiser", 15, kernels_of("denoiser_step", "compiled")),
     Stage("kernels of the compiled VAE decoder", 15, kernels_of("vae_decoder", "compiled")),
+    Stage("whole video", 130, whole_video),
     Stage("other runtimes", 5, runtimes),
     Stage("encoders", 15, encoders),
     Stage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ import pytest
 from svd_bench import cli, running
 from svd_bench.memory import Peaks
 from svd_bench.results import Results, read_results
+from svd_engine.bundle import Bundle
 from tests.bench.fakes import CEILING
 from tests.commands import call
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 
+ON_CPU = ("--device", "cpu")
+DEMO = ("--checkpoint", "demo", *ON_CPU)
 SIZE = ("--frames", FRAMES, "--height", HEIGHT, "--width", WIDTH)
 
 
@@ -34,8 +38,8 @@ def test_a_run_over_a_bundle(
 ) -> None:
     monkeypatch.setattr(running, "peaks_in_child", lambda case: Peaks(host=5))
     code = call(
-        cli.main, "run", "--bundle", tiny_bundle, "--backends", "onnxruntime", "--stages", "vae_decoder,sampler",
-        "--device", "cpu", "--repeat", 1, "--out", tmp_path / "new",
+        cli.main, "run", "--bundle", tiny_bundle, "--backends", "onnxruntime",
+        "--stages", "vae_decoder,sampler", *ON_CPU, "--repeat", 1, "--out", tmp_path / "new",
     )  # fmt: skip
     printed = capsys.readouterr()
     assert code == 0
@@ -74,8 +78,9 @@ def test_a_run_exports_what_onnxruntime_needs_and_removes_it(
 
 def test_a_ladder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = call(
-        cli.main, "ladder", "--checkpoint", tiny_checkpoint, "--networks", "vae_decoder", "--backends", "eager",
-        "--rungs", "ends", *SIZE, "--device", "cpu", "--repeat", 1, "--no-memory", "--out", tmp_path,
+        cli.main, "ladder", "--checkpoint", tiny_checkpoint, "--networks", "vae_decoder",
+        "--backends", "eager", "--rungs", "ends", *SIZE, *ON_CPU, "--repeat", 1, "--no-memory",
+        "--out", tmp_path,
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert code == 0
@@ -92,13 +97,13 @@ def test_a_ladder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureF
         (("run", "--bundle", "b", "--dtype", "fp16"), "a bundle has its own"),
         (("run", "--checkpoint", "demo", "--repeat", "0"), "--repeat"),
         (("ladder",), "pass either --checkpoint or"),
-        (("run", "--checkpoint", "demo", "--backends", "eager,tensorrt", "--device", "cpu"), "got 'tensorrt'"),
-        (("run", "--checkpoint", "demo", "--stages", "unet", "--device", "cpu"), "stage: expected image_encoder"),
-        (("run", "--checkpoint", "demo", "--height", "100", "--device", "cpu"), "a multiple of 64"),
-        (("run", "--checkpoint", "demo", "--peers", "oneflow", "--device", "cpu"), "peer: expected diffusers"),
-        (("ladder", "--checkpoint", "demo", "--networks", "vae", "--device", "cpu"), "network: expected unet"),
-        (("ladder", "--checkpoint", "demo", "--backends", "trt", "--device", "cpu"), "backend: expected eager"),
-        (("gpu-check", "--out", "OUT", "--device", "cpu", "--only", "everything"), "stage: expected environment"),
+        (("run", *DEMO, "--backends", "eager,tensorrt"), "got 'tensorrt'"),
+        (("run", *DEMO, "--stages", "unet"), "stage: expected image_encoder"),
+        (("run", *DEMO, "--height", "100"), "a multiple of 64"),
+        (("run", *DEMO, "--peers", "oneflow"), "peer: expected diffusers"),
+        (("ladder", *DEMO, "--networks", "vae"), "network: expected unet"),
+        (("ladder", *DEMO, "--backends", "trt"), "backend: expected eager"),
+        (("gpu-check", "--out", "OUT", *ON_CPU, "--only", "everything"), "stage: expected environment"),
     ],
 )  # fmt: skip
 def test_wrong_usage(
@@ -119,6 +124,15 @@ def test_a_bundle_of_another_checkpoint_is_refused(
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     assert call(cli.main, "run", "--bundle", bundle, "--device", "cpu") == 1
     assert f"expected the one that the bundle was made from, digest {'0' * 64}" in capsys.readouterr().err
+
+
+def test_a_bundle_of_several_videos_a_call_is_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Bundle(tiny_bundle).manifest.profiles[0]
+    monkeypatch.setattr(Bundle, "profile_for", lambda *_, **__: replace(own, batch=2))
+    assert call(cli.main, "run", "--bundle", tiny_bundle, *ON_CPU) == 2
+    assert "expected batch 1, one video a call, got batch 2. Export one" in capsys.readouterr().err
 
 
 def test_help_costs_no_torch() -> None:

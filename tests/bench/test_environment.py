@@ -51,10 +51,8 @@ def test_a_command_names_no_folder_of_this_machine(argument: str, told: str) -> 
 def test_the_commit_and_whether_it_is_all(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         named = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(
-            ["git", *named, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
+        done = subprocess.run(["git", *named, *arguments], cwd=tmp_path, check=True, capture_output=True)
+        return done.stdout.decode().strip()
 
     assert commit(tmp_path) == "unknown"
     git("init", "--quiet")

@@ -12,6 +12,7 @@ from svd_bench import memory
 from svd_bench.memory import Peaks, PeakSampler, peaks_in_child
 from svd_bench.subjects import Case, Subject
 from svd_engine.errors import BackendError
+from tests.bench import documents
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 
 
@@ -38,15 +39,7 @@ def test_the_sampler_reads_at_the_beginning_and_at_the_end() -> None:
 
 
 def case(checkpoint: str) -> Case:
-    setting = Setting(
-        model="tiny",
-        random_weights=False,
-        frames=FRAMES,
-        height=HEIGHT,
-        width=WIDTH,
-        decode_chunk=CHUNK,
-        steps=1,
-    )
+    setting = documents.setting(frames=FRAMES, height=HEIGHT, width=WIDTH, decode_chunk=CHUNK)
     subject = Subject(
         name="svd-engine", backend="eager", checkpoint=checkpoint, device="cpu", dtype="float32"
     )

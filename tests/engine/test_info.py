@@ -78,6 +78,7 @@ def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", sys.executable)  # something that is installed
     assert info.machine_facts()["GPU 1"] == "NVIDIA Any, 80.0 GiB, sm_90"
     assert set(rows(info.abilities()).values()) == {""}
+    assert rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cuda"] == ""
 
 
 def test_a_gpu_whose_driver_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

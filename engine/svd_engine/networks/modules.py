@@ -14,14 +14,17 @@ from svd_engine.checkpoint import Checkpoint, Component
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
-from svd_engine.networks.rewrites import Applied, apply_rewrites
+from svd_engine.networks.rewrites import Applied, apply_rewrites, check_names
 from svd_engine.networks.spec import NetworkSpec
 
 REWRITTEN: tuple[Component, ...] = ("unet", "vae")
 
 
 class Modules:
-    """`dtype` is that of weights and activations; the VAE encoder stays float32 whatever it is."""
+    """`dtype` is that of weights and activations; the VAE encoder stays float32 whatever it is.
+
+    Raises SettingsError for an unknown rewrite, before anything is loaded.
+    """
 
     def __init__(
         self,
@@ -30,6 +33,7 @@ class Modules:
         device: torch.device | str = "cpu",
         without_rewrites: Collection[str] = (),
     ) -> None:
+        check_names(without_rewrites)
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = torch.device(device)

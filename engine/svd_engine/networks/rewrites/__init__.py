@@ -59,13 +59,8 @@ REWRITES: tuple[Rewrite, ...] = (  # in the order in which they are applied
 )
 
 
-def apply_rewrites(module: nn.Module, without: Collection[str] = ()) -> list[Applied]:
-    """Applies every rewrite but those named in `without` to a UNet or a VAE, in place.
-
-    `module` is a UNetSpatioTemporalConditionModel or an AutoencoderKLTemporalDecoder (whose encoder is
-    not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one layer more.
-    Raises SettingsError for a name that is not in REWRITES.
-    """
+def check_names(without: Collection[str]) -> None:
+    """Raises SettingsError for a name that is not in REWRITES."""
     names = [rewrite.name for rewrite in REWRITES]
     unknown = sorted(set(without) - set(names))
     if unknown:
@@ -75,6 +70,16 @@ def apply_rewrites(module: nn.Module, without: Collection[str] = ()) -> list[App
             got="a name that no rewrite has",
             remedy="Correct the name, or leave it out: every rewrite is on by default.",
         )
+
+
+def apply_rewrites(module: nn.Module, without: Collection[str] = ()) -> list[Applied]:
+    """Applies every rewrite but those named in `without` to a UNet or a VAE, in place.
+
+    `module` is a UNetSpatioTemporalConditionModel or an AutoencoderKLTemporalDecoder (whose encoder is
+    not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one layer more.
+    Raises SettingsError for a name that is not in REWRITES.
+    """
+    check_names(without)
     import torch
     from diffusers import AutoencoderKLTemporalDecoder
 

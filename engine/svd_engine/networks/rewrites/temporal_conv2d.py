@@ -9,14 +9,33 @@ TemporalResnetBlock, and time_conv_out of TemporalDecoder.
 
 from __future__ import annotations
 
+from diffusers.models.resnet import SpatioTemporalResBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
+from svd_engine.networks.rewrites._resnets import adopt_resnet, obstacle_to_adoption
+
+IN_RESNETS = ("conv1", "conv2", "conv_shortcut")
 
 
 def apply(network: nn.Module) -> Report:
-    return rewrite_each(parts(network, nn.Conv3d), obstacle, TemporalConv2d, network)
+    resnets = [
+        (path, resnet)
+        for path, resnet in parts(network, SpatioTemporalResBlock)
+        if isinstance(resnet.temporal_res_block.conv1, nn.Conv3d)
+    ]
+    inside = tuple(f"{path}.temporal_res_block." for path, _ in resnets)
+    others = [(path, conv) for path, conv in parts(network, nn.Conv3d) if not path.startswith(inside)]
+    in_resnets = rewrite_each(resnets, obstacle_in_resnet, rewrite_resnet, network)
+    elsewhere = rewrite_each(others, obstacle, TemporalConv2d, network)
+    return Report(in_resnets.places + elsewhere.places, in_resnets.left_alone + elsewhere.left_alone)
+
+
+def obstacle_in_resnet(resnet: SpatioTemporalResBlock) -> str | None:
+    """All convolutions of a resnet or none: they hand each other flat pixels."""
+    reasons = [reason for conv in convolutions(resnet) if (reason := obstacle(conv)) is not None]
+    return obstacle_to_adoption(resnet) or next(iter(reasons), None)
 
 
 def obstacle(conv: nn.Conv3d) -> str | None:
@@ -29,8 +48,21 @@ def obstacle(conv: nn.Conv3d) -> str | None:
     return None
 
 
+def rewrite_resnet(resnet: SpatioTemporalResBlock) -> None:
+    adopt_resnet(resnet).flat_pixels = True
+    temporal = resnet.temporal_res_block
+    for name in IN_RESNETS:
+        if getattr(temporal, name) is not None:
+            setattr(temporal, name, TemporalConv2d(getattr(temporal, name)))
+
+
+def convolutions(resnet: SpatioTemporalResBlock) -> list[nn.Conv3d]:
+    named = [getattr(resnet.temporal_res_block, name) for name in IN_RESNETS]
+    return [conv for conv in named if conv is not None]
+
+
 class TemporalConv2d(nn.Module):
-    """[B,C,F,h,w] -> [B,C',F,h,w], the call of the Conv3d it replaces."""
+    """[B,C,F,h*w] -> [B,C',F,h*w], or [B,C,F,h,w] -> [B,C',F,h,w] as the Conv3d it replaces."""
 
     def __init__(self, conv: nn.Conv3d) -> None:
         super().__init__()
@@ -39,5 +71,6 @@ class TemporalConv2d(nn.Module):
         self.padding = (int(conv.padding[0]), 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(x.flatten(3), self.weight, self.bias, padding=self.padding)
-        return y.unflatten(3, x.shape[3:])
+        if x.ndim == 5:
+            return self(x.flatten(3)).unflatten(3, x.shape[3:])  # type: ignore[no-any-return]
+        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
