@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from svd_bench.contest import Bench, contest
 from svd_bench.floor import profile_of, stage_flop
 from svd_bench.harness import Timer
-from svd_bench.memory import Peaks, PeakSampler
+from svd_bench.memory import Peaks, PeakSampler, release
 from svd_bench.nvml import Gpu
-from svd_bench.opening import NetworkRunning, Opened, PipelineRunning, VideoRunning, empty
+from svd_bench.opening import NetworkRunning, Opened, PipelineRunning, VideoRunning
 from svd_bench.peers import PeerBackend, PeerNetwork, pipeline
 from svd_bench.recorder import Recorder
 from svd_bench.results import Setting
@@ -85,12 +85,12 @@ class Kept:
 
 class KeptNetwork(NetworkRunning):
     def close(self) -> None:
-        empty()
+        release()
 
 
 class KeptVideo(VideoRunning):
     def close(self) -> None:
-        empty()
+        release()
 
 
 class Context:
@@ -202,7 +202,7 @@ class Context:
         few = case.setting.model_copy(update={"steps": 2})  # of a video; more need no more memory
         running = self.open_case(case.model_copy(update={"setting": few}))
         running()
-        empty()
+        release()
         own = sum(tensor.nbytes for tensor in self.weights_of(running))
         torch.cuda.reset_peak_memory_stats(self.device)
         others = torch.cuda.memory_allocated(self.device) - own

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from svd_bench.memory import release
 from svd_bench.peers import COMPONENTS
 from svd_bench.subjects import Subject, checkpoint_of
 from svd_engine.bundle import Bundle
@@ -61,6 +62,7 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
         applied = modules.applied.get(COMPONENTS[spec.network], [])
         found = tuple(a.name for a in applied if a.places)
         modules.close()
+        release()
         record = Exported(entry=entry, architecture=checkpoint.model.architecture, rewrites=found)
         (folder / RECORD).write_text(record.model_dump_json())
         yield subject.model_copy(update={"graph": name})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 import svd_engine
 from svd_bench.floor import profile_of
 from svd_bench.inputs import seeded_inputs
+from svd_bench.memory import release
 from svd_bench.peers import COMPONENTS, PeerBackend, pipeline
 from svd_bench.results import Setting
 from svd_bench.subjects import Case, Running, Subject, checkpoint_of
@@ -114,7 +114,7 @@ class NetworkRunning:
         self.network.close()
         self.backend.close()
         del self.network, self.backend
-        empty()
+        release()
 
 
 class VideoRunning:
@@ -140,7 +140,7 @@ class VideoRunning:
 
     def close(self) -> None:
         self.engine.close()
-        empty()
+        release()
 
 
 class PipelineRunning:
@@ -161,7 +161,7 @@ class PipelineRunning:
 
     def close(self) -> None:
         del self.pipeline
-        empty()
+        release()
 
 
 def engine_of(subject: Subject) -> VideoEngine:
@@ -193,10 +193,3 @@ def video_call(setting: Setting) -> dict[str, Any]:
         "decode_chunk_size": setting.decode_chunk,
         "output_type": "pt",
     }
-
-
-def empty() -> None:
-    """Gives freed memory back to the device, so that the next subject starts as the first did."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -111,12 +111,16 @@ class VideoEngine:
         BackendUnavailable, SettingsError.
         """
         from svd_engine.backends.compiled import CompiledBackend
-        from svd_engine.backends.eager import EagerBackend
+        from svd_engine.backends.eager import EagerBackend, rewrites_for
         from svd_engine.networks.modules import Modules
+        from svd_engine.networks.rewrites import REWRITES
 
         choice = choose_for_checkpoint(backend, device)
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
-        modules = Modules(opened, torch_dtype(dtype, choice.device), choice.device, without_rewrites)
+        rewrites = rewrites_for(choice.device) if choice.backend == "eager" else REWRITES
+        modules = Modules(
+            opened, torch_dtype(dtype, choice.device), choice.device, without_rewrites, rewrites
+        )
         made: Backend = EagerBackend(modules) if choice.backend == "eager" else CompiledBackend(modules)
 
         def profile_for(settings: Settings, videos: int) -> Profile:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from svd_bench import memory
-from svd_bench.memory import Peaks, PeakSampler, peaks_in_child
+from svd_bench.memory import Peaks, PeakSampler, peaks_in_child, release
 from svd_bench.subjects import Case, Subject
 from svd_engine.errors import BackendError
 from tests.bench import documents
@@ -69,3 +71,15 @@ def test_a_child_that_is_killed_is_understood(monkeypatch: pytest.MonkeyPatch, t
 
 def test_what_was_not_measured_is_none() -> None:
     assert Peaks() == Peaks(host=None, driver=None, torch=None)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc only")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """In blocks that glibc would keep: the second time, it has learnt that they come and go."""
+    process = psutil.Process()
+    for _ in range(2):
+        blocks = [torch.ones(2**20) for _ in range(64)]  # 256 MiB in all
+        held = process.memory_info().rss
+        del blocks
+    release()
+    assert held - process.memory_info().rss > 2**27

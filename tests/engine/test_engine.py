@@ -216,3 +216,25 @@ def test_two_processes_give_the_same_frames(tiny_bundle: Path, tmp_path: Path) -
     first = frames("first")
     assert len(first) == FRAMES
     assert first == frames("second")
+
+
+# Rewrites
+
+
+def test_rewrites_are_on_by_default_and_reported(tiny_engine: VideoEngine, tiny_checkpoint: Path) -> None:
+    on = tiny_engine(images(1), generator=seeded(), **CALL).report
+    assert on.rewrites["unet/single-token-cross-attention"] > 0
+    assert on.rewrites["vae/resnet-blend"] > 0
+    assert on.without_rewrites == []
+    without = ["phase-upsample", "resnet-blend"]
+    with VideoEngine.from_checkpoint(str(tiny_checkpoint), device="cpu", without_rewrites=without) as engine:
+        off = engine(images(1), generator=seeded(), **CALL).report
+    assert off.without_rewrites == without
+    assert not {name for name in off.rewrites if name.endswith(tuple(without))}
+
+
+def test_an_unknown_rewrite_is_refused_before_anything_is_loaded(tiny_checkpoint: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"rewrite magic: expected one of .*phase-upsample.* Correct the name"
+    ):
+        VideoEngine.from_checkpoint(str(tiny_checkpoint), without_rewrites=["magic"])

@@ -5,7 +5,7 @@ Each component is loaded on first use and shared by every network and profile th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from svd_engine.checkpoint import Checkpoint, Component
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
-from svd_engine.networks.rewrites import Applied, apply_rewrites, check_names
+from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewrites, check_names
 from svd_engine.networks.spec import NetworkSpec
 
 REWRITTEN: tuple[Component, ...] = ("unet", "vae")
@@ -32,12 +32,14 @@ class Modules:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         without_rewrites: Collection[str] = (),
+        rewrites: Sequence[Rewrite] = REWRITES,
     ) -> None:
         check_names(without_rewrites)
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = torch.device(device)
         self.without_rewrites = without_rewrites
+        self.rewrites = rewrites
         self.applied: dict[str, list[Applied]] = {}  # by component
         self._components: dict[tuple[Component, torch.dtype], nn.Module] = {}
         self._networks: dict[str, nn.Module] = {}
@@ -81,7 +83,7 @@ class Modules:
         if (component, dtype) not in self._components:
             module = self.checkpoint.load(component, dtype)
             if component in REWRITTEN:
-                self.applied[component] = apply_rewrites(module, self.without_rewrites)
+                self.applied[component] = apply_rewrites(module, self.without_rewrites, self.rewrites)
             self._components[component, dtype] = module
         return self._components[component, dtype]
 

@@ -10,7 +10,7 @@ This file is the list and costs no torch to import.  Nothing in this folder know
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ REWRITES: tuple[Rewrite, ...] = (  # in the order in which they are applied
     Rewrite("single-token-cross-attention", "attention to one token is that token's projection"),
     Rewrite("temporal-conv2d", "(3,1,1) convolutions over frames as conv2d over [B, C, F, h*w]"),
     Rewrite("resnet-blend", "the blend after a temporal resnet folded into its last convolution"),
-    Rewrite("transformer-blend", "the blend after a temporal transformer as one interpolation"),
+    Rewrite("transformer-blend", "the blend after a temporal transformer as one sum"),
     Rewrite("fused-qkv", "queries, keys and values of self-attention as one product"),
     Rewrite("frames-in-place", "temporal transformers without permuted copies of their tokens"),
     Rewrite("split-geglu", "value and gate of a feed-forward as two products, without slicing copies"),
@@ -59,9 +59,15 @@ REWRITES: tuple[Rewrite, ...] = (  # in the order in which they are applied
 )
 
 
+CPU_REWRITES: tuple[Rewrite, ...] = (  # for torch itself on a CPU, after the others: they choose its kernels
+    Rewrite("linear-as-convolution", "linear layers on tokens as 1x1 convolutions"),
+    Rewrite("channels-last", "a pixel's channels side by side in memory"),
+)
+
+
 def check_names(without: Collection[str]) -> None:
-    """Raises SettingsError for a name that is not in REWRITES."""
-    names = [rewrite.name for rewrite in REWRITES]
+    """Raises SettingsError for a name that no rewrite has."""
+    names = [rewrite.name for rewrite in (*REWRITES, *CPU_REWRITES)]
     unknown = sorted(set(without) - set(names))
     if unknown:
         raise SettingsError(
@@ -72,12 +78,14 @@ def check_names(without: Collection[str]) -> None:
         )
 
 
-def apply_rewrites(module: nn.Module, without: Collection[str] = ()) -> list[Applied]:
-    """Applies every rewrite but those named in `without` to a UNet or a VAE, in place.
+def apply_rewrites(
+    module: nn.Module, without: Collection[str] = (), rewrites: Sequence[Rewrite] = REWRITES
+) -> list[Applied]:
+    """Applies `rewrites`, all but those named in `without`, to a UNet or a VAE, in place.
 
     `module` is a UNetSpatioTemporalConditionModel or an AutoencoderKLTemporalDecoder (whose encoder is
     not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one layer more.
-    Raises SettingsError for a name that is not in REWRITES.
+    Raises SettingsError for a name in `without` that no rewrite has.
     """
     check_names(without)
     import torch
@@ -86,8 +94,9 @@ def apply_rewrites(module: nn.Module, without: Collection[str] = ()) -> list[App
     network = module.decoder if isinstance(module, AutoencoderKLTemporalDecoder) else module
     applied = []
     with torch.no_grad():
-        for rewrite in REWRITES:
+        for rewrite in rewrites:
             if rewrite.name not in without:
                 report = rewrite.apply(network)
                 applied.append(Applied(rewrite.name, report.places, report.left_alone))
+    network.train(network.training)  # new parts follow the whole
     return applied

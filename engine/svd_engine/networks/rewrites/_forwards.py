@@ -85,9 +85,10 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
         """Timestep and micro-conditioning, [B, E]; the sinusoids are float32 whatever the network is."""
         batch = sample.shape[0]
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(batch)
-        t: Tensor = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
-        ids = self.add_time_proj(added_time_ids.flatten()).reshape(batch, -1)
-        return t + self.add_embedding(ids.to(t.dtype))
+        t = self.time_proj(timesteps).to(sample.dtype)
+        ids = self.add_time_proj(added_time_ids.flatten()).reshape(batch, -1).to(sample.dtype)
+        embedding: Tensor = self.time_embedding(t) + self.add_embedding(ids)
+        return embedding
 
 
 class VideoTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]  # diffusers is untyped
@@ -122,7 +123,7 @@ class VideoTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]  #
 
 
 def attends(block: nn.Module) -> bool:
-    return getattr(block, "has_cross_attention", False)
+    return bool(getattr(block, "has_cross_attention", False))
 
 
 def odd(sample: Tensor, upsamplers: int) -> bool:

@@ -43,7 +43,7 @@ def rewrite_each(
             continue
         replacement = rewrite(part)
         if replacement is not None:
-            network.set_submodule(path, replacement.train(part.training))
+            network.set_submodule(path, replacement)
         done += 1
     return Report(done, tuple(left_alone))
 

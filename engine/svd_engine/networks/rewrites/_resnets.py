@@ -71,11 +71,14 @@ class VideoResBlock(SpatioTemporalResBlock):  # type: ignore[misc]  # diffusers 
         y = half(self.temporal_res_block, x, temporal_shift)
         if isinstance(self.time_mixer, AlphaBlender):  # which takes five dimensions only
             x, y = (z.unflatten(3, size[2:]) if self.flat_pixels else z for z in (x, y))
-        y = self.time_mixer(x_spatial=x, x_temporal=y, image_only_indicator=image_only_indicator)
-        return y.transpose(1, 2).flatten(0, 1).reshape(size)
+        mixed: Tensor = self.time_mixer(x_spatial=x, x_temporal=y, image_only_indicator=image_only_indicator)
+        return mixed.transpose(1, 2).flatten(0, 1).reshape(size)
 
-    def shifts(self, temb: Tensor | Shifts | None, video: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
-        """What the timestep adds: spatial [B*F,C,1,1], temporal [B,C,1 or F,1] with the pixels' dimensions."""
+    def shifts(
+        self, temb: Tensor | Shifts | None, video: Sequence[int]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the timestep adds: spatial [B*F,C,1,1]; temporal [B,C,F,1], or [B,C,1,1] from given shifts,
+        with one dimension more where pixels are not flat."""
         if temb is None:
             return None, None
         if self.shift is None:
@@ -87,14 +90,16 @@ class VideoResBlock(SpatioTemporalResBlock):  # type: ignore[misc]  # diffusers 
             per_video, temporal = temb[self.shift]  # [B, C] each
             spatial = per_video[:, None].expand(-1, video[1], -1).flatten(0, 1)
             temporal = temporal[:, :, None]
-        return spatial[:, :, None, None], temporal[..., None] if self.flat_pixels else temporal[..., None, None]
+        return spatial[:, :, None, None], temporal[..., None] if self.flat_pixels else temporal[
+            ..., None, None
+        ]
 
 
-def half(resnet: nn.Module, x: Tensor, shift: Tensor | None) -> Tensor:
+def half(resnet: ResnetBlock2D | TemporalResnetBlock, x: Tensor, shift: Tensor | None) -> Tensor:
     """norm, SiLU, conv, shift, norm, SiLU, conv around a shortcut: either half of a resnet."""
-    h = resnet.conv1(F.silu(resnet.norm1(x), inplace=True))
+    h: Tensor = resnet.conv1(F.silu(resnet.norm1(x), inplace=True))
     if shift is not None:
         h += shift
     h = resnet.conv2(F.silu(resnet.norm2(h), inplace=True))
-    shortcut = x if resnet.conv_shortcut is None else resnet.conv_shortcut(x)
+    shortcut: Tensor = x if resnet.conv_shortcut is None else resnet.conv_shortcut(x)
     return shortcut + h  # in the memory order of the shortcut

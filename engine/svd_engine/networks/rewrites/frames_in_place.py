@@ -60,7 +60,8 @@ class FramesInPlace(TemporalBasicTransformerBlock):  # type: ignore[misc]  # dif
         x = x + self.attend(self.norm1(x), num_frames)
         if self.attn2 is not None:
             x = x + self.attn2(self.norm2(x), self.context(encoder_hidden_states, num_frames, len(x)))
-        return x + self.ff(self.norm3(x))
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
 
     def attend(self, x: Tensor, frames: int) -> Tensor:
         """Self-attention over the frames of each pixel, [B*F, h*w, C] -> the same."""

@@ -76,4 +76,5 @@ class ImageAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [N, h*w, C]
         attended: Tensor = self.attention(tokens)
-        return x + attended.transpose(1, 2).unflatten(2, x.shape[2:])
+        out: Tensor = x + attended.transpose(1, 2).unflatten(2, x.shape[2:])
+        return out

@@ -31,17 +31,18 @@ def apply(network: nn.Module) -> Report:
 
 
 def obstacle(upsample: Upsample2D) -> str | None:
-    conv = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
+    conv = convolution(upsample)
     if not upsample.interpolate or upsample.norm is not None or not isinstance(conv, nn.Conv2d):
         return "it is not interpolation followed by a convolution"
-    if (
-        conv.kernel_size != (3, 3)
-        or conv.padding != (1, 1)
-        or conv.padding_mode != "zeros"
-        or conv.groups != 1
-    ):
-        return f"its convolution is not 3x3 with zero padding of 1 but {conv}"
+    plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+    if conv.kernel_size != (3, 3) or conv.padding != (1, 1) or not plain:
+        return f"its convolution is not a plain 3x3 one with zero padding of 1: {conv}"
     return None
+
+
+def convolution(upsample: Upsample2D) -> nn.Module | None:
+    layer: nn.Module | None = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
+    return layer
 
 
 class PhaseUpsample(nn.Module):
@@ -49,10 +50,12 @@ class PhaseUpsample(nn.Module):
 
     def __init__(self, upsample: Upsample2D) -> None:
         super().__init__()
-        conv = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
+        conv = convolution(upsample)
+        assert isinstance(conv, nn.Conv2d)  # no obstacle
         sums = torch.tensor(SUMS, dtype=torch.float64, device=conv.weight.device)
-        phases = torch.einsum("pay,qbx,oiyx->pqoiab", sums, sums, conv.weight.double())
-        self.weight = frozen(phases.flatten(0, 2).to(conv.weight.dtype))  # [4 * out, in, 2, 2]
+        phases = torch.einsum("pay,qbx,oiyx->pqoiab", sums, sums, conv.weight.double()).flatten(0, 1)
+        rounded = (phase.to(conv.weight.dtype, copy=True) for phase in phases)
+        self.weights = nn.ParameterList(frozen(phase) for phase in rounded)  # [out, in, 2, 2] each
         self.bias = None if conv.bias is None else frozen(conv.bias)
 
     def forward(self, hidden_states: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
@@ -63,10 +66,10 @@ class PhaseUpsample(nn.Module):
                 f"upsampling of a {x.shape[2]}x{x.shape[3]} latent",
                 expected=f"{doubled[0]}x{doubled[1]}, twice the size",
                 got=f"{output_size[0]}x{output_size[1]}",
-                remedy="Use a height and width that are multiples of 64 pixels, or switch phase-upsample off.",
+                remedy="Use a height and width that are multiples of 64, or switch phase-upsample off.",
             )
         quarters = []
-        for phase, weight in enumerate(self.weight.chunk(4)):
+        for phase, weight in enumerate(self.weights):
             below, right = divmod(phase, 2)  # which side of its pixel a phase reads
             padded = F.pad(x, (1 - right, right, 1 - below, below))
             quarters.append(F.conv2d(padded, weight, self.bias))
@@ -81,5 +84,5 @@ def interleaved(quarters: list[Tensor]) -> Tensor:
         return F.pixel_shuffle(joined, 2)
     joined = torch.cat(quarters, 1).permute(0, 2, 3, 1)  # [N, h, w, 4*C], dense
     quarters.clear()
-    grid = joined.unflatten(3, (2, 2, -1)).transpose(2, 3)  # [N, h, 2, w, 2, C]
+    grid: Tensor = joined.unflatten(3, (2, 2, -1)).transpose(2, 3)  # [N, h, 2, w, 2, C]
     return grid.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)

@@ -16,7 +16,7 @@ Precondition on the call: one context token.  It is checked there, because weigh
 from __future__ import annotations
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
@@ -46,14 +46,17 @@ def apply(network: nn.Module) -> Report:
     return Report(done, tuple(left_alone))
 
 
-def obstacle(block: nn.Module) -> str | None:
-    if block.attn2 is None:
+def obstacle(block: BasicTransformerBlock | TemporalBasicTransformerBlock) -> str | None:
+    attention = block.attn2
+    if attention is None:
         return "there is no cross-attention"
     if isinstance(block, BasicTransformerBlock) and block.norm_type != "layer_norm":
         return f"its norms are of type {block.norm_type}, not layer_norm"
-    if not block.attn2.is_cross_attention:
+    if not attention.is_cross_attention:
         return "its second attention is to the tokens themselves"
-    return obstacle_to_plain(block.attn2)
+    if attention.group_norm is not None or attention.residual_connection:
+        return "its cross-attention has group norm or a residual sum of its own"
+    return obstacle_to_plain(attention)
 
 
 class SingleTokenCrossAttention(nn.Module):

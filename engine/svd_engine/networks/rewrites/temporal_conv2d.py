@@ -27,9 +27,10 @@ def apply(network: nn.Module) -> Report:
     ]
     inside = tuple(f"{path}.temporal_res_block." for path, _ in resnets)
     others = [(path, conv) for path, conv in parts(network, nn.Conv3d) if not path.startswith(inside)]
+    before = len(parts(network, TemporalConv2d))
     in_resnets = rewrite_each(resnets, obstacle_in_resnet, rewrite_resnet, network)
     elsewhere = rewrite_each(others, obstacle, TemporalConv2d, network)
-    return Report(in_resnets.places + elsewhere.places, in_resnets.left_alone + elsewhere.left_alone)
+    return Report(len(parts(network, TemporalConv2d)) - before, in_resnets.left_alone + elsewhere.left_alone)
 
 
 def obstacle_in_resnet(resnet: SpatioTemporalResBlock) -> str | None:

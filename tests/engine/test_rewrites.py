@@ -1,0 +1,243 @@
+"""Every rewrite alone, all together, and all but one: the function of diffusers' modules, to 1e-12."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from diffusers.models.resnet import AlphaBlender
+
+from svd_engine.errors import SettingsError, TensorMismatch
+from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES, Rewrite, apply_rewrites, frames_in_place
+from svd_engine.networks.rewrites._blend import spatial_share
+from tests.engine.rewrite_networks import (
+    call_unet,
+    call_vae,
+    random_unet,
+    random_vae,
+    relative_difference,
+    unet_inputs,
+)
+
+EVERY = (*REWRITES, *CPU_REWRITES)
+EXACT = 1e-12  # relative to the output's largest value, float64
+PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder with 8 resnets
+    "single-token-cross-attention": (12, 0),
+    "temporal-conv2d": (24, 17),
+    "resnet-blend": (12, 8),
+    "transformer-blend": (6, 0),
+    "fused-qkv": (12, 1),
+    "frames-in-place": (6, 0),
+    "split-geglu": (18, 0),
+    "timestep-projections": (24, 0),
+    "frame-positions": (6, 0),
+    "phase-upsample": (1, 1),
+    "linear-as-convolution": (90, 2),
+    "channels-last": (55, 39),
+}
+
+
+def named(rewrites: Sequence[Rewrite]) -> list[str]:
+    return [rewrite.name for rewrite in rewrites]
+
+
+@pytest.fixture(scope="module", params=["alone", "all but one"])
+def some(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("rewrite", EVERY, ids=named(EVERY))
+def test_unet(rewrite: Rewrite, some: str) -> None:
+    unet = random_unet()
+    expected = call_unet(unet)
+    chosen = [rewrite] if some == "alone" else [other for other in EVERY if other != rewrite]
+    applied = apply_rewrites(unet, rewrites=chosen)
+    assert [a.name for a in applied] == named(chosen)
+    assert {a.left_alone for a in applied} == {()}
+    assert relative_difference(call_unet(unet), expected) <= EXACT
+
+
+@pytest.mark.parametrize("rewrite", EVERY, ids=named(EVERY))
+def test_vae(rewrite: Rewrite, some: str) -> None:
+    vae = random_vae()
+    expected = call_vae(vae)
+    chosen = [rewrite] if some == "alone" else [other for other in EVERY if other != rewrite]
+    applied = apply_rewrites(vae, rewrites=chosen)
+    assert {a.left_alone for a in applied} == {()}
+    assert relative_difference(call_vae(vae), expected) <= EXACT
+
+
+@pytest.mark.parametrize("rewrites", [REWRITES, EVERY], ids=["for every backend", "and for torch on a CPU"])
+def test_all_together(rewrites: Sequence[Rewrite]) -> None:
+    """Frames come from the call: the same rewritten network serves 3, 14 and 1, and other sizes."""
+    unet, vae = random_unet(), random_vae()
+    shapes = [{"frames": 3}, {"frames": 14, "height": 4, "width": 6}, {"frames": 1}]
+    expected = [call_unet(unet, **shape) for shape in shapes]
+    decoded = [call_vae(vae, frames=frames) for frames in (3, 14, 1)]
+    for index, network in enumerate((unet, vae)):
+        applied = apply_rewrites(network, rewrites=rewrites)
+        assert {a.name: a.places for a in applied} == {r.name: PLACES[r.name][index] for r in rewrites}
+        assert not network.training
+        assert not any(part.training for part in network.modules())
+    for shape, reference in zip(shapes, expected, strict=True):
+        assert relative_difference(call_unet(unet, **shape), reference) <= EXACT
+    for frames, reference in zip((3, 14, 1), decoded, strict=True):
+        assert relative_difference(call_vae(vae, frames=frames), reference) <= EXACT
+
+
+def test_the_call_stays_the_same() -> None:
+    """A timestep as a number or one per video, a dataclass as result, positional arguments."""
+    plain, rewritten = random_unet(), random_unet()
+    apply_rewrites(rewritten)
+    for timestep in (1, 0.5, torch.tensor([0.3]), torch.tensor([0.3, -1.2])):
+        inputs = {**unet_inputs(), "timestep": timestep}
+        with torch.no_grad():
+            expected, got = plain(**inputs).sample, rewritten(*inputs.values()).sample
+        assert relative_difference(got, expected) <= EXACT
+
+
+def test_two_layers_in_a_transformer() -> None:
+    """Only the blend is left alone: it is exact in front of proj_out, and the first of two is not there."""
+    unet = random_unet(transformer_layers_per_block=2)
+    expected = call_unet(unet)
+    report = {a.name: a for a in apply_rewrites(unet, rewrites=EVERY)}
+    assert report["transformer-blend"].places == 0
+    assert all("2 layers" in reason for reason in report["transformer-blend"].left_alone)
+    assert report["single-token-cross-attention"].places == 24
+    assert relative_difference(call_unet(unet), expected) <= EXACT
+
+
+def test_the_second_time_changes_nothing() -> None:
+    unet, vae = random_unet(), random_vae()
+    for network in (unet, vae):
+        apply_rewrites(network, rewrites=EVERY)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        assert {a.places for a in apply_rewrites(network, rewrites=EVERY)} == {0}
+        after = network.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_weights_survive_a_copy_and_a_state_dict() -> None:
+    unet = random_unet()
+    apply_rewrites(unet, rewrites=EVERY)
+    expected = call_unet(unet)
+    twin = copy.deepcopy(unet)
+    assert torch.equal(call_unet(twin), expected)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    twin.load_state_dict(unet.state_dict())
+    assert torch.equal(call_unet(twin), expected)
+    pointers = [p.untyped_storage().data_ptr() for p in unet.state_dict().values()]
+    assert len(pointers) == len(set(pointers))  # no two weights share memory: safetensors would refuse them
+
+
+def test_the_encoder_is_not_touched() -> None:
+    vae = random_vae()
+    before = [type(part) for part in vae.encoder.modules()]
+    apply_rewrites(vae, rewrites=EVERY)
+    assert [type(part) for part in vae.encoder.modules()] == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Every weight keeps its dtype, and folding costs no accuracy: the distance from float64 is as before."""
+    truth, plain = call_unet(random_unet()), random_unet(dtype)
+    rewritten = random_unet(dtype)
+    apply_rewrites(rewritten, rewrites=EVERY)
+    assert {tensor.dtype for tensor in rewritten.state_dict().values()} == {dtype}
+    before, after = call_unet(plain, dtype=dtype), call_unet(rewritten, dtype=dtype)
+    assert after.dtype == dtype
+    distance, got = ((prediction.double() - truth).square().mean().sqrt() for prediction in (before, after))
+    assert 0 < got <= 1.05 * distance
+
+
+@pytest.mark.parametrize("strategy", ["fixed", "learned", "learned_with_images"])
+@pytest.mark.parametrize("switched", [False, True])
+@torch.no_grad()
+def test_share_of_a_blend(strategy: str, switched: bool) -> None:
+    blender = AlphaBlender(0.3, strategy, switched)
+    x, y = torch.randn(2, 1, 4, 5, 3, 3)
+    share = spatial_share(blender)
+    expected = blender(x, y, torch.zeros(1, 5))
+    torch.testing.assert_close(share * x + (1 - share) * y, expected, rtol=0, atol=1e-6)
+
+
+def test_many_attentions_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = random_unet()
+    expected = call_unet(unet)
+    apply_rewrites(unet)
+    monkeypatch.setattr(frames_in_place, "MAX_ATTENTIONS", 7)  # divides neither 384 nor 192
+    assert relative_difference(call_unet(unet), expected) <= EXACT
+
+
+def test_an_unknown_name_is_refused() -> None:
+    unet = random_unet()
+    before = set(unet.state_dict())
+    with pytest.raises(SettingsError, match="rewrite fused-kqv, nosuch") as refusal:
+        apply_rewrites(unet, ["nosuch", "fused-qkv", "fused-kqv"])
+    assert all(name in refusal.value.expected for name in named(EVERY))
+    assert "a name that no rewrite has" in refusal.value.got
+    assert "every rewrite is on by default" in refusal.value.remedy
+    assert set(unet.state_dict()) == before
+
+
+def test_without_leaves_out() -> None:
+    names = named(REWRITES)
+    assert apply_rewrites(random_unet(), names) == []
+    assert named(apply_rewrites(random_vae(), names[1:])) == names[:1]  # type: ignore[arg-type]
+
+
+def test_names_are_files_and_summaries_are_short() -> None:
+    assert len({rewrite.name for rewrite in EVERY}) == len(EVERY)
+    assert all(0 < len(rewrite.summary) < 80 for rewrite in EVERY)
+
+
+def test_the_list_costs_no_torch() -> None:
+    script = (
+        "import sys; from svd_engine.networks.rewrites import REWRITES;"
+        "assert REWRITES; assert not {'torch', 'diffusers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_longer_context_is_refused() -> None:
+    unet = random_unet()
+    call_unet(unet, tokens=2)  # diffusers' own attends to both
+    apply_rewrites(unet)
+    with pytest.raises(TensorMismatch, match="cross-attention context") as refusal:
+        call_unet(unet, tokens=2)
+    assert refusal.value.expected == "one token, [2, 1, 32]"
+    assert refusal.value.got == "2 tokens, [2, 2, 32]"
+    assert "switch single-token-cross-attention off" in refusal.value.remedy
+    assert call_unet(unet).isfinite().all()
+
+
+def test_more_frames_than_the_table_are_refused() -> None:
+    unet = random_unet()
+    apply_rewrites(unet)
+    call_unet(unet, frames=128, height=2, width=2)
+    with pytest.raises(TensorMismatch, match="frames of one video") as refusal:
+        call_unet(unet, frames=129, height=2, width=2)
+    assert refusal.value.expected == "at most 128, the rows of the position table"
+    assert refusal.value.got == "129"
+    assert "switch frame-positions off" in refusal.value.remedy
+
+
+def test_a_size_that_upsampling_must_be_told_is_refused() -> None:
+    """7 rows become 4 and then 7 again in diffusers' UNet, which is not twice 4."""
+    unet = random_unet()
+    expected = call_unet(unet, height=7)
+    apply_rewrites(unet, ["phase-upsample"])
+    assert relative_difference(call_unet(unet, height=7), expected) <= EXACT
+    apply_rewrites(unet)
+    with pytest.raises(TensorMismatch, match="upsampling of a 4x6 latent") as refusal:
+        call_unet(unet, height=7)
+    assert refusal.value.expected == "8x12, twice the size"
+    assert refusal.value.got == "7x12"
+    assert "switch phase-upsample off" in refusal.value.remedy

@@ -1,0 +1,221 @@
+"""What a rewrite makes dead is gone: from the module's weights, from the traced graph, from ONNX."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES, apply_rewrites
+from tests.engine.rewrite_networks import random_unet, random_vae, unet_inputs
+
+TRANSFORMERS, RESNETS, DECODER_RESNETS = 6, 12, 8
+EVERY = (*REWRITES, *CPU_REWRITES)
+Counts = Counter[str]
+
+
+class Unet(nn.Module):
+    """One output tensor, and the timestep and ids as inputs."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        return self.unet(**inputs, return_dict=False)[0]
+
+
+class Decoder(nn.Module):
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.decoder = vae.decoder
+
+    def forward(self, latent: torch.Tensor) -> Any:
+        frames = latent.shape[0]
+        return self.decoder(latent, num_frames=frames, image_only_indicator=latent.new_zeros(1, frames))
+
+
+NETWORKS = {  # name -> module to trace, its inputs
+    "unet": (lambda: random_unet(torch.float32), Unet, lambda: unet_inputs(dtype=torch.float32)),
+    "vae": (lambda: random_vae(torch.float32), Decoder, lambda: {"latent": torch.randn(3, 4, 6, 8)}),
+}
+
+
+def traced(name: str, rewrites: Any) -> Counts:
+    """aten operators by name, after torch.export."""
+    make, wrap, inputs = NETWORKS[name]
+    network = make()
+    apply_rewrites(network, rewrites=rewrites)
+    with torch.no_grad():
+        program = torch.export.export(wrap(network), (), inputs(), strict=False)
+    return Counter(
+        node.target.__name__.split(".")[0] for node in program.graph.nodes if node.op == "call_function"
+    )
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Counts]:
+    return {name: traced(name, ()) for name in NETWORKS}
+
+
+# rewrite -> by how many operators the network's graph shrinks
+SHRINKS: dict[str, dict[str, dict[str, int]]] = {
+    "single-token-cross-attention": {
+        "unet": {
+            "scaled_dot_product_attention": 2 * TRANSFORMERS,  # one of two in either block
+            "layer_norm": 2 * TRANSFORMERS,
+            "linear": 2 * 3 * TRANSFORMERS,  # of q, k, v and out, one is left
+        }
+    },
+    "temporal-conv2d": {
+        "unet": {"conv3d": 2 * RESNETS, "conv2d": -2 * RESNETS},
+        "vae": {"conv3d": 2 * DECODER_RESNETS + 1, "conv2d": -2 * DECODER_RESNETS - 1},
+    },
+    "resnet-blend": {
+        "unet": {"sigmoid": RESNETS, "where": RESNETS, "rsub": RESNETS},
+        "vae": {"sigmoid": DECODER_RESNETS, "rsub": 2 * DECODER_RESNETS},
+    },
+    "transformer-blend": {"unet": {"sigmoid": TRANSFORMERS, "where": TRANSFORMERS, "mul": 2 * TRANSFORMERS}},
+    "fused-qkv": {"unet": {"linear": 2 * 2 * TRANSFORMERS}, "vae": {"linear": 2}},
+    "frames-in-place": {"unet": {"permute": 2 * TRANSFORMERS}},
+    "split-geglu": {"unet": {"chunk": 3 * TRANSFORMERS, "linear": -3 * TRANSFORMERS}},
+    "timestep-projections": {"unet": {"linear": 2 * RESNETS - 1}},
+    "frame-positions": {"unet": {"linear": 2 * TRANSFORMERS, "sin": TRANSFORMERS, "cos": TRANSFORMERS}},
+    "phase-upsample": {
+        "unet": {"upsample_nearest2d": 1, "conv2d": -3},
+        "vae": {"upsample_nearest2d": 1, "conv2d": -3},
+    },
+    "linear-as-convolution": {"unet": {"linear": 144, "conv2d": -144}, "vae": {"linear": 4, "conv2d": -4}},
+    "channels-last": {},
+}
+
+
+@pytest.mark.parametrize("rewrite", EVERY, ids=lambda rewrite: rewrite.name)
+def test_dead_operators_leave_the_graph(rewrite: Any, plain: dict[str, Counts]) -> None:
+    for name, by in SHRINKS[rewrite.name].items():
+        counts = traced(name, [rewrite])
+        assert {op: plain[name][op] - counts[op] for op in by} == by
+
+
+def weights(name: str, *rewrites: Any) -> dict[str, torch.Tensor]:
+    network = NETWORKS[name][0]()
+    apply_rewrites(network, rewrites=rewrites)
+    state: dict[str, torch.Tensor] = network.state_dict()
+    return {key: tensor for key, tensor in state.items() if not key.startswith(("encoder.", "quant_conv."))}
+
+
+DEAD: dict[str, Callable[[str], bool]] = {  # weights that a rewrite removes
+    "single-token-cross-attention": lambda key: (".norm2." in key and "transformer" in key)
+    or (".attn2.to_" in key and "to_out" not in key),
+    "resnet-blend": lambda key: ".resnets." in key and key.endswith("mix_factor"),
+    "transformer-blend": lambda key: ".attentions." in key and key.endswith("mix_factor"),
+    "fused-qkv": lambda key: any(f".{part}.weight" in key for part in ("to_q", "to_k", "to_v")) and ".attn2" not in key,
+    "split-geglu": lambda key: ".net.0.proj." in key,
+    "timestep-projections": lambda key: ".time_emb_proj." in key,
+    "frame-positions": lambda key: ".time_pos_embed.linear_" in key,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rewrite", [r for r in EVERY if r.name in DEAD], ids=lambda rewrite: rewrite.name)
+def test_dead_weights_leave_the_module(rewrite: Any) -> None:
+    dead = DEAD[rewrite.name]
+    assert any(dead(key) for key in weights("unet"))
+    assert not any(dead(key) for key in weights("unet", rewrite))
+    assert not any(dead(key) for key in weights("vae", rewrite))
+
+
+def test_no_weight_has_five_dimensions() -> None:
+    for name in NETWORKS:
+        assert any(tensor.ndim == 5 for tensor in weights(name).values())
+        assert not any(tensor.ndim == 5 for tensor in weights(name, *REWRITES).values())
+
+
+def test_the_weights_that_are_left() -> None:
+    """Cross-attention and positions shrink the UNet; of the others only upsampling grows, 9 taps to 16."""
+    numbers = {name: sum(t.numel() for t in weights(name).values()) for name in NETWORKS}
+    rewritten = {name: sum(t.numel() for t in weights(name, *REWRITES).values()) for name in NETWORKS}
+    upsampling = 64 * 64 * (16 - 9)
+    assert rewritten["vae"] == numbers["vae"] + upsampling - DECODER_RESNETS  # mix_factor each
+    assert rewritten["unet"] < numbers["unet"] + upsampling
+
+
+def test_channels_last_reaches_the_output_of_every_convolution() -> None:
+    unet = random_unet(torch.float32)
+    apply_rewrites(unet, rewrites=EVERY)
+    seen = []
+    for part in unet.modules():
+        if isinstance(part, nn.Conv2d) and part.out_channels > 4:
+            part.register_forward_hook(
+                lambda _part, _inputs, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+            )
+    with torch.no_grad():
+        unet(**unet_inputs(dtype=torch.float32))
+    assert len(seen) > 20
+    assert all(seen)
+
+
+def exported(name: str, rewrites: Any) -> ir.Model:
+    make, wrap, inputs = NETWORKS[name]
+    network = make()
+    apply_rewrites(network, rewrites=rewrites)
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        program = torch.onnx.export(
+            wrap(network), (), kwargs=inputs(), opset_version=20, dynamo=True, verbose=False
+        )
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    assert program is not None
+    model: ir.Model = program.model
+    return model
+
+
+def operators(model: ir.Model) -> Counts:
+    return Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_the_unet() -> None:
+    model = exported("unet", REWRITES)
+    count = operators(model)
+    assert count["Softmax"] == 2 * TRANSFORMERS  # diffusers: twice as many
+    assert count["LayerNormalization"] == 5 * TRANSFORMERS  # diffusers: seven each
+    assert count["Gelu"] == 3 * TRANSFORMERS
+    assert not {"Resize", "Where", "ScatterND", "If", "Loop"} & set(count)
+    assert {len(w.shape) for w in model.graph.initializers.values() if w.shape is not None} <= {0, 1, 2, 3, 4}
+    temporal = [n for n in model.graph if n.op_type == "Conv" and tuple(n.inputs[1].shape)[2:] == (3, 1)]
+    assert len(temporal) == 2 * RESNETS
+    sigmoids = count["Sigmoid"]
+    assert (
+        sigmoids == count["InstanceNormalization"] - TRANSFORMERS + 3
+    )  # SiLUs only: of resnets, of embeddings
+    assert all("image" not in value.name for value in model.graph.inputs)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_the_decoder() -> None:
+    count = operators(exported("vae", REWRITES))
+    assert count["DepthToSpace"] == 1
+    assert not {"Resize", "Where", "ScatterND", "Pad"} & set(count)  # padding is the convolutions' own
+    assert count["Transpose"] <= operators(exported("vae", ()))["Transpose"]
+
+
+def test_torch_compile_takes_each_network_whole() -> None:
+    """Captured by dynamo without a graph break, with every rewrite."""
+    for make, wrap, inputs in NETWORKS.values():
+        network = make()
+        apply_rewrites(network, rewrites=EVERY)
+        module = wrap(network)
+        with torch.no_grad():
+            expected = module(**inputs()) if wrap is Unet else None
+            got = torch.compile(module, backend="eager", fullgraph=True, dynamic=False)(**inputs())
+        if expected is not None:
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+        assert got.isfinite().all()
