@@ -130,6 +130,7 @@ def ladder(
     width: Pixels = None,
     decode_chunk: Chunk = None,
     dtype: Type = DType.auto,
+    peer_dtype: Annotated[DType, typer.Option(help="Of diffusers' module; auto: as --dtype.")] = DType.auto,
     device: Device = "auto",
     repeat: Repeat = 5,
     memory: Memory = True,
@@ -159,6 +160,7 @@ def ladder(
         memory=memory,
         out=out,
         command=command(),
+        peer_dtype=peer_dtype.value,
     )
     results = measure_rungs(asked, rungs.value, progress())
     show(results, [table.text() for table in ladder_tables(results)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import torch
+
 from svd_bench.contest import Bench, contest
 from svd_bench.floor import best_rate, stage_flop
 from svd_bench.one_graph import exported
@@ -13,17 +15,18 @@ from svd_bench.results import Results, Row, Setting
 from svd_bench.stages import reference_output
 from svd_bench.subjects import Case, Subject, checkpoint_of
 from svd_bench.table import Table, gibibytes, milliseconds, percent, times
+from svd_engine.backends.eager import rewrites_for
 from svd_engine.networks.rewrites import REWRITES
 from svd_engine.networks.spec import Architecture
 
 Rungs = Literal["all", "ends"]
 STAGE_OF = {"unet": "denoiser_step", "vae_decoder": "vae_decoder"}
-NAMES = tuple(rewrite.name for rewrite in REWRITES)
 
 
 def measure_ladder(
     bench: Bench,
     peer: Subject,
+    dtype: str,
     setting: Setting,
     networks: Sequence[str],
     backends: Sequence[str],
@@ -31,7 +34,8 @@ def measure_ladder(
 ) -> None:
     """Puts diffusers' row and one a rung and backend into the recorder, network after network.
 
-    `peer` is diffusers, eager.  On the CPU the reference of outputs is its float32, elsewhere itself.
+    `peer` is diffusers, eager; ours compute in `dtype`, which may be another.  On the CPU the reference of
+    outputs is diffusers' float32, elsewhere the peer itself.
     """
     checkpoint = checkpoint_of(peer.checkpoint)
     architecture = checkpoint.model.architecture
@@ -43,19 +47,26 @@ def measure_ladder(
             exact = peer.model_copy(update={"dtype": "float32"})
             reference = reference_output(bench, Case(subject=exact, stage=stage, setting=setting))
         flop = stage_flop(stage, setting, architecture, checkpoint.configs)
-        contest(bench, cases(bench, anchor, architecture, backends, rungs), reference, flop, skip_same=True)
+        contest(
+            bench, cases(bench, anchor, dtype, architecture, backends, rungs), reference, flop, skip_same=True
+        )
 
 
 def cases(
-    bench: Bench, anchor: Case, architecture: Architecture, backends: Sequence[str], rungs: Rungs
+    bench: Bench,
+    anchor: Case,
+    dtype: str,
+    architecture: Architecture,
+    backends: Sequence[str],
+    rungs: Rungs,
 ) -> Iterator[Case]:
     """diffusers, then every backend from the bottom up.  A graph lives until the next case is asked for."""
     yield anchor
     spec = stage_spec(anchor.stage, anchor.setting, architecture)
     for backend in backends:
-        for note, without in steps_of(backend, rungs):
+        for note, without in steps_of(backend, rungs, bench.device):
             subject = anchor.subject.model_copy(
-                update={"name": "svd-engine", "backend": backend, "without_rewrites": without}
+                update={"name": "svd-engine", "backend": backend, "dtype": dtype, "without_rewrites": without}
             )
             case = anchor.model_copy(update={"subject": subject, "note": note})
             if backend != "onnxruntime":
@@ -66,12 +77,14 @@ def cases(
                 yield case.model_copy(update={"subject": with_graph})
 
 
-def steps_of(backend: str, rungs: Rungs) -> list[tuple[str, tuple[str, ...]]]:
+def steps_of(backend: str, rungs: Rungs, device: torch.device) -> list[tuple[str, tuple[str, ...]]]:
     """Note and left-out rewrites of each rung.  Eager without rewrites is diffusers' module itself."""
     if rungs == "ends":
         return [("all rewrites", ())]
-    added = [(f"+ {name}", NAMES[number + 1 :]) for number, name in enumerate(NAMES)]
-    return added if backend == "eager" else [("no rewrites", NAMES), *added]
+    applied = rewrites_for(device) if backend == "eager" else REWRITES
+    names = tuple(rewrite.name for rewrite in applied)
+    added = [(f"+ {name}", names[number + 1 :]) for number, name in enumerate(names)]
+    return added if backend == "eager" else [("no rewrites", names), *added]
 
 
 def ladder_tables(results: Results) -> list[Table]:
@@ -94,12 +107,13 @@ def _table(results: Results, stage: str, rows: Sequence[Row]) -> Table:
             f"{rate / 1e12:.3g} TFLOP/s, the best that {first.dtype} products and convolutions reached here."
         )
     s = first.setting
-    title = f"{stage}, {s.model}, {s.frames} frames, {s.height}x{s.width}, {first.dtype}, {first.device}"
+    title = f"{stage}, {s.model}, {s.frames} frames, {s.height}x{s.width}, {first.device}"
     if stage == "vae_decoder":
         title = title.replace(f"{s.frames} frames", f"{s.decode_chunk} frames")
     cells = [
         [
-            row.note or "as published", f"{row.subject} {row.backend}", milliseconds(row.latency_ms.median),
+            row.note or "as published", f"{row.subject} {row.backend} {row.dtype}",
+            milliseconds(row.latency_ms.median),
             f"{milliseconds(row.latency_ms.p10)} to {milliseconds(row.latency_ms.p90)}",
             "-" if row.of_diffusers is None else times(row.of_diffusers), percent(row.share_of_ceiling),
             "-" if row.max_abs_difference is None else f"{row.max_abs_difference:.1e}",

@@ -77,11 +77,13 @@ def open_backend(subject: Subject) -> Opened:
         peer = PeerBackend(checkpoint, dtype, device, compiled=subject.backend == "torch.compile")
         return Opened(peer, architecture, lambda _: ())
     from svd_engine.backends.compiled import CompiledBackend
-    from svd_engine.backends.eager import EagerBackend
+    from svd_engine.backends.eager import EagerBackend, rewrites_for
     from svd_engine.networks.modules import Modules
+    from svd_engine.networks.rewrites import REWRITES
 
-    modules = Modules(checkpoint, dtype, device, subject.without_rewrites)
     compiled = subject.backend == "compiled"
+    rewrites = REWRITES if compiled else rewrites_for(device)
+    modules = Modules(checkpoint, dtype, device, subject.without_rewrites, rewrites)
     backend: Backend = CompiledBackend(modules) if compiled else EagerBackend(modules)
     return Opened(
         backend,

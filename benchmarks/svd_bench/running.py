@@ -53,6 +53,7 @@ class Asked:
     memory: bool
     out: Path | None
     command: Sequence[str]
+    peer_dtype: str = "auto"  # of the ladder; "auto": as ours
 
 
 def measure_run(asked: Asked, say: Say) -> Results:
@@ -77,9 +78,10 @@ def measure_rungs(asked: Asked, rungs: Rungs, say: Say) -> Results:
         one_of("backend", backend, BACKENDS)
     device = resolve(asked.device)
     source, dtype, setting = _of_checkpoint(asked, device)
-    peer = Subject(name="diffusers", backend="eager", checkpoint=source, device=str(device), dtype=dtype)
+    theirs = dtype if asked.peer_dtype == "auto" else dtype_name(torch_dtype(asked.peer_dtype, device))
+    peer = Subject(name="diffusers", backend="eager", checkpoint=source, device=str(device), dtype=theirs)
     with _bench(asked, "ladder", device, dtype, say) as bench:
-        measure_ladder(bench, peer, setting, asked.stages, asked.backends or (), rungs)
+        measure_ladder(bench, peer, dtype, setting, asked.stages, asked.backends or (), rungs)
         return bench.recorder.results()
 
 
@@ -115,7 +117,7 @@ def _of_checkpoint(asked: Asked, device: torch.device) -> tuple[str, str, Settin
     Settings(frames, height, width, steps=asked.steps, decode_chunk_size=asked.decode_chunk).check_size(
         model.architecture.size_multiple
     )
-    dtype = str(torch_dtype(asked.dtype, device)).removeprefix("torch.")
+    dtype = dtype_name(torch_dtype(asked.dtype, device))
     return (
         asked.checkpoint,
         dtype,
@@ -189,3 +191,7 @@ def _bundle(chosen: Sequence[Subject], setting: Setting, say: Say) -> Iterator[l
             checkpoint, made, [profile_of(setting)], dtype, (), lambda line: say(f"exporting {line}")
         )
         yield [s.model_copy(update={"bundle": str(made)}) if s in needy else s for s in chosen]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

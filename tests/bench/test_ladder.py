@@ -8,12 +8,13 @@ import torch
 
 from svd_bench.contest import Bench
 from svd_bench.harness import timer_for
-from svd_bench.ladder import NAMES, ladder_tables, measure_ladder, steps_of
+from svd_bench.ladder import ladder_tables, measure_ladder, steps_of
 from svd_bench.memory import Peaks
 from svd_bench.one_graph import exported
 from svd_bench.opening import open_case, stage_spec
 from svd_bench.recorder import Recorder
 from svd_bench.subjects import Case, checkpoint_of
+from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES
 from tests.bench import documents
 from tests.bench.fakes import CEILING, subject
 from tests.bench.test_stages import TINY
@@ -27,29 +28,36 @@ def bench() -> Bench:
     return Bench(CPU, timer_for(CPU), recorder, CEILING, open_case, lambda _: Peaks(host=2**30), repeat=1)
 
 
+EVERY = tuple(rewrite.name for rewrite in (*REWRITES, *CPU_REWRITES))
+PORTABLE = EVERY[: len(REWRITES)]
+
+
 def test_every_rung_adds_one_rewrite() -> None:
-    rungs = steps_of("eager", "all")
-    assert [note for note, _ in rungs] == [f"+ {name}" for name in NAMES]
-    assert [without for _, without in rungs] == [NAMES[n + 1 :] for n in range(len(NAMES))]
-    assert steps_of("onnxruntime", "all")[0] == ("no rewrites", NAMES)
-    assert steps_of("compiled", "all")[1:] == rungs
-    assert steps_of("eager", "ends") == [("all rewrites", ())]
+    """Eager torch on a CPU has rungs of its own at the top."""
+    for backend, device, names in (("eager", "cpu", EVERY), ("eager", "cuda", PORTABLE)):
+        rungs = steps_of(backend, "all", torch.device(device))
+        assert [note for note, _ in rungs] == [f"+ {name}" for name in names]
+        assert [without for _, without in rungs] == [names[n + 1 :] for n in range(len(names))]
+    first, *rungs = steps_of("onnxruntime", "all", CPU)
+    assert first == ("no rewrites", PORTABLE)
+    assert rungs == steps_of("compiled", "all", CPU)[1:] == steps_of("eager", "all", torch.device("cuda"))
+    assert steps_of("eager", "ends", CPU) == [("all rewrites", ())]
 
 
 def test_the_ladder_of_the_smallest_decoder(tiny_checkpoint: Path) -> None:
     here = bench()
     peer = subject("diffusers").model_copy(update={"checkpoint": str(tiny_checkpoint)})
-    measure_ladder(here, peer, TINY, ["vae_decoder"], ["eager"], "all")
+    measure_ladder(here, peer, peer.dtype, TINY, ["vae_decoder"], ["eager"], "all")
     results = here.recorder.results()
     first, *rungs = results.rows
     assert (first.subject, first.note, first.rewrites, first.of_diffusers) == ("diffusers", "", (), 1.0)
     assert [len(row.rewrites) for row in rungs] == list(range(1, len(rungs) + 1))
     assert [row.note for row in rungs] == [f"+ {row.rewrites[-1]}" for row in rungs]
     assert all((row.max_abs_difference or 0) < 1e-4 for row in rungs)
-    left_out = set(NAMES) - set(rungs[-1].rewrites)
+    left_out = set(EVERY) - set(rungs[-1].rewrites)
     assert {w.split("'")[1] for w in results.warnings} == {f"+ {name}" for name in left_out}
     [table] = ladder_tables(results)
-    assert table.title == "vae_decoder, tiny, 2 frames, 32x48, float32, cpu"
+    assert table.title == "vae_decoder, tiny, 2 frames, 32x48, cpu"
     assert [row[0] for row in table.rows] == ["as published", *(row.note for row in rungs)]
     assert table.rows[0][4] == "1.00x"
     assert {row[-1] for row in table.rows} == {"1.00 GiB"}
@@ -59,7 +67,7 @@ def test_the_ladder_of_the_smallest_decoder(tiny_checkpoint: Path) -> None:
 def test_onnxruntime_runs_a_graph_of_the_rung_and_nothing_stays(tiny_checkpoint: Path) -> None:
     here = bench()
     peer = subject("diffusers").model_copy(update={"checkpoint": str(tiny_checkpoint)})
-    measure_ladder(here, peer, TINY, ["unet"], ["onnxruntime"], "ends")
+    measure_ladder(here, peer, peer.dtype, TINY, ["unet"], ["onnxruntime"], "ends")
     theirs, ours = here.recorder.results().rows
     assert (theirs.backend, ours.backend, ours.note) == ("eager", "onnxruntime", "all rewrites")
     assert "single-token-cross-attention" in ours.rewrites
@@ -69,8 +77,18 @@ def test_onnxruntime_runs_a_graph_of_the_rung_and_nothing_stays(tiny_checkpoint:
 def test_bfloat16_is_held_against_float32(tiny_checkpoint: Path) -> None:
     here = bench()
     peer = subject("diffusers", dtype="bfloat16").model_copy(update={"checkpoint": str(tiny_checkpoint)})
-    measure_ladder(here, peer, TINY, ["vae_decoder"], ["eager"], "ends")
+    measure_ladder(here, peer, peer.dtype, TINY, ["vae_decoder"], ["eager"], "ends")
     assert all(1e-4 < (row.max_abs_difference or 0) < 0.1 for row in here.recorder.results().rows)
+
+
+def test_ours_may_compute_in_another_type(tiny_checkpoint: Path) -> None:
+    here = bench()
+    peer = subject("diffusers").model_copy(update={"checkpoint": str(tiny_checkpoint)})
+    measure_ladder(here, peer, "bfloat16", TINY, ["vae_decoder"], ["eager"], "ends")
+    theirs, ours = here.recorder.results().rows
+    assert (theirs.dtype, ours.dtype) == ("float32", "bfloat16")
+    assert theirs.max_abs_difference == 0
+    assert 1e-4 < (ours.max_abs_difference or 0) < 0.1
 
 
 def test_the_folder_of_a_graph_goes_with_its_block(tiny_checkpoint: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from svd_engine.backends.compiled import CompiledBackend
 from svd_engine.backends.eager import EagerBackend
 from svd_engine.backends.fake import FakeBackend
@@ -19,7 +21,6 @@ from svd_engine.errors import BackendError, TensorMismatch
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import NETWORKS, NetworkSpec, specs_of
 from svd_export.verify import example_inputs
-from torch import Tensor
 
 CPU = torch.device("cpu")
 

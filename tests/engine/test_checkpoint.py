@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+
 from svd_engine.checkpoint import Component, open_checkpoint, random_checkpoint
 from svd_engine.errors import CheckpointError
 

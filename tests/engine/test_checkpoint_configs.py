@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from diffusers import EulerDiscreteScheduler
 from pydantic import TypeAdapter
+
 from svd_engine.checkpoint_configs import FILES, _Scheduler, describe, read_configs
 from svd_engine.errors import CheckpointError
 from svd_engine.model import Model

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants, errors
+
 from svd_engine.checkpoint import HUB, open_checkpoint
 from svd_engine.errors import CheckpointError
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
+
 from svd_engine import VideoEngine
 from svd_engine.errors import ProfileError, SettingsError
-
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.paths import ROOT
 

@@ -20,10 +20,10 @@ from diffusers import StableVideoDiffusionPipeline
 from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion as reference
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
-from svd_engine.errors import ImageError, SettingsError, SvdEngineError
-from svd_engine.image import MAX_PIXELS, MAX_SIDE, cover, load_image, to_clip_pixels, to_vae_pixels
 from transformers import CLIPImageProcessor
 
+from svd_engine.errors import ImageError, SettingsError, SvdEngineError
+from svd_engine.image import MAX_PIXELS, MAX_SIDE, cover, load_image, to_clip_pixels, to_vae_pixels
 from tests.paths import PHOTOGRAPH
 
 CLIP = CLIPImageProcessor()

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from svd_engine import VideoEngine, pipeline, sampling
 from svd_engine.networks import modules
 from svd_engine.networks.denoiser import GuidedDenoiser
-from torch import Tensor
-
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 
 CALL: dict[str, Any] = {

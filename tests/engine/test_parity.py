@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from svd_engine import VideoEngine
 from svd_engine.image import load_image
-
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.paths import PHOTOGRAPH
 

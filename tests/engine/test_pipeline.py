@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from svd_engine import pipeline
 from svd_engine.backends.fake import FakeBackend
 from svd_engine.backends.network import Network, Placement
@@ -16,7 +18,6 @@ from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture, Profile, image_encoder, specs_of
 from svd_engine.settings import Settings
-from torch import Tensor
 
 ARCH = Architecture(clip_size=16, embedding_dim=8)
 MODEL = Model(

@@ -8,11 +8,11 @@ from typing import Any, get_args
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+
 from svd_engine.checkpoint import Component, open_checkpoint, random_checkpoint
 from svd_engine.random_weights import Family, RandomWeights, draw, svd_configs
 from svd_engine.weights import build
-from torch import Tensor
-
 from tests.paths import PHOTOGRAPH
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)

@@ -54,9 +54,8 @@ def traced(name: str, rewrites: Any) -> Counts:
     apply_rewrites(network, rewrites=rewrites)
     with torch.no_grad():
         program = torch.export.export(wrap(network), (), inputs(), strict=False)
-    return Counter(
-        node.target.__name__.split(".")[0] for node in program.graph.nodes if node.op == "call_function"
-    )
+    calls = (node.target for node in program.graph.nodes if node.op == "call_function")
+    return Counter(target.__name__.split(".")[0] for target in calls)
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +91,10 @@ SHRINKS: dict[str, dict[str, dict[str, int]]] = {
         "vae": {"upsample_nearest2d": 1, "conv2d": -3},
     },
     "linear-as-convolution": {"unet": {"linear": 144, "conv2d": -144}, "vae": {"linear": 4, "conv2d": -4}},
-    "channels-last": {},
 }
 
 
-@pytest.mark.parametrize("rewrite", EVERY, ids=lambda rewrite: rewrite.name)
+@pytest.mark.parametrize("rewrite", [r for r in EVERY if r.name in SHRINKS], ids=lambda rewrite: rewrite.name)
 def test_dead_operators_leave_the_graph(rewrite: Any, plain: dict[str, Counts]) -> None:
     for name, by in SHRINKS[rewrite.name].items():
         counts = traced(name, [rewrite])
@@ -115,7 +113,7 @@ DEAD: dict[str, Callable[[str], bool]] = {  # weights that a rewrite removes
     or (".attn2.to_" in key and "to_out" not in key),
     "resnet-blend": lambda key: ".resnets." in key and key.endswith("mix_factor"),
     "transformer-blend": lambda key: ".attentions." in key and key.endswith("mix_factor"),
-    "fused-qkv": lambda key: any(f".{part}.weight" in key for part in ("to_q", "to_k", "to_v")) and ".attn2" not in key,
+    "fused-qkv": lambda key: ".attn2." not in key and any(f".to_{part}.weight" in key for part in "qkv"),
     "split-geglu": lambda key: ".net.0.proj." in key,
     "timestep-projections": lambda key: ".time_emb_proj." in key,
     "frame-positions": lambda key: ".time_pos_embed.linear_" in key,
@@ -192,10 +190,8 @@ def test_onnx_of_the_unet() -> None:
     assert {len(w.shape) for w in model.graph.initializers.values() if w.shape is not None} <= {0, 1, 2, 3, 4}
     temporal = [n for n in model.graph if n.op_type == "Conv" and tuple(n.inputs[1].shape)[2:] == (3, 1)]
     assert len(temporal) == 2 * RESNETS
-    sigmoids = count["Sigmoid"]
-    assert (
-        sigmoids == count["InstanceNormalization"] - TRANSFORMERS + 3
-    )  # SiLUs only: of resnets, of embeddings
+    silus = count["InstanceNormalization"] - TRANSFORMERS + 3  # after norms of resnets; three of embeddings
+    assert count["Sigmoid"] == silus  # no blend is left
     assert all("image" not in value.name for value in model.graph.inputs)
 
 
@@ -212,10 +208,8 @@ def test_torch_compile_takes_each_network_whole() -> None:
     for make, wrap, inputs in NETWORKS.values():
         network = make()
         apply_rewrites(network, rewrites=EVERY)
-        module = wrap(network)
+        module, given = wrap(network), inputs()
         with torch.no_grad():
-            expected = module(**inputs()) if wrap is Unet else None
-            got = torch.compile(module, backend="eager", fullgraph=True, dynamic=False)(**inputs())
-        if expected is not None:
-            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-        assert got.isfinite().all()
+            expected = module(**given)
+            got = torch.compile(module, backend="eager", fullgraph=True, dynamic=False)(**given)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from svd_engine import sampling
 from svd_engine.errors import SettingsError
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+
 from svd_engine.errors import OutputError, SettingsError, SvdEngineError
 from svd_engine.video import ENCODERS, SHEET_GAP, WRITERS, check_output, to_uint8, write_video
-
 from tests.paths import PHOTOGRAPH
 
 SOURCES = str(PHOTOGRAPH.parents[2])

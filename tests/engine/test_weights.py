@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.errors import CheckpointError
 from svd_engine.weights import Component, build, fill

@@ -56,7 +56,7 @@ def test_exports_in_half_precision(family: str, frames: int, tmp_path: Path) -> 
 
 
 def test_the_full_unet_equals_diffusers_in_float32(capsys: pytest.CaptureFixture[str]) -> None:
-    """14 frames of 64x128 through our denoiser, rewrites on, and through diffusers' own UNet: 1e-4 relative."""
+    """14 frames of 64x128 through our denoiser, rewrites on, and diffusers' own UNet: 1e-4 relative."""
     checkpoint = random_checkpoint("svd")
     spec = denoiser(Profile(14, 64, 128), checkpoint.model.architecture)
     inputs = example_inputs(spec)

@@ -33,6 +33,8 @@ def obstacle_to_adoption(resnet: SpatioTemporalResBlock) -> str | None:
         return "its timestep is more than a shift"
     if not isinstance(spatial.nonlinearity, nn.SiLU) or not isinstance(temporal.nonlinearity, nn.SiLU):
         return "its activation is not SiLU"
+    if (spatial.time_emb_proj is None) != (temporal.time_emb_proj is None):
+        return "one of its halves takes no timestep"
     if spatial.output_scale_factor != 1:
         return f"its output is divided by {spatial.output_scale_factor}"
     return None

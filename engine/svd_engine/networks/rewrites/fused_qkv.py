@@ -11,7 +11,9 @@ Attention of MidBlockTemporalDecoder, which stands between group norm and a resi
 from __future__ import annotations
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,14 +22,24 @@ from svd_engine.networks.rewrites._places import Report, linear, parts, rewrite_
 
 
 def apply(network: nn.Module) -> Report:
-    places = [(path, part) for path, part in parts(network, Attention) if not part.is_cross_attention]
+    blocks = (*parts(network, BasicTransformerBlock), *parts(network, TemporalBasicTransformerBlock))
+    places = [(f"{path}.attn1", block.attn1) for path, block in blocks]
+    for path, block in parts(network, MidBlockTemporalDecoder):
+        places += [(f"{path}.attentions.{index}", part) for index, part in enumerate(block.attentions)]
+    mine = (FusedSelfAttention, ImageAttention)
+    places = [(path, attention) for path, attention in places if not isinstance(attention, mine)]
     return rewrite_each(places, obstacle, fuse, network)
 
 
 def obstacle(attention: Attention) -> str | None:
+    reason = obstacle_to_plain(attention)
+    if reason is not None:
+        return reason
+    if attention.is_cross_attention:
+        return "it attends to the context"
     if (attention.group_norm is None) == attention.residual_connection:
         return "it has group norm or a residual sum, and not both"
-    return obstacle_to_plain(attention)
+    return None
 
 
 def fuse(attention: Attention) -> nn.Module:

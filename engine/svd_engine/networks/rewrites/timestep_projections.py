@@ -24,7 +24,8 @@ def apply(network: nn.Module) -> Report:
     resnets = parts(network, SpatioTemporalResBlock)
     if not any(resnet.spatial_res_block.time_emb_proj is not None for _, resnet in resnets):
         return Report(0)  # the VAE's resnets know no timestep, and the second time none is left
-    reasons = [f"{path}: {reason}" for path, resnet in resnets if (reason := obstacle(resnet)) is not None]
+    obstacles = ((path, obstacle_to_resnet(resnet)) for path, resnet in resnets)
+    reasons = [f"{path}: {reason}" for path, reason in obstacles if reason is not None]
     reason = obstacle_to_adoption(network)
     if reason is not None:
         reasons.append(f"the whole network: {reason}")
@@ -40,12 +41,6 @@ def apply(network: nn.Module) -> Report:
             half.time_emb_proj = None
     network.timestep_projections = TimestepProjections(layers)
     return Report(len(layers))
-
-
-def obstacle(resnet: SpatioTemporalResBlock) -> str | None:
-    if resnet.spatial_res_block.time_emb_proj is None or resnet.temporal_res_block.time_emb_proj is None:
-        return "one of its halves takes no timestep"
-    return obstacle_to_resnet(resnet)
 
 
 class TimestepProjections(nn.Module):
