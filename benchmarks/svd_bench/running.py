@@ -66,7 +66,7 @@ def measure_run(asked: Asked, say: Say) -> Results:
     chosen = subjects(
         backends, asked.peers, source, str(device), dtype, str(asked.bundle) if asked.bundle else None
     )
-    with _bench(asked, "run", device, dtype, say) as bench, _bundle(chosen, setting, say) as ready:
+    with _bench(asked, "run", device, [dtype], say) as bench, _bundle(chosen, setting, say) as ready:
         measure_stages(bench, ready, setting, asked.stages or STAGES)
         return bench.recorder.results()
 
@@ -80,20 +80,22 @@ def measure_rungs(asked: Asked, rungs: Rungs, say: Say) -> Results:
     source, dtype, setting = _of_checkpoint(asked, device)
     theirs = dtype if asked.peer_dtype == "auto" else dtype_name(torch_dtype(asked.peer_dtype, device))
     peer = Subject(name="diffusers", backend="eager", checkpoint=source, device=str(device), dtype=theirs)
-    with _bench(asked, "ladder", device, dtype, say) as bench:
+    with _bench(asked, "ladder", device, [dtype, theirs], say) as bench:
         measure_ladder(bench, peer, dtype, setting, asked.stages, asked.backends or (), rungs)
         return bench.recorder.results()
 
 
 @contextmanager
-def _bench(asked: Asked, kind: Kind, device: torch.device, dtype: str, say: Say) -> Iterator[Bench]:
+def _bench(
+    asked: Asked, kind: Kind, device: torch.device, dtypes: Sequence[str], say: Say
+) -> Iterator[Bench]:
     gpu, why_not = open_gpu(device)
     path = out_folder(asked.out) / f"{kind}.json" if asked.out else None
     recorder = Recorder(kind, environment(device, gpu, asked.command), path)
     recorder.warn(why_not)
     timer = timer_for(device, gpu.joules if gpu else lambda: None)
     say("ceiling: matrix products, convolutions, copies")
-    recorder.ceiling = measure_ceiling(device, [dtype, "float32"], timer)
+    recorder.ceiling = measure_ceiling(device, [*dtypes, "float32"], timer)
     recorder.save()
     yield Bench(
         device=device,

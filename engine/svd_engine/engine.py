@@ -118,9 +118,7 @@ class VideoEngine:
         choice = choose_for_checkpoint(backend, device)
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
         wanted = rewrites_for(choice.device) if choice.backend == "eager" else REWRITES
-        modules = Modules(
-            opened, torch_dtype(dtype, choice.device), choice.device, without_rewrites, wanted
-        )
+        modules = Modules(opened, torch_dtype(dtype, choice.device), choice.device, without_rewrites, wanted)
         made: Backend = EagerBackend(modules) if choice.backend == "eager" else CompiledBackend(modules)
 
         def profile_for(settings: Settings, videos: int) -> Profile:

@@ -76,6 +76,21 @@ def test_a_run_exports_what_onnxruntime_needs_and_removes_it(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_dtype_of_a_ladder_has_its_ceiling(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(running, "measure_ceiling", lambda _, dtypes, __: asked.extend(dtypes) or CEILING)
+    code = call(
+        cli.main, "ladder", "--checkpoint", tiny_checkpoint, "--networks", "vae_decoder",
+        "--backends", "eager", "--rungs", "ends", *SIZE, *ON_CPU, "--repeat", 1, "--no-memory",
+        "--dtype", "bf16", "--peer-dtype", "fp32",
+    )  # fmt: skip
+    assert (code, asked) == (0, ["bfloat16", "float32", "float32"])
+    theirs, ours = document(capsys.readouterr().out).rows
+    assert (theirs.dtype, ours.dtype) == ("float32", "bfloat16")
+
+
 def test_a_ladder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = call(
         cli.main, "ladder", "--checkpoint", tiny_checkpoint, "--networks", "vae_decoder",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from svd_engine.errors import TensorMismatch
 from svd_engine.networks.rewrites._forwards import adopt, obstacle_to_adoption
@@ -44,11 +45,11 @@ class FramePositions(nn.Module):
         super().__init__()
         embed = transformer.time_pos_embed
         weight = embed.linear_1.weight
-        dtype = weight.dtype
-        wide = torch.promote_types(dtype, torch.float32)  # float16 layers round once, in the table
+        wide = torch.promote_types(weight.dtype, torch.float32)  # float16 layers round once, in the table
+        weights = {name: parameter.to(wide) for name, parameter in embed.named_parameters()}
         numbers = transformer.time_proj(torch.arange(ROWS, device=weight.device)).to(wide)
-        table = embed.to(wide)(numbers)
-        self.register_buffer("table", table.to(dtype))
+        table: Tensor = functional_call(embed, weights, (numbers,))
+        self.register_buffer("table", table.to(weight.dtype))
 
     def forward(self, frames: Tensor) -> Tensor:
         if len(frames) > len(self.table):

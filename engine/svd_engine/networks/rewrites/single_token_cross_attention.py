@@ -15,7 +15,6 @@ Precondition on the call: one context token.  It is checked there, because weigh
 
 from __future__ import annotations
 
-import torch
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
@@ -70,7 +69,7 @@ class SingleTokenCrossAttention(nn.Module):
         super().__init__()
         value, out = attention.to_v, attention.to_out[0]
         weight = out.weight.double() @ value.weight.double()  # [C, D]
-        bias = torch.zeros(len(weight), dtype=torch.float64) if out.bias is None else out.bias.double()
+        bias = weight.new_zeros(len(weight)) if out.bias is None else out.bias.double()
         if value.bias is not None:
             bias = bias + out.weight.double() @ value.bias.double()
         dtype = out.weight.dtype

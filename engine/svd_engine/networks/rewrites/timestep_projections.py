@@ -39,21 +39,23 @@ def apply(network: nn.Module) -> Report:
         for half in (resnet.spatial_res_block, resnet.temporal_res_block):
             layers.append(half.time_emb_proj)
             half.time_emb_proj = None
+    places = len(layers)
     network.timestep_projections = TimestepProjections(layers)
-    return Report(len(layers))
+    return Report(places)
 
 
 class TimestepProjections(nn.Module):
     """emb [B,E] -> (spatial [B,C], temporal [B,C]) for each resnet, in the order of the network's modules."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
+        """Empties `layers`, so that each can be freed when its rows are copied."""
         super().__init__()
         self.sizes = [layer.out_features for layer in layers]
         first = layers[0].weight
         weight = first.new_empty(sum(self.sizes), first.shape[1])
         bias = first.new_empty(sum(self.sizes))
-        rows = zip(weight.split(self.sizes), bias.split(self.sizes), strict=True)
-        for layer, (weight_rows, bias_rows) in zip(layers, rows, strict=True):
+        for weight_rows, bias_rows in zip(weight.split(self.sizes), bias.split(self.sizes), strict=True):
+            layer = layers.pop(0)
             weight_rows.copy_(layer.weight)
             bias_rows.copy_(layer.bias)
         self.projection = linear(weight, bias)
