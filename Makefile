@@ -1,8 +1,9 @@
 # Everything happens in .venv; every target does its own set-up, and the README and .ci/run use the same.
 PYTHON ?= python3.11
 BIN := .venv/bin
+OUT ?= report
 
-.PHONY: setup demo test lint full clean
+.PHONY: setup demo test lint bench full gpu-check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -23,8 +24,17 @@ test: setup
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+bench: setup
+	$(BIN)/svd-bench run --checkpoint demo --frames 4 --steps 3 --repeat 3 --device cpu --out $(OUT)
+	$(BIN)/svd-bench ladder --checkpoint demo --frames 4 --rungs ends --repeat 3 --device cpu --out $(OUT)
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
 full: setup
 	$(BIN)/python -m pytest tests/full -m full -s
+
+# From a checkout, without installing anything: torch and the packages of pyproject must be importable.
+gpu-check:
+	PYTHONPATH=engine:export:benchmarks $(or $(wildcard $(BIN)/python),python3) -m svd_bench.gpu_check --out $(OUT)
 
 clean:
 	rm -rf .venv bundles build dist

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from svd_bench.gpu_context import tiny_checkpoint
-from svd_bench.inputs import seeded_inputs
 from svd_bench.opening import PHOTOGRAPH
 from svd_bench.stages import panning
 from svd_engine import sampling
@@ -28,6 +27,7 @@ from svd_engine.bundle import Bundle, sha256_of
 from svd_engine.image import load_image, to_clip_pixels, to_vae_pixels
 from svd_engine.model import Model
 from svd_engine.networks.modules import Modules
+from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import Profile, specs_of
 from svd_engine.video import to_uint8, write_video
 from svd_export.to_onnx import export_bundle
@@ -107,7 +107,7 @@ def test_dispatch(benchmark: Timed, backend: Backend, model: Model) -> None:
     """One call of the smallest image encoder, the fake's being nothing but the checks."""
     spec = specs_of(TINY, model.architecture)[0]
     network = backend.open(spec)
-    inputs = seeded_inputs(spec, CPU)
+    inputs = example_inputs(spec)
     network(**inputs)  # compiles
     assert benchmark(lambda: network(**inputs)).shape == spec.output.shape
     network.close()

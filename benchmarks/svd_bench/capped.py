@@ -61,10 +61,11 @@ def open_engine(attempt: Attempt) -> VideoEngine:
     from svd_engine.arguments import torch_dtype
     from svd_engine.backends.choose import Choice, resolve
     from svd_engine.backends.compiled import CompiledBackend
-    from svd_engine.backends.eager import EagerBackend
+    from svd_engine.backends.eager import EagerBackend, rewrites_for
     from svd_engine.backends.network import Backend
     from svd_engine.engine import VideoEngine
     from svd_engine.networks.modules import Modules
+    from svd_engine.networks.rewrites import REWRITES
     from svd_engine.networks.spec import Profile
 
     device = resolve(attempt.device)
@@ -72,8 +73,10 @@ def open_engine(attempt: Attempt) -> VideoEngine:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(attempt.cap / total, device)
     checkpoint = checkpoint_of(attempt.checkpoint)
-    modules = Modules(checkpoint, torch_dtype("auto", device), device)
-    backend: Backend = EagerBackend(modules) if attempt.backend == "eager" else CompiledBackend(modules)
+    eager = attempt.backend == "eager"
+    wanted = rewrites_for(device) if eager else REWRITES
+    modules = Modules(checkpoint, torch_dtype("auto", device), device, rewrites=wanted)
+    backend: Backend = EagerBackend(modules) if eager else CompiledBackend(modules)
     profile = Profile(
         attempt.frames, attempt.height, attempt.width, 1, attempt.guidance, attempt.decode_chunk
     )

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from svd_engine.backends.network import Placement
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
+from svd_engine.networks.parity import TOLERANCES
 
-# On max abs over the largest absolute value of the reference, as `svd-export verify` has them.
-TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 VIDEO_TOLERANCES = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}  # differences add up over the steps
 
 

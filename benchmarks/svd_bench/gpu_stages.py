@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from svd_bench.check import TOLERANCES, check_output
+from svd_bench.check import check_output
 from svd_bench.floor import best_rate, measure_ceiling
 from svd_bench.gpu_context import Context, KeptNetwork, Skipped, tiny_checkpoint
-from svd_bench.inputs import seeded_inputs
 from svd_bench.opening import FPS, SEED
 from svd_bench.subjects import Case
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.networks.modules import Modules
+from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
 from svd_engine.networks.spec import Profile, specs_of
 
@@ -61,7 +61,7 @@ def parity(context: Context) -> Found:
         dtype = getattr(torch, kind)
         ours = Modules(checkpoint, dtype, context.device)
         for spec in specs_of(SMALL, checkpoint.model.architecture):
-            inputs = seeded_inputs(spec, torch.device("cpu"))
+            inputs = example_inputs(spec)
             with torch.no_grad(), float32_products():
                 expected = plain.network(spec)(**inputs)
                 there = {name: tensor.to(context.device) for name, tensor in inputs.items()}

@@ -58,7 +58,7 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
         folder = Path(name)
         with WeightsFile(folder / f"{spec.network}.bin") as weights:
-            entry = to_onnx._export(modules, spec, weights)
+            entry = to_onnx.export_network(modules, spec, weights)
         applied = modules.applied.get(COMPONENTS[spec.network], [])
         found = tuple(a.name for a in applied if a.places)
         modules.close()

@@ -12,13 +12,13 @@ from torch import Tensor
 
 import svd_engine
 from svd_bench.floor import profile_of
-from svd_bench.inputs import seeded_inputs
 from svd_bench.memory import release
 from svd_bench.peers import COMPONENTS, PeerBackend, pipeline
 from svd_bench.results import Setting
 from svd_bench.subjects import Case, Running, Subject, checkpoint_of
 from svd_engine.arguments import DTYPES
 from svd_engine.backends.network import Backend, Placement
+from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import Architecture, NetworkSpec, specs_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class NetworkRunning:
         self.backend = opened.backend
         spec = stage_spec(case.stage, case.setting, opened.architecture)
         self.network = self.backend.open(spec)
-        self.inputs = seeded_inputs(spec, self.backend.device)
+        self.inputs = {n: t.to(self.backend.device) for n, t in example_inputs(spec).items()}
         self.placements: tuple[Placement, ...] = (self.network.placement,)
         self.rewrites = opened.rewrites(COMPONENTS[spec.network])
 

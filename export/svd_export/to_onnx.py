@@ -66,7 +66,7 @@ def export_bundle(
             with WeightsFile(aside / f"{network}.bin") as weights:
                 for spec in of_network:
                     progress(spec.key)
-                    entries.append(_export(modules, spec, weights))
+                    entries.append(export_network(modules, spec, weights))
             for entry in entries[-len(of_network) :]:
                 check(aside / entry.graph)
             modules.release(of_network[0])
@@ -145,7 +145,8 @@ def dtype_name(dtype: torch.dtype) -> DType:
     return names[dtype]
 
 
-def _export(modules: Modules, spec: NetworkSpec, weights: WeightsFile) -> NetworkEntry:
+def export_network(modules: Modules, spec: NetworkSpec, weights: WeightsFile) -> NetworkEntry:
+    """Writes the graph of one network beside `weights`, which receive its large tensors."""
     model = trace(modules.network(spec), spec)
     forms.settle(model)
     model.graph.name = spec.key

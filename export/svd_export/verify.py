@@ -14,13 +14,10 @@ from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import NonFiniteOutput, ParityError
 from svd_engine.manifest import MANIFEST, NetworkEntry, ParityEntry
 from svd_engine.networks.modules import Modules
+from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
-from svd_engine.networks.spec import NetworkSpec
 from svd_export.to_onnx import as_json
 
-# On max abs over the largest absolute value of the reference.  Half precision: rounding of every layer,
-# 2^-11 and 2^-8 a rounding, accumulates over a few hundred layers.
-TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 TINY = torch.finfo(torch.float32).tiny  # in place of the largest value of a reference of zeros
 
 
@@ -92,18 +89,3 @@ def difference(entry: NetworkEntry, backend: str, got: Tensor, reference: Tensor
         cosine=float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
         tolerance=TOLERANCES[entry.dtype],
     )
-
-
-def example_inputs(spec: NetworkSpec) -> dict[str, Tensor]:
-    """Seeded inputs in the ranges that a real run has, at noise level sigma = 1."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    inputs = {t.name: torch.randn(t.shape, generator=generator) for t in spec.inputs}
-    if spec.network == "vae_encoder":
-        inputs["pixels"] = inputs["pixels"].clamp(-1, 1)
-    if spec.network == "denoiser":
-        inputs["x"] *= 2**0.5  # sqrt(sigma^2 + 1)
-        inputs["sigma"] = torch.tensor(1.0)
-        inputs["time_ids"] = torch.tensor([[6.0, 127.0, 0.02]]).repeat(len(inputs["x"]), 1)
-        if "guidance" in inputs:
-            inputs["guidance"] = torch.linspace(1, 3, inputs["x"].shape[1]).repeat(len(inputs["x"]), 1)
-    return inputs

@@ -19,8 +19,8 @@ from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.errors import BackendError, TensorMismatch
 from svd_engine.networks.modules import Modules
+from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import NETWORKS, NetworkSpec, specs_of
-from svd_export.verify import example_inputs
 
 CPU = torch.device("cpu")
 

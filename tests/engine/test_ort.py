@@ -14,8 +14,8 @@ import torch
 from svd_engine.backends.ort import OrtBackend, OrtNetwork, load_runtime
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import NetworkSpec, specs_of
-from svd_export.verify import example_inputs
 from tests import damage
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

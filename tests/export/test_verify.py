@@ -15,8 +15,9 @@ from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint, open_checkpoint
 from svd_engine.errors import NonFiniteOutput, OutputError, ParityError
 from svd_engine.manifest import MANIFEST, ParityEntry
+from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_export.cli import main
-from svd_export.verify import TOLERANCES, difference, example_inputs, verify
+from svd_export.verify import difference, verify
 from tests import damage
 from tests.commands import call
 

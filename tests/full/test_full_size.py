@@ -16,8 +16,8 @@ import torch
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import random_checkpoint
 from svd_engine.networks.modules import Modules
+from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import Profile, denoiser
-from svd_export.verify import example_inputs
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 

@@ -3,8 +3,8 @@
     table[n] = time_pos_embed(time_proj(n)),   n = 0, 1, 2, ...
 
 In diffusers: time_proj and time_pos_embed of TransformerSpatioTemporalModel, which it runs for each frame
-of each video in each call.  The two layers are a tenth of the transformers' weights (100 M of the 1,525 M
-parameters of SVD's UNet) and leave with it.
+of each video in each call.  Its layers leave the weights with it (99 M of the 1,525 M
+parameters of SVD's UNet).
 
 Precondition on the call: no more frames than the table has rows.
 """
