@@ -90,6 +90,7 @@ CASES: list[tuple[str, str, dict[str, Any], int, str]] = [
     (BLEND, "resnet.temporal", {"conv_shortcut": nn.Conv3d(32, 32, 1)}, 1, "changes the number of channels"),
     (QKV, "spatial.attn1", {"group_norm": nn.GroupNorm(32, 32)}, 1, "a residual sum, and not both"),
     (QKV, "spatial.attn1", {"norm_q": nn.LayerNorm(8)}, 1, "it has norm_q"),
+    (QKV, "spatial.attn1", {"is_cross_attention": True}, 1, "it attends to the context"),
     (QKV, "spatial.attn1", {"scale": 1.0}, 1, "its scores are scaled by 1.0"),
     (QKV, "spatial.attn1", {"inner_kv_dim": 8}, 1, "keys and values have fewer heads than queries"),
     (QKV, "spatial.attn1", {"rescale_output_factor": 2.0}, 1, "its output is divided by 2.0"),
