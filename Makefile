@@ -12,6 +12,7 @@ setup: .venv/ready
 	touch $@
 
 demo: setup bundles/demo/manifest.json
+	mkdir -p demo
 	$(BIN)/svd-engine generate engine/svd_engine/assets/rocket.jpg --bundle bundles/demo \
 	  --output demo/demo.mp4 --output demo/demo.png --report demo/demo.json
 bundles/demo/manifest.json: | setup
