@@ -1,5 +1,5 @@
 # Everything happens in .venv; every target does its own set-up, and the README and .ci/run use the same.
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 OUT ?= report
 
