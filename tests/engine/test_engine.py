@@ -16,7 +16,9 @@ from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 from svd_engine import VideoEngine
+from svd_engine.checkpoint import open_checkpoint
 from svd_engine.errors import ProfileError, SettingsError
+from svd_engine.networks.modules import Modules
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.paths import ROOT
 
@@ -238,3 +240,16 @@ def test_an_unknown_rewrite_is_refused_before_anything_is_loaded(tiny_checkpoint
         SettingsError, match=r"rewrite magic: expected one of .*phase-upsample.* Correct the name"
     ):
         VideoEngine.from_checkpoint(str(tiny_checkpoint), without_rewrites=["magic"])
+
+
+def test_a_rewrite_that_would_not_run_cannot_be_left_out(tiny_checkpoint: Path) -> None:
+    """Those for torch on a CPU are no part of an export: naming one there would change nothing."""
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    with pytest.raises(SettingsError, match=r"rewrite channels-last: expected one of .* no rewrite has here"):
+        Modules(checkpoint, torch.float32, without_rewrites=["channels-last"])
+    with VideoEngine.from_checkpoint(
+        checkpoint, backend="eager", device="cpu", without_rewrites=["channels-last"]
+    ) as engine:
+        report = engine(images(1), generator=seeded(), **CALL).report
+    assert "unet/linear-as-convolution" in report.rewrites
+    assert "unet/channels-last" not in report.rewrites

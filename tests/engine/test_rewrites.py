@@ -180,7 +180,7 @@ def test_an_unknown_name_is_refused() -> None:
     unet = random_unet()
     before = set(unet.state_dict())
     with pytest.raises(SettingsError, match="rewrite fused-kqv, nosuch") as refusal:
-        apply_rewrites(unet, ["nosuch", "fused-qkv", "fused-kqv"])
+        apply_rewrites(unet, ["nosuch", "fused-qkv", "fused-kqv"], EVERY)
     assert all(name in refusal.value.expected for name in named(EVERY))
     assert "a name that no rewrite has" in refusal.value.got
     assert "every rewrite is on by default" in refusal.value.remedy

@@ -23,7 +23,7 @@ REWRITTEN: tuple[Component, ...] = ("unet", "vae")
 class Modules:
     """`dtype` is that of weights and activations; the VAE encoder stays float32 whatever it is.
 
-    Raises SettingsError for an unknown rewrite, before anything is loaded.
+    Raises SettingsError for a rewrite left out that is not among `rewrites`, before anything is loaded.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Modules:
         without_rewrites: Collection[str] = (),
         rewrites: Sequence[Rewrite] = REWRITES,
     ) -> None:
-        check_names(without_rewrites)
+        check_names(without_rewrites, rewrites)
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = torch.device(device)

@@ -65,15 +65,15 @@ CPU_REWRITES: tuple[Rewrite, ...] = (  # for torch itself on a CPU, after the ot
 )
 
 
-def check_names(without: Collection[str]) -> None:
-    """Raises SettingsError for a name that no rewrite has."""
-    names = [rewrite.name for rewrite in (*REWRITES, *CPU_REWRITES)]
+def check_names(without: Collection[str], rewrites: Sequence[Rewrite]) -> None:
+    """Raises SettingsError for a name that none of `rewrites` has: leaving it out would change nothing."""
+    names = [rewrite.name for rewrite in rewrites]
     unknown = sorted(set(without) - set(names))
     if unknown:
         raise SettingsError(
             f"rewrite {', '.join(unknown)}",
             expected=f"one of {', '.join(names)}",
-            got="a name that no rewrite has",
+            got="a name that no rewrite has here",
             remedy="Correct the name, or leave it out: every rewrite is on by default.",
         )
 
@@ -85,9 +85,9 @@ def apply_rewrites(
 
     `module` is a UNetSpatioTemporalConditionModel or an AutoencoderKLTemporalDecoder (whose encoder is
     not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one layer more.
-    Raises SettingsError for a name in `without` that no rewrite has.
+    Raises SettingsError for a name in `without` that none of `rewrites` has.
     """
-    check_names(without)
+    check_names(without, rewrites)
     import torch
     from diffusers import AutoencoderKLTemporalDecoder
 
