@@ -4,6 +4,7 @@
     manifest.schema.json      the same schema for readers in other languages
     <network key>.onnx        one graph per network and static shape
     <network>.bin             that network's weights, shared by all its graphs
+    <network key>.*.plan      a TensorRT engine of one graph, for one machine; `plans` knows which
 
 The manifest is read when a bundle is opened; the files of a network are hashed before they are loaded.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from svd_engine.errors import BundleError, ProfileError
 from svd_engine.external_data import check_external_data
-from svd_engine.manifest import DTYPE_OPTIONS, MANIFEST, FileEntry, NetworkEntry, read_manifest
+from svd_engine.manifest import DTYPE_OPTIONS, MANIFEST, FileEntry, NetworkEntry, PlanEntry, read_manifest
 from svd_engine.networks.spec import Guidance, NetworkSpec, Profile, specs_of
 
 
@@ -81,6 +82,19 @@ class Bundle:
         check_external_data(self.folder / entry.graph, entry.weights)
         return self.folder / entry.graph
 
+    def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
+        """The TensorRT plans of a network, for whatever machine."""
+        return [plan for plan in self.manifest.plans if plan.network == spec.key]
+
+    def read_plan(self, plan: PlanEntry) -> bytes:
+        """The content of a plan.  A plan is code, so these very bytes are what was hashed.
+
+        Raises BundleError when they are not what the manifest says.
+        """
+        content = (self.folder / plan.file).read_bytes()
+        self._compare(plan.file, hashlib.sha256(content).hexdigest())
+        return content
+
     def check_hashes(self) -> None:
         """Hashes every file.  Raises BundleError for the first that differs."""
         for name in self.manifest.files:
@@ -89,7 +103,11 @@ class Bundle:
     def _check_hash(self, name: str) -> None:
         if name in self._hashed:
             return
-        expected, got = self.manifest.files[name].sha256, sha256_of(self.folder / name)
+        self._compare(name, sha256_of(self.folder / name))
+        self._hashed.add(name)
+
+    def _compare(self, name: str, got: str) -> None:
+        expected = self.manifest.files[name].sha256
         if got != expected:
             raise BundleError(
                 f"file {name} of bundle {self.folder}",
@@ -97,20 +115,24 @@ class Bundle:
                 got=f"sha256 {got}",
                 remedy="The file was altered or damaged: copy or export the bundle again.",
             )
-        self._hashed.add(name)
 
     def _check_complete(self) -> None:
         for profile in self.manifest.profiles:
             for spec in specs_of(profile, self.manifest.model.architecture):
                 entry = self.entry(spec)
-                unlisted = {entry.graph, entry.weights} - self.manifest.files.keys()
-                if unlisted:
-                    raise BundleError(
-                        f"network {spec.key} in {self.folder / MANIFEST}",
-                        expected="files that the manifest lists with their hash",
-                        got=f"{', '.join(sorted(unlisted))} without one",
-                        remedy="Export the bundle again.",
-                    )
+                self._check_listed(f"network {spec.key}", entry.graph, entry.weights)
+        for plan in self.manifest.plans:
+            self._check_listed(f"a plan of {plan.network}", plan.file)
+
+    def _check_listed(self, what: str, *names: str) -> None:
+        unlisted = set(names) - self.manifest.files.keys()
+        if unlisted:
+            raise BundleError(
+                f"{what} in {self.folder / MANIFEST}",
+                expected="files that the manifest lists with their hash",
+                got=f"{', '.join(sorted(unlisted))} without one",
+                remedy="Export the bundle again.",
+            )
 
 
 def _table(spec: NetworkSpec) -> str:

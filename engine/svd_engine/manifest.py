@@ -23,6 +23,7 @@ FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 SCHEMA = "manifest.schema.json"
 DType = Literal["float32", "float16", "bfloat16"]
+HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
 DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -65,6 +66,25 @@ class ParityEntry(_Strict):
     tolerance: PositiveFloat  # on `relative`
 
 
+class PlanEntry(_Strict):
+    """A TensorRT engine of one network, and all that decides where it runs; see `plans`."""
+
+    network: str  # key
+    file: str  # name; its size and sha256 stand in `files`
+    tensorrt: str  # version that built it; no other reads it
+    gpu: str  # name of the card that it was built on
+    compute_capability: tuple[int, int]
+    hardware_compatibility: HardwareCompatibility
+    dtype: DType  # of weights and activations; the boundary is float32
+    graph_sha256: str  # of the ONNX graph and weights that it was built from
+    weights_sha256: str
+    stripped: bool  # it holds no weights: they come from the network's weights file when it is loaded
+    refittable: bool  # its weights can be replaced
+    optimization_level: int
+    workspace_bytes: int  # limit that the builder had
+    device_memory_bytes: int  # activations of one execution context
+
+
 class Manifest(_Strict):
     format: Literal[1] = FORMAT
     model: Model
@@ -78,6 +98,7 @@ class Manifest(_Strict):
     without_rewrites: tuple[str, ...] = ()
     versions: dict[str, str]
     parity: tuple[ParityEntry, ...] = ()
+    plans: tuple[PlanEntry, ...] = ()
 
     @model_validator(mode="after")
     def _shapes_are_positive(self) -> Self:
