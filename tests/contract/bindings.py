@@ -119,8 +119,7 @@ def valid(stub: str) -> str:
             ast.parse(stub)
         except SyntaxError as error:
             lines = stub.splitlines(keepends=True)
-            assert error.lineno is not None
-            del lines[error.lineno - 1]
+            del lines[(error.lineno or 1) - 1]
             stub = "".join(lines)
         else:
             return stub

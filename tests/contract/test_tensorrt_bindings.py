@@ -62,7 +62,7 @@ COMMON = {
         dict,
         list,
         os,
-        onnx.GraphProto,
+        onnx.GraphProto(),
         ExternalDataInfo(onnx.TensorProto()),
     )
     for name in dir(thing)
