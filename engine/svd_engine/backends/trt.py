@@ -1,0 +1,205 @@
+"""TensorRT on a CUDA GPU, over the plans of a bundle.
+
+    plan -> engine -> context          made once, by name-based bindings
+    inputs -> fixed buffers -> launch -> output buffer
+
+Addresses never change, so the denoiser's launch is recorded as a CUDA graph on its second call (the
+first one lets TensorRT settle) and replayed from then on.  Activations of all contexts share one block.
+Nothing waits for the GPU between calls: work is ordered by streams alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from svd_engine.backends.network import Network, Placement
+from svd_engine.backends.trt_cuda import LESS_MEMORY, Cuda, SharedMemory
+from svd_engine.backends.trt_library import log, machine
+from svd_engine.backends.trt_refit import refit
+from svd_engine.bundle import Bundle
+from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.manifest import PlanEntry
+from svd_engine.networks.spec import NetworkSpec, TensorSpec
+from svd_engine.plans import build_command, fitting_plan
+
+if TYPE_CHECKING:
+    import tensorrt
+
+RECORDED = ("denoiser",)  # the only network that is called many times in a row
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+REPORT = "Report this with TensorRT's version and the GPU's name."
+
+
+class TrtNetwork(Network):
+    """One engine with its context, its buffers and, when `record` is on, its CUDA graph."""
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        placement: Placement,
+        engine: tensorrt.ICudaEngine,
+        context: tensorrt.IExecutionContext,
+        cuda: Cuda,
+        memory: SharedMemory,
+        record: bool,
+    ) -> None:
+        super().__init__(spec, placement)
+        self.engine, self.context, self.cuda, self.memory, self.record = engine, context, cuda, memory, record
+        self.inputs = {t.name: cuda.empty(f"{t.name} of {spec.key}", t.shape) for t in spec.inputs}
+        self.output = cuda.empty(f"{spec.output.name} of {spec.key}", spec.output.shape)
+        for name, buffer in (*self.inputs.items(), (spec.output.name, self.output)):
+            if not context.set_tensor_address(name, buffer.data_ptr()):
+                raise self._error(f"a buffer for {name}")
+        self._block: Tensor | None = None  # the activations' memory as the context knows it
+        self._warm = False
+        self._replay: Callable[[], None] | None = None
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        for name, buffer in self.inputs.items():
+            buffer.copy_(inputs[name])
+        with self.cuda.selected():
+            self._use(self.memory.block())
+            if self._replay is None and self._warm and self.record:
+                self._replay = self._recorded()
+            if self._replay is not None:
+                self._replay()
+            else:
+                with self.cuda.aside() as stream:
+                    launched = self.context.execute_async_v3(stream)
+                if not launched:
+                    raise self._error("a launch without error")
+                self._warm = True
+        return self.output
+
+    def close(self) -> None:
+        """Graph, context, engine, then the buffers that they point to."""
+        self.cuda.synchronize()
+        del self._replay, self.context, self.engine, self._block, self.inputs, self.output
+
+    def _use(self, block: Tensor) -> None:
+        if self._block is not block:
+            self.context.set_device_memory(block.data_ptr(), block.nbytes)
+            self._block, self._replay = block, None  # a graph holds addresses
+
+    def _recorded(self) -> Callable[[], None]:
+        try:
+            replay = self.cuda.capture(self.context.execute_async_v3)
+        except RuntimeError as error:
+            raise self._error("a CUDA graph of its launch", f" ({error})") from error
+        if replay is None:
+            raise self._error("a CUDA graph of its launch")
+        return replay
+
+    def _error(self, expected: str, more: str = "") -> BackendError:
+        said = log().errors_so_far() + more
+        return BackendError(
+            f"TensorRT, {self.spec.key} on {self.placement.device}",
+            expected=expected,
+            got=said,
+            remedy=remedy(said, REPORT),
+        )
+
+
+class TrtBackend:
+    """`graphs` off launches every call anew, for looking for faults."""
+
+    name = "tensorrt"
+
+    def __init__(self, bundle: Bundle, device: torch.device, *, graphs: bool = True) -> None:
+        self.machine = machine(device)
+        self.bundle, self.device, self.graphs = bundle, device, graphs
+        self.cuda = Cuda(device)
+        self.memory = SharedMemory(self.cuda)
+        self._runtime: tensorrt.Runtime | None = None
+
+    def open(self, spec: NetworkSpec) -> Network:
+        """Raises BackendUnavailable when no plan fits, BundleError when one was altered, BackendError."""
+        plan = fitting_plan(self.bundle, spec, self.machine)
+        with self.cuda.selected():
+            engine = self._engine(plan)
+            self._check_table(spec, plan, engine)
+            if plan.stripped:
+                refit(engine, self.bundle.graph(spec), plan.file, self._rebuild)
+            context = self._context(plan, engine)
+            self.memory.reserve(engine.device_memory_size_v2)
+            detail = f"TensorRT {plan.tensorrt}, {plan.file}"
+            placement = Placement(self.name, str(self.device), plan.dtype, detail)
+            record = self.graphs and spec.network in RECORDED
+            return TrtNetwork(spec, placement, engine, context, self.cuda, self.memory, record)
+
+    def close(self) -> None:
+        """After the networks: what their contexts shared, then the runtime."""
+        self.memory = SharedMemory(self.cuda)
+        self._runtime = None
+
+    @property
+    def _rebuild(self) -> str:
+        return f"Run: {build_command(self.bundle.folder)}"
+
+    def _engine(self, plan: PlanEntry) -> tensorrt.ICudaEngine:
+        import tensorrt as trt
+
+        if self._runtime is None:
+            try:
+                self._runtime = trt.Runtime(log())
+            except TypeError as error:  # how its bindings say that the library gave none
+                raise BackendUnavailable(
+                    f"TensorRT {plan.tensorrt} on {self.device}",
+                    expected="a runtime",
+                    got=log().errors_so_far(),
+                    remedy="Check the NVIDIA driver with nvidia-smi; it must know TensorRT's CUDA version.",
+                ) from error
+        engine = self._runtime.deserialize_cuda_engine(self.bundle.read_plan(plan))
+        if engine is None:
+            raise self._loading(plan, "an engine")
+        return engine
+
+    def _context(self, plan: PlanEntry, engine: tensorrt.ICudaEngine) -> tensorrt.IExecutionContext:
+        import tensorrt as trt
+
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise self._loading(plan, "an execution context")
+        return context
+
+    def _loading(self, plan: PlanEntry, expected: str) -> BackendError:
+        said = log().errors_so_far()
+        return BackendError(
+            f"TensorRT {plan.tensorrt} loading {plan.file} on {self.device}",
+            expected=expected,
+            got=said,
+            remedy=remedy(said, self._rebuild),
+        )
+
+    def _check_table(self, spec: NetworkSpec, plan: PlanEntry, engine: tensorrt.ICudaEngine) -> None:
+        """The buffers are made from the tensor table, so the engine must agree with every row of it."""
+        wanted = sorted([*(f"input {t}" for t in spec.inputs), f"output {spec.output}"])
+        got = sorted(_rows(engine))
+        if got != wanted:
+            raise BackendError(
+                f"tensors of {plan.file}",
+                expected=", ".join(wanted),
+                got=", ".join(got),
+                remedy=self._rebuild,
+            )
+
+
+def remedy(said: str, otherwise: str) -> str:
+    """TensorRT reports exhausted memory in words alone."""
+    return LESS_MEMORY if re.search("out ?of ?memory", said, re.IGNORECASE) else otherwise
+
+
+def _rows(engine: tensorrt.ICudaEngine) -> list[str]:
+    """An engine's inputs and outputs, as a tensor table would have them."""
+    rows = []
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        dtype = engine.get_tensor_dtype(name).name
+        tensor = TensorSpec(name, tuple(engine.get_tensor_shape(name)), DTYPES.get(dtype, dtype))
+        place = "" if engine.get_tensor_location(name).name == "DEVICE" else " on the host"
+        rows.append(f"{engine.get_tensor_mode(name).name.lower()} {tensor}{place}")
+    return rows

@@ -1,0 +1,423 @@
+"""A stand-in for the module `tensorrt`, and for the CUDA beneath it, on a machine that has neither.
+
+`install` puts it where `import tensorrt` finds it.  It records every call in order, fails where a test says
+so, and reads and writes memory at the addresses that it was given, so a wrong address is a wrong video.
+What a network computes is up to the test: `compute(key, inputs) -> output`.  A plan is JSON here, of the
+form that `plan_of` gives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from svd_engine.backends import trt_library
+from svd_engine.backends.trt_refit import graph_weights
+from svd_engine.bundle import Bundle
+from svd_engine.manifest import PlanEntry
+from svd_engine.networks.spec import NetworkSpec, specs_of
+from svd_engine.plans import Machine, plan_file
+from tests import damage
+
+GPU, CAPABILITY, VERSION = "NVIDIA Any 80GB", (9, 0), "10.13.3.9"
+Compute = Callable[[str, Mapping[str, Tensor]], Tensor]
+
+
+class Severity(Enum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+class DataType(Enum):
+    FLOAT = 0
+    HALF = 1
+    INT32 = 3
+    BOOL = 4
+    INT64 = 8
+    BF16 = 7
+
+
+class TensorIOMode(Enum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class TensorLocation(Enum):
+    DEVICE = 0
+    HOST = 1
+
+
+class ExecutionContextAllocationStrategy(Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class ILogger:
+    Severity = Severity
+
+    def log(self, severity: Severity, msg: str) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Fault:
+    """What a call does instead: says something in the log, then returns or raises."""
+
+    returns: Any = None
+    raises: BaseException | None = None
+    says: str = ""
+
+
+class TensorRT(ModuleType):
+    """The module.  `calls` holds ("Class.method", arguments) in order, `faults` what fails, named alike."""
+
+    Severity, DataType, TensorIOMode, TensorLocation = Severity, DataType, TensorIOMode, TensorLocation
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    ILogger = ILogger
+
+    def __init__(self, version: str = VERSION) -> None:
+        super().__init__("tensorrt")
+        self.__version__ = version
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.faults: dict[str, Fault] = {}
+        self.compute: Compute = nothing
+        self.logger: Any = None
+        self.cuda: CudaDouble | None = None
+        for kind in (Runtime, ICudaEngine, IExecutionContext, Refitter, Weights):
+            setattr(self, kind.__name__, type(kind.__name__, (kind,), {"trt": self}))
+
+    def called(self, *names: str) -> list[tuple[Any, ...]]:
+        """Arguments of every call of these names."""
+        return [arguments for name, arguments in self.calls if name in names]
+
+    def order(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+    def call(self, name: str, *arguments: Any, returns: Any = None) -> Any:
+        """Records a call and gives its result, or its fault's."""
+        self.calls.append((name, arguments))
+        fault = self.faults.get(name)
+        if fault is None:
+            return returns
+        if fault.says:
+            self.logger.log(Severity.ERROR, fault.says)
+        if fault.raises is not None:
+            raise fault.raises
+        return fault.returns
+
+
+class Recorded:
+    """A class of the module; `type(self).trt` is the module that it belongs to."""
+
+    trt: ClassVar[Any]
+
+    def _call(self, name: str, *arguments: Any, returns: Any = None) -> Any:
+        return self.trt.call(f"{type(self).__name__}.{name}", *arguments, returns=returns)
+
+    def __del__(self) -> None:
+        self.trt.calls.append((f"{type(self).__name__}.freed", ()))
+
+
+class Runtime(Recorded):
+    def __init__(self, logger: Any) -> None:
+        self.trt.logger = logger
+        self._call("__init__")
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+        try:
+            engine = self.trt.ICudaEngine(json.loads(serialized_engine), self)
+        except ValueError:
+            self.trt.logger.log(Severity.ERROR, "the plan is not one")
+            engine = None
+        return self._call("deserialize_cuda_engine", len(serialized_engine), returns=engine)
+
+
+class ICudaEngine(Recorded):
+    def __init__(self, plan: dict[str, Any], runtime: Any = None) -> None:
+        self.plan, self._runtime = plan, runtime
+        self.weights: dict[str, bytes] = {}
+        self.refitted = not plan["stripped"]
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return int(self.plan["device_memory"])
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.plan["tensors"])
+
+    def get_tensor_name(self, index: int) -> str:
+        return str(list(self.plan["tensors"])[index])
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode[self.plan["tensors"][name]["mode"]]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType[self.plan["tensors"][name]["dtype"]]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.plan["tensors"][name]["shape"])
+
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return TensorLocation[self.plan["tensors"][name]["location"]]
+
+    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> Any:
+        context = self.trt.IExecutionContext(self)
+        return self._call("create_execution_context", strategy.name, returns=context)
+
+
+class IExecutionContext(Recorded):
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.addresses: dict[str, int] = {}
+        self.memory = (0, 0)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
+        return bool(
+            self._call("set_tensor_address", name, memory, returns=name in self.engine.plan["tensors"])
+        )
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.memory = (memory, size)
+        self._call("set_device_memory", self.engine.plan["key"], memory, size)
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        fine = bool(self._call("execute_async_v3", self.engine.plan["key"], stream_handle, returns=True))
+        if fine:
+            cuda = self.trt.cuda
+            launch = Launch(self.engine, dict(self.addresses), self.memory, self.trt)
+            if cuda.recording is None:
+                launch()
+            else:
+                cuda.recording.append(launch)
+        return fine
+
+
+@dataclass
+class Launch:
+    """The work of one call, with the addresses that it had then: what a CUDA graph holds."""
+
+    engine: Any
+    addresses: dict[str, int]
+    memory: tuple[int, int]
+    trt: Any
+
+    def __call__(self) -> None:
+        plan, cuda = self.engine.plan, self.trt.cuda
+        assert self.engine.refitted, "an engine without its weights"
+        if self.memory[1] < plan["device_memory"]:
+            raise AssertionError(f"{self.memory[1]} bytes of device memory for {plan['key']}")
+        cuda.check_alive(self.memory[0])
+        inputs = {}
+        for name, row in plan["tensors"].items():
+            cuda.check_alive(self.addresses[name])
+            if row["mode"] == "INPUT":
+                inputs[name] = memory_at(self.addresses[name], row["shape"]).clone()
+            else:
+                output = memory_at(self.addresses[name], row["shape"])
+        output.copy_(self.trt.compute(plan["key"], inputs))
+
+
+class Weights(Recorded):
+    def __init__(self, type: DataType, ptr: int, count: int) -> None:
+        self.dtype, self.size = type, count
+        width = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT64": 8, "INT32": 4, "BOOL": 1}[type.name]
+        self.content = ctypes.string_at(ptr, count * width)
+
+    def __del__(self) -> None:
+        """Of no interest."""
+
+
+class Refitter(Recorded):
+    """Of a plan that lists `weights`: {name: type}."""
+
+    def __init__(self, engine: Any, logger: Any) -> None:
+        self.engine = engine
+        self.trt.logger = logger
+        self._call("__init__", engine.plan["key"])
+
+    def get_all_weights(self) -> list[str]:
+        return list(self.engine.plan["weights"])
+
+    def set_named_weights(self, name: str, weights: Any) -> bool:
+        agrees = self.engine.plan["weights"][name] == weights.dtype.name
+        if agrees:
+            self.engine.weights[name] = weights.content
+        return bool(self._call("set_named_weights", name, weights.dtype.name, weights.size, returns=agrees))
+
+    def get_missing_weights(self) -> list[str]:
+        return [name for name in self.engine.plan["weights"] if name not in self.engine.weights]
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.refitted = bool(self._call("refit_cuda_engine", returns=True))
+        return bool(self.engine.refitted)
+
+
+class CudaDouble:
+    """`trt_cuda.Cuda` with tensors of the CPU.  Its steps stand among the module's calls, as "cuda.step"."""
+
+    def __init__(self, trt: TensorRT, device: torch.device) -> None:
+        self.trt, self.device = trt, device
+        self.recording: list[Launch] | None = None
+        self.alive: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+        self.stream = 7
+        trt.cuda = self
+
+    def empty(self, what: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        self.trt.call("cuda.empty", what, tuple(shape))
+        tensor = torch.empty(shape, dtype=dtype)
+        self.alive[tensor.data_ptr()] = tensor
+        return tensor
+
+    def check_alive(self, address: int) -> None:
+        assert address in self.alive, f"memory at {address} was freed, or never was a buffer"
+
+    @contextmanager
+    def selected(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def aside(self) -> Iterator[int]:
+        self.trt.call("cuda.wait for torch")
+        yield self.stream
+        self.trt.call("cuda.torch waits")
+
+    def capture(self, launch: Callable[[int], bool]) -> Callable[[], None] | None:
+        self.trt.call("cuda.capture")
+        self.recording = graph = []
+        launched = launch(self.stream)
+        self.recording = None
+
+        def replay() -> None:
+            self.trt.call("cuda.replay")
+            for recorded in graph:
+                recorded()
+
+        return replay if launched else None
+
+    def synchronize(self) -> None:
+        self.trt.call("cuda.synchronize")
+
+
+def install(monkeypatch: pytest.MonkeyPatch, version: str = VERSION) -> TensorRT:
+    """The double as `tensorrt`, on a machine with one GPU whose tensors lie on the CPU."""
+    trt = TensorRT(version)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: GPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
+    monkeypatch.setattr("svd_engine.backends.trt.Cuda", lambda device: CudaDouble(trt, device))
+    trt_library.log.cache_clear()
+    return trt
+
+
+def nothing(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    raise AssertionError(f"{key} ran, and the test gave it nothing to compute")
+
+
+def memory_at(address: int, shape: tuple[int, ...]) -> Tensor:
+    """float32 values where they lie, as a tensor that shares the memory."""
+    count = int(np.prod(shape))
+    values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
+    return torch.from_numpy(values).view(shape)
+
+
+def plan_of(
+    spec: NetworkSpec, device_memory: int = 1024, weights: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A plan of a network's table; with `weights`, their TensorRT types by name, it is a stripped one."""
+    rows = [("INPUT", t) for t in spec.inputs] + [("OUTPUT", spec.output)]
+    return {
+        "key": spec.key,
+        "tensors": {
+            t.name: {"mode": mode, "dtype": "FLOAT", "shape": t.shape, "location": "DEVICE"}
+            for mode, t in rows
+        },
+        "device_memory": device_memory,
+        "weights": weights or {},
+        "stripped": weights is not None,
+    }
+
+
+MACHINE = Machine(VERSION, GPU, CAPABILITY)
+
+
+def specs(folder: Path) -> list[NetworkSpec]:
+    """Every network of a bundle, in the order in which its profiles call them."""
+    manifest = Bundle(folder).manifest
+    return list(dict.fromkeys(chain(*(specs_of(p, manifest.model.architecture) for p in manifest.profiles))))
+
+
+def add_plan(
+    folder: Path,
+    spec: NetworkSpec,
+    plan: dict[str, Any] | None = None,
+    machine: Machine = MACHINE,
+    **entry: Any,
+) -> PlanEntry:
+    """Writes a plan into a bundle and lists it; `entry` replaces fields of its row."""
+    bundle = Bundle(folder)
+    plan = plan or plan_of(spec)
+    network, files = bundle.entry(spec), bundle.manifest.files
+    row = PlanEntry.model_validate(
+        {
+            "network": spec.key,
+            "file": plan_file(spec.key, machine, entry.get("hardware_compatibility", "none"), network.dtype),
+            "tensorrt": machine.tensorrt,
+            "gpu": machine.gpu,
+            "compute_capability": machine.compute_capability,
+            "hardware_compatibility": "none",
+            "dtype": network.dtype,
+            "graph_sha256": files[network.graph].sha256,
+            "weights_sha256": files[network.weights].sha256,
+            "stripped": plan["stripped"],
+            "refittable": plan["stripped"],
+            "optimization_level": 3,
+            "workspace_bytes": 8 * 2**30,
+            "device_memory_bytes": plan["device_memory"],
+            **entry,
+        }
+    )
+    (folder / row.file).write_bytes(json.dumps(plan).encode())
+    damage.trust(folder, row.file)
+    damage.edit(folder, lambda m: m.setdefault("plans", []).append(row.model_dump(mode="json")))
+    return row
+
+
+def add_plans(folder: Path) -> None:
+    """One for every network, each with another need of memory."""
+    for number, spec in enumerate(specs(folder), 1):
+        add_plan(folder, spec, plan_of(spec, device_memory=1000 * number))
+
+
+def weight_types(graph: Path) -> dict[str, str]:
+    """TensorRT's types of a graph's weights, as a stripped plan of it lists them."""
+    types = {
+        "FLOAT": "FLOAT",
+        "FLOAT16": "HALF",
+        "BFLOAT16": "BF16",
+        "INT64": "INT64",
+        "INT32": "INT32",
+        "BOOL": "BOOL",
+    }
+    return {name: types[kind] for name, kind, _ in graph_weights(graph)}
