@@ -86,6 +86,10 @@ class Bundle:
         """The TensorRT plans of a network, for whatever machine."""
         return [plan for plan in self.manifest.plans if plan.network == spec.key]
 
+    def spec(self, plan: PlanEntry) -> NetworkSpec:
+        """The table of the network that a plan runs."""
+        return self._entries[plan.network].spec
+
     def read_plan(self, plan: PlanEntry) -> bytes:
         """The content of a plan.  A plan is code, so these very bytes are what was hashed.
 
@@ -122,7 +126,14 @@ class Bundle:
                 entry = self.entry(spec)
                 self._check_listed(f"network {spec.key}", entry.graph, entry.weights)
         for plan in self.manifest.plans:
-            self._check_listed(f"a plan of {plan.network}", plan.file)
+            self._check_listed(f"plan {plan.file}", plan.file)
+            if plan.network not in self._entries:
+                raise BundleError(
+                    f"plan {plan.file} in {self.folder / MANIFEST}",
+                    expected=f"one of the bundle's networks ({', '.join(self._entries)})",
+                    got=plan.network,
+                    remedy="Export the bundle again.",
+                )
 
     def _check_listed(self, what: str, *names: str) -> None:
         unlisted = set(names) - self.manifest.files.keys()

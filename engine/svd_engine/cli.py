@@ -19,6 +19,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 class Backend(StrEnum):
     auto = "auto"
+    tensorrt = "tensorrt"
     onnxruntime = "onnxruntime"
     compiled = "compiled"
     eager = "eager"
@@ -150,8 +151,8 @@ def info(
         rows = facts.abilities()
     else:
         opened = Bundle(bundle)
-        _lines(facts.bundle_facts(opened))
-        rows = facts.bundle_abilities(opened.manifest.dtype)
+        _lines(facts.bundle_facts(opened) | facts.plan_facts(opened))
+        rows = [*facts.bundle_abilities(opened.manifest.dtype), facts.tensorrt_ability(opened)]
     for row in rows:
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
 

@@ -70,9 +70,11 @@ class VideoEngine:
     def from_bundle(cls, folder: str | Path, *, backend: str = "auto", device: str = "auto") -> VideoEngine:
         """Over an exported bundle.  Raises BundleError, BackendUnavailable, SettingsError."""
         from svd_engine.backends.ort import OrtBackend
+        from svd_engine.backends.trt import TrtBackend
 
-        choice = choose_for_bundle(backend, device)
         bundle = Bundle(folder)
+        choice = choose_for_bundle(backend, device, bundle)
+        made: Backend = (TrtBackend if choice.backend == "tensorrt" else OrtBackend)(bundle, choice.device)
         manifest = bundle.manifest
 
         def profile_for(settings: Settings, _videos: int) -> Profile:
@@ -86,7 +88,7 @@ class VideoEngine:
 
         return cls(
             manifest.model,
-            OrtBackend(bundle, choice.device),
+            made,
             str(folder),
             choice,
             manifest.profiles[0],

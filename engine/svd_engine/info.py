@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from svd_engine import report
+from svd_engine.backends.choose import without_plans
 from svd_engine.backends.ort import load_runtime
+from svd_engine.backends.trt_library import machine, require_tensorrt
 from svd_engine.bundle import Bundle
-from svd_engine.errors import BackendError
-from svd_engine.manifest import DType
+from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.manifest import DType, PlanEntry
+from svd_engine.networks.spec import specs_of
+from svd_engine.plans import Machine, build_command, misfit, sm
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def abilities() -> list[Ability]:
         Ability("compiled", "cpu", _no_compiler()),
         Ability("compiled", "cuda", cuda),
         *bundle_abilities("float32"),
+        tensorrt_ability(),
     ]
 
 
@@ -58,6 +63,55 @@ def bundle_abilities(dtype: DType) -> list[Ability]:
             why_not = str(error)
         rows.append(Ability("onnxruntime", device, why_not))
     return rows
+
+
+def tensorrt_ability(bundle: Bundle | None = None) -> Ability:
+    """Whether it can run every network of a bundle, or anything at all."""
+    why_not = "" if torch.cuda.is_available() else _no_gpu()
+    try:
+        require_tensorrt()
+    except BackendUnavailable as error:
+        why_not = str(error)
+    if bundle is not None and not why_not:
+        why_not = without_plans(bundle, torch.device("cuda", 0))
+    return Ability("tensorrt", "cuda", why_not)
+
+
+def plan_facts(bundle: Bundle) -> dict[str, str]:
+    """Every TensorRT plan: what it is, for which profiles, and which GPU here runs it, or why none does."""
+    machines: dict[str, Machine] = {}
+    no_machine = "" if torch.cuda.device_count() else _no_gpu()
+    try:
+        for index in range(torch.cuda.device_count()):
+            machines[f"cuda:{index}"] = machine(torch.device("cuda", index))
+    except BackendUnavailable as error:
+        no_machine = str(error)
+    return {
+        f"plan {number}": f"{_plan(bundle, plan)}; {no_machine or _where(bundle, plan, machines)}"
+        for number, plan in enumerate(bundle.manifest.plans, 1)
+    }
+
+
+def _plan(bundle: Bundle, plan: PlanEntry) -> str:
+    manifest, arch = bundle.manifest, bundle.manifest.model.architecture
+    keys = [{spec.key for spec in specs_of(profile, arch)} for profile in manifest.profiles]
+    profiles = ", ".join(str(number) for number, of_one in enumerate(keys, 1) if plan.network in of_one)
+    runs_on = {"none": "this card only", "same-cc": "its capability only", "ampere+": "sm_80 and newer"}
+    return (
+        f"{plan.network} (profile {profiles}), TensorRT {plan.tensorrt}, {plan.gpu}, "
+        f"{sm(plan.compute_capability)} ({runs_on[plan.hardware_compatibility]}), {plan.dtype}, "
+        f"{manifest.files[plan.file].bytes / 2**20:.1f} MiB{' without weights' if plan.stripped else ''}, "
+        f"{plan.device_memory_bytes / 2**20:.1f} MiB of device memory"
+    )
+
+
+def _where(bundle: Bundle, plan: PlanEntry, machines: dict[str, Machine]) -> str:
+    spec = bundle.spec(plan)
+    reasons = {name: misfit(bundle, spec, plan, here) for name, here in machines.items()}
+    fitting = [name for name, reason in reasons.items() if not reason]
+    if fitting:
+        return f"runs on {', '.join(fitting)}"
+    return f"{'; '.join(dict.fromkeys(reasons.values()))}; run: {build_command(bundle.folder)}"
 
 
 def bundle_facts(bundle: Bundle) -> dict[str, str]:

@@ -70,21 +70,31 @@ def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, machine: Machine)
     return ""
 
 
+def fitting_plans(bundle: Bundle, spec: NetworkSpec, machine: Machine) -> list[PlanEntry]:
+    """Those of `spec` that run on `machine`; first the one made for this very card, if there is one."""
+    order: tuple[HardwareCompatibility, ...] = ("none", "same-cc", "ampere+")
+    fitting = [plan for plan in bundle.plans(spec) if not misfit(bundle, spec, plan, machine)]
+    return sorted(fitting, key=lambda plan: order.index(plan.hardware_compatibility))
+
+
+def refusal(bundle: Bundle, spec: NetworkSpec, machine: Machine) -> str:
+    """What keeps every plan of `spec` from running on `machine`; empty when one runs."""
+    if fitting_plans(bundle, spec, machine):
+        return ""
+    reasons = {plan.file: misfit(bundle, spec, plan, machine) for plan in bundle.plans(spec)}
+    return "; ".join(f"{name} {reason}" for name, reason in reasons.items()) or "no plan"
+
+
 def fitting_plan(bundle: Bundle, spec: NetworkSpec, machine: Machine) -> PlanEntry:
-    """The plan that runs `spec` on `machine`: made for this very card, if there is one.
+    """The plan that runs `spec` on `machine`.
 
     Raises BackendUnavailable that says for every plan why it does not fit, and what builds one that does.
     """
-    plans = bundle.plans(spec)
-    reasons = {plan.file: misfit(bundle, spec, plan, machine) for plan in plans}
-    fitting = [plan for plan in plans if not reasons[plan.file]]
-    if not fitting:
-        refused = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    if refused := refusal(bundle, spec, machine):
         raise BackendUnavailable(
             f"TensorRT plan of {spec.key} in bundle {bundle.folder}",
             expected=f"one for {machine}",
-            got=refused or "none",
+            got=refused,
             remedy=f"Run: {build_command(bundle.folder)}",
         )
-    order: tuple[HardwareCompatibility, ...] = ("none", "same-cc", "ampere+")
-    return min(fitting, key=lambda plan: order.index(plan.hardware_compatibility))
+    return fitting_plans(bundle, spec, machine)[0]

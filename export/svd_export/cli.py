@@ -113,7 +113,7 @@ def verify(
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
-    choice = choose_for_bundle("onnxruntime", device)
+    choice = choose_for_bundle("onnxruntime", device, opened)
     if checkpoint is None and (family := opened.manifest.random_family):
         source = random_checkpoint(family)
     else:
@@ -123,6 +123,23 @@ def verify(
             f"{row.network:<40} max abs {row.max_abs:.2e}  relative {row.relative:.2e} "
             f"(allowed {row.tolerance:g})  cosine {row.cosine:.8f}"
         )
+
+
+@app.command()
+def triton(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to serve.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model repository; must not exist.")],
+    instances: Annotated[int, typer.Option(help="Engines on every GPU, or on the CPU without one.")] = 1,
+    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused at once.")] = 8,
+    timeout: Annotated[str, typer.Option(help="How long a request may wait: 120s, 2m, 500ms.")] = "120s",
+) -> None:
+    """Writes a model repository for a Triton Inference Server; docs/triton.md says how to serve it."""
+    from svd_engine.bundle import Bundle
+    from svd_export.triton import Service, seconds, write_repository
+
+    service = Service(instances, max_queue, seconds(timeout))
+    names = write_repository(Bundle(bundle), output, service, _progress())
+    typer.echo(f"wrote {output}: {', '.join(names)}")
 
 
 def profiles(

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 
-from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint, resolve
+from svd_engine.backends import choose
+from svd_engine.backends.choose import Choice, choose_for_checkpoint, resolve
+from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
+from tests import damage, tensorrt_double
+
+WITHOUT_PLANS: Any = SimpleNamespace(folder=Path("my bundle"), manifest=SimpleNamespace(plans=()))
+
+
+def choose_for_bundle(backend: str, device: str) -> Choice:
+    return choose.choose_for_bundle(backend, device, WITHOUT_PLANS)
+
 
 CHOOSERS = [choose_for_bundle, choose_for_checkpoint]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -45,8 +58,73 @@ def test_auto_with_a_gpu(gpu: Callable[..., None]) -> None:
     bundle, checkpoint = choose_for_bundle("auto", "auto"), choose_for_checkpoint("auto", "auto")
     assert (bundle.backend, bundle.device) == ("onnxruntime", CUDA)
     assert (checkpoint.backend, checkpoint.device) == ("compiled", CUDA)
-    assert "a CUDA GPU" in bundle.reason
     assert "a CUDA GPU" in checkpoint.reason
+    assert bundle.reason == (
+        "a bundle of ONNX graphs, and a CUDA GPU; no TensorRT plans (svd-export tensorrt 'my bundle' builds "
+        "them); torch.compile runs checkpoints only"
+    )
+    asked = choose_for_bundle("onnxruntime", "auto")
+    assert asked == Choice("onnxruntime", CUDA, "a bundle of ONNX graphs, and a CUDA GPU")
+
+
+@pytest.fixture
+def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with a plan of every network for the double's GPU."""
+    folder = damage.copy(tiny_bundle, tmp_path)
+    tensorrt_double.add_plans(folder)
+    return folder
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_auto_prefers_plans(
+    gpu: Callable[..., None], planned: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    gpu(1, ORT_CUDA)
+    tensorrt_double.install(monkeypatch)
+    choice = choose.choose_for_bundle("auto", device, Bundle(planned))
+    assert choice == Choice("tensorrt", CUDA, "a CUDA GPU, and a TensorRT plan for it of every network")
+
+
+def test_auto_says_which_network_has_no_plan(
+    gpu: Callable[..., None], planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One network is enough: stages are not mixed."""
+    gpu(1, ORT_CUDA)
+    tensorrt_double.install(monkeypatch)
+    plan = Bundle(planned).manifest.plans[2]
+    damage.edit(planned, lambda m: m["plans"][2].update(gpu="Other"))
+    choice = choose.choose_for_bundle("auto", "auto", Bundle(planned))
+    assert (choice.backend, choice.device) == ("onnxruntime", CUDA)
+    assert choice.reason == (
+        f"a bundle of ONNX graphs, and a CUDA GPU; no TensorRT plan of {plan.network}: {plan.file} built for "
+        f"Other, here is NVIDIA Any 80GB (svd-export tensorrt {planned}); torch.compile runs checkpoints only"
+    )
+
+
+def test_auto_with_plans_and_without_tensorrt(
+    gpu: Callable[..., None], planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu(1, ORT_CUDA)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    choice = choose.choose_for_bundle("auto", "auto", Bundle(planned))
+    assert choice.backend == "onnxruntime"
+    assert "; not backend tensorrt: expected the package tensorrt" in choice.reason
+    assert "pip install 'svd-engine[tensorrt]'" in choice.reason
+
+
+def test_tensorrt_asked_for(gpu: Callable[..., None]) -> None:
+    """Opening it says what is missing; no other is taken in its place."""
+    gpu(2)
+    assert choose_for_bundle("tensorrt", "auto") == Choice("tensorrt", CUDA, "asked for")
+    assert choose_for_bundle("tensorrt", "cuda:1") == Choice("tensorrt", torch.device("cuda", 1), "asked for")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_tensorrt_runs_on_no_cpu(gpu: Callable[..., None], device: str) -> None:
+    gpu(0)
+    with pytest.raises(BackendUnavailable, match="expected a CUDA GPU, got device cpu") as caught:
+        choose_for_bundle("tensorrt", device)
+    assert "--backend onnxruntime" in caught.value.remedy
 
 
 def test_auto_says_that_a_gpu_stays_idle(gpu: Callable[..., None]) -> None:
@@ -74,7 +152,10 @@ def test_a_backend_asked_for_is_used(gpu: Callable[..., None], backend: str) -> 
 def test_a_device_asked_for_is_used(gpu: Callable[..., None]) -> None:
     """Even where opening it will then fail: no other is taken in its place."""
     gpu(1)
-    assert choose_for_bundle("auto", "cuda") == Choice("onnxruntime", CUDA, "asked for")
+    automatic = choose_for_bundle("auto", "cuda")
+    assert (automatic.backend, automatic.device) == ("onnxruntime", CUDA)
+    assert choose_for_bundle("onnxruntime", "cuda") == Choice("onnxruntime", CUDA, "asked for")
+    assert choose_for_bundle("auto", "cpu") == Choice("onnxruntime", CPU, "asked for")
     assert choose_for_bundle("onnxruntime", "cpu") == Choice("onnxruntime", CPU, "asked for")
 
 
@@ -86,24 +167,24 @@ def test_torch_backends_run_no_bundle(backend: str) -> None:
     assert f"--checkpoint CHECKPOINT to run {backend}" in caught.value.remedy
 
 
-def test_onnxruntime_runs_no_checkpoint() -> None:
-    with pytest.raises(BackendUnavailable, match="svd-export onnx CHECKPOINT -o BUNDLE"):
-        choose_for_checkpoint("onnxruntime", "cpu")
+@pytest.mark.parametrize(("backend", "more"), [("onnxruntime", ", then"), ("tensorrt", " and `svd-export")])
+def test_bundle_backends_run_no_checkpoint(backend: str, more: str) -> None:
+    with pytest.raises(BackendUnavailable, match=f"svd-export onnx CHECKPOINT -o BUNDLE`{more}"):
+        choose_for_checkpoint(backend, "cpu")
 
 
-@pytest.mark.parametrize("choose", CHOOSERS)
-def test_an_unknown_backend(choose: Callable[[str, str], Choice]) -> None:
-    with pytest.raises(
-        SettingsError, match="backend: expected auto, onnxruntime, compiled, eager, got 'trt'"
-    ):
-        choose("trt", "cpu")
+@pytest.mark.parametrize("chooser", CHOOSERS)
+def test_an_unknown_backend(chooser: Callable[[str, str], Choice]) -> None:
+    expected = "backend: expected auto, tensorrt, onnxruntime, compiled, eager, got 'trt'"
+    with pytest.raises(SettingsError, match=expected):
+        chooser("trt", "cpu")
 
 
-@pytest.mark.parametrize("choose", CHOOSERS)
+@pytest.mark.parametrize("chooser", CHOOSERS)
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "cpu:0", "mps", "", "CPU"])
-def test_an_unknown_device(choose: Callable[[str, str], Choice], device: str) -> None:
+def test_an_unknown_device(chooser: Callable[[str, str], Choice], device: str) -> None:
     with pytest.raises(SettingsError, match="device: expected auto, cpu, cuda or cuda:N, got"):
-        choose("auto", device)
+        chooser("auto", device)
 
 
 @pytest.mark.parametrize(("count", "device"), [(0, "cuda"), (0, "cuda:0"), (1, "cuda:1")])

@@ -13,8 +13,11 @@ import torch
 
 from svd_engine import info
 from svd_engine.bundle import Bundle
+from svd_engine.cli import main
 from svd_engine.manifest import ParityEntry
-from tests import damage
+from svd_engine.plans import Machine
+from tests import damage, tensorrt_double
+from tests.commands import call
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 
 
@@ -76,6 +79,7 @@ def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setenv("CXX", sys.executable)  # something that is installed
+    tensorrt_double.install(monkeypatch)
     assert info.machine_facts()["GPU 1"] == "NVIDIA Any, 80.0 GiB, sm_90"
     assert set(rows(info.abilities()).values()) == {""}
     assert rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cuda"] == ""
@@ -109,3 +113,66 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bfloat16_is_nothing_for_onnx_runtime_on_the_cpu() -> None:
     assert "--dtype fp32" in rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cpu"]
     assert rows(info.bundle_abilities("float16"))["onnxruntime", "cpu"] == ""
+
+
+@pytest.fixture
+def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with three plans: for this card, for another, and a stripped one for a capability."""
+    folder = damage.copy(tiny_bundle, tmp_path)
+    clip, vae, denoiser, *_ = tensorrt_double.specs(folder)
+    tensorrt_double.add_plan(folder, clip)
+    other = Machine("10.12.0.36", "Other", (8, 6))
+    tensorrt_double.add_plan(folder, vae, machine=other)
+    tensorrt_double.add_plan(
+        folder,
+        denoiser,
+        tensorrt_double.plan_of(denoiser, 3 * 2**20, {}),
+        hardware_compatibility="same-cc",
+        stripped=True,
+    )
+    return folder
+
+
+def test_plans_on_a_machine_that_runs_some(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    tensorrt_double.install(monkeypatch)
+    first, second, third = info.plan_facts(Bundle(planned)).values()
+    assert first == (
+        "image_encoder-b1 (profile 1, 2), TensorRT 10.13.3.9, NVIDIA Any 80GB, sm_90 (this card only), "
+        "float32, 0.0 MiB, 0.0 MiB of device memory; runs on cuda:0, cuda:1"
+    )
+    assert second.endswith(
+        f"; built by TensorRT 10.12.0.36, here is 10.13.3.9; run: svd-export tensorrt {planned}"
+    )
+    assert "(profile 1), TensorRT" in third
+    assert "sm_90 (its capability only)" in third
+    assert "MiB without weights, 3.0 MiB of device memory; runs on cuda:0, cuda:1" in third
+    why_not = info.tensorrt_ability(Bundle(planned)).why_not
+    assert why_not.startswith(f"no TensorRT plan of {Bundle(planned).manifest.plans[1].network}: ")
+    assert "vae_decoder-t2-32x48: no plan" in why_not
+
+
+def test_plans_on_a_machine_without_tensorrt(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    facts = info.plan_facts(Bundle(planned))
+    assert len(facts) == 3
+    assert all("pip install 'svd-engine[tensorrt]'" in fact for fact in facts.values())
+    assert "pip install 'svd-engine[tensorrt]'" in info.tensorrt_ability(Bundle(planned)).why_not
+
+
+def test_plans_on_a_machine_without_a_gpu(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    tensorrt_double.install(monkeypatch)
+    assert all(fact.endswith("nvidia-smi") for fact in info.plan_facts(Bundle(planned)).values())
+    assert "nvidia-smi" in info.tensorrt_ability(Bundle(planned)).why_not
+
+
+def test_the_command_lists_plans(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, "info", planned) == 0
+    said = capsys.readouterr().out
+    assert "plan 1          image_encoder-b1 (profile 1, 2), TensorRT 10.13.3.9" in said
+    assert "\ntensorrt on cuda: " in said

@@ -8,9 +8,12 @@ from typing import Literal, get_args
 import torch
 
 from svd_engine.backends.ort import INSTALL, PROVIDERS
+from svd_engine.backends.trt_library import machine
+from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.plans import build_command, refusal
 
-BackendName = Literal["auto", "onnxruntime", "compiled", "eager"]
+BackendName = Literal["auto", "tensorrt", "onnxruntime", "compiled", "eager"]
 DeviceName = str  # "auto", "cpu", "cuda", "cuda:1"
 
 
@@ -21,35 +24,66 @@ class Choice:
     reason: str
 
 
-def choose_for_bundle(backend: str, device: DeviceName) -> Choice:
-    """A bundle holds ONNX graphs, so ONNX Runtime runs it."""
+def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choice:
+    """TensorRT runs the plans of a bundle, ONNX Runtime its graphs; torch.compile runs checkpoints only."""
     check_name(backend)
-    if backend not in ("auto", "onnxruntime"):
+    if backend in ("compiled", "eager"):
         raise BackendUnavailable(
             f"backend {backend} for a bundle",
-            expected="onnxruntime (a bundle holds ONNX graphs)",
+            expected="onnxruntime or tensorrt (a bundle holds ONNX graphs and TensorRT plans)",
             got=backend,
             remedy=f"Use --backend onnxruntime, or --checkpoint CHECKPOINT to run {backend}.",
         )
-    if device != "auto":
-        return Choice("onnxruntime", resolve(device), "asked for")
-    if not torch.cuda.is_available():
-        return Choice("onnxruntime", torch.device("cpu"), "a bundle of ONNX graphs; torch sees no CUDA GPU")
-    if not _has_cuda_provider():
-        reason = f"the GPU stays idle: onnxruntime has no CUDA provider here ({INSTALL['cuda']})"
-        return Choice("onnxruntime", torch.device("cpu"), reason)
-    return Choice("onnxruntime", torch.device("cuda", 0), "a bundle of ONNX graphs, and a CUDA GPU")
+    where = resolve(device)
+    if backend == "tensorrt":
+        if where.type != "cuda":
+            raise BackendUnavailable(
+                "backend tensorrt",
+                expected="a CUDA GPU",
+                got=f"device {where}",
+                remedy="Use --backend onnxruntime on the CPU.",
+            )
+        return Choice("tensorrt", where, "asked for")
+    if backend == "onnxruntime" and device != "auto":
+        return Choice("onnxruntime", where, "asked for")
+    if where.type == "cpu":
+        reason = "asked for" if device != "auto" else "a bundle of ONNX graphs; torch sees no CUDA GPU"
+        return Choice("onnxruntime", where, reason)
+    because = ""
+    if backend == "auto":
+        no_plans = without_plans(bundle, where)
+        if not no_plans:
+            return Choice("tensorrt", where, "a CUDA GPU, and a TensorRT plan for it of every network")
+        because = f"; {no_plans}; torch.compile runs checkpoints only"
+    if device == "auto" and not _has_cuda_provider():
+        idle = f"the GPU stays idle: onnxruntime has no CUDA provider here ({INSTALL['cuda']})"
+        return Choice("onnxruntime", torch.device("cpu"), idle + because)
+    return Choice("onnxruntime", where, "a bundle of ONNX graphs, and a CUDA GPU" + because)
+
+
+def without_plans(bundle: Bundle, device: torch.device) -> str:
+    """Why TensorRT does not run every network of a bundle on a GPU, and what to do; empty when it does."""
+    if not bundle.manifest.plans:
+        return f"no TensorRT plans ({build_command(bundle.folder)} builds them)"
+    try:
+        here = machine(device)
+    except BackendUnavailable as error:
+        return f"not {error}"
+    refused = {entry.spec.key: refusal(bundle, entry.spec, here) for entry in bundle.manifest.networks}
+    reasons = [f"{key}: {reason}" for key, reason in refused.items() if reason]
+    return f"no TensorRT plan of {', '.join(reasons)} ({build_command(bundle.folder)})" if reasons else ""
 
 
 def choose_for_checkpoint(backend: str, device: DeviceName) -> Choice:
     """Torch runs a checkpoint: compiled on a GPU, eager on the CPU, where compiling costs minutes."""
     check_name(backend)
-    if backend == "onnxruntime":
+    if backend in ("onnxruntime", "tensorrt"):
+        plans = " and `svd-export tensorrt BUNDLE`" if backend == "tensorrt" else ""
         raise BackendUnavailable(
-            "backend onnxruntime for a checkpoint",
+            f"backend {backend} for a checkpoint",
             expected="a bundle",
             got="a checkpoint",
-            remedy="Run `svd-export onnx CHECKPOINT -o BUNDLE`, then pass --bundle BUNDLE.",
+            remedy=f"Run `svd-export onnx CHECKPOINT -o BUNDLE`{plans}, then pass --bundle BUNDLE.",
         )
     where = resolve(device)
     if backend != "auto":
