@@ -14,6 +14,7 @@ of diffusers' StableVideoDiffusionPipeline.  Where diffusers crashes or guesses,
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -46,14 +47,25 @@ def load_image(path: str | Path) -> Image.Image:
         got = "a folder or a device" if os.path.exists(path) else "nothing at that path"
         raise ImageError(name, expected="a picture file", got=got, remedy="Give the path of a picture.")
     if os.path.getsize(path) == 0:
-        raise ImageError(name, expected="a picture", got="an empty file", remedy="Copy the file again.")
+        raise _empty(name)
+    return _read(path, name)
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """As `load_image`, of a picture file's content.  Raises ImageError for the same faults."""
+    if not content:
+        raise _empty("image")
+    return _read(io.BytesIO(content), "image")
+
+
+def _read(file: str | Path | io.BytesIO, name: str) -> Image.Image:
     Image.init()
     formats = [known for known in FORMATS if known in Image.OPEN]
     try:
         with warnings.catch_warnings():
             # The limits below are stricter: Pillow warns from 89 and stops at 179 million pixels.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
+            with Image.open(file, formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                     raise _too_large(name, f"{image.width} x {image.height}")
                 return _to_rgb(ImageOps.exif_transpose(image), name)
@@ -229,6 +241,10 @@ def _unit_tensor(images: torch.Tensor) -> torch.Tensor:
             remedy="Map [-1, 1] with x / 2 + 0.5; cut off what a resize overshot with clamp(0, 1).",
         )
     return batch
+
+
+def _empty(name: str) -> ImageError:
+    return ImageError(name, expected="a picture", got="an empty file", remedy="Copy the file again.")
 
 
 def _too_large(name: str, got: str) -> ImageError:

@@ -110,7 +110,7 @@ def _empty(folder: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """What the rename makes visible must be on the disk before it."""
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
