@@ -206,7 +206,7 @@ class IExecutionContext(Recorded):
         fine = bool(self._call("execute_async_v3", self.engine.plan["key"], stream_handle, returns=True))
         if fine:
             cuda = self.trt.cuda
-            launch = Launch(self.engine, dict(self.addresses), self.memory, self.trt)
+            launch = Launch(weakref.ref(self), dict(self.addresses), self.memory)
             if cuda.recording is None:
                 launch()
             else:
@@ -216,18 +216,21 @@ class IExecutionContext(Recorded):
 
 @dataclass
 class Launch:
-    """The work of one call, with the addresses that it had then: what a CUDA graph holds."""
+    """The work of one call, with the addresses that it had then: what a CUDA graph holds.
 
-    engine: Any
+    Like one, it keeps nothing alive.
+    """
+
+    context: weakref.ref[IExecutionContext]
     addresses: dict[str, int]
     memory: tuple[int, int]
-    trt: Any
 
     def __call__(self) -> None:
-        plan, cuda = self.engine.plan, self.trt.cuda
-        assert self.engine.refitted, "an engine without its weights"
-        if self.memory[1] < plan["device_memory"]:
-            raise AssertionError(f"{self.memory[1]} bytes of device memory for {plan['key']}")
+        context = self.context()
+        assert context is not None, "the execution context was freed"
+        plan, cuda = context.engine.plan, context.trt.cuda
+        assert context.engine.refitted, "an engine without its weights"
+        assert self.memory[1] >= plan["device_memory"], f"{self.memory[1]} bytes for {plan['key']}"
         cuda.check_alive(self.memory[0])
         inputs = {}
         for name, row in plan["tensors"].items():
@@ -236,7 +239,7 @@ class Launch:
                 inputs[name] = memory_at(self.addresses[name], row["shape"]).clone()
             else:
                 output = memory_at(self.addresses[name], row["shape"])
-        output.copy_(self.trt.compute(plan["key"], inputs))
+        output.copy_(context.trt.compute(plan["key"], inputs))
 
 
 class Weights(Recorded):
@@ -274,6 +277,22 @@ class Refitter(Recorded):
         return bool(self.engine.refitted)
 
 
+@dataclass
+class Graph:
+    """What `capture` returns; calling it is a replay."""
+
+    trt: TensorRT
+    launches: list[Launch]
+
+    def __call__(self) -> None:
+        self.trt.call("cuda.replay")
+        for launch in self.launches:
+            launch()
+
+    def __del__(self) -> None:
+        self.trt.calls.append(("cuda.graph freed", ()))
+
+
 class CudaDouble:
     """`trt_cuda.Cuda` with tensors of the CPU.  Its steps stand among the module's calls, as "cuda.step"."""
 
@@ -288,6 +307,7 @@ class CudaDouble:
         self.trt.call("cuda.empty", what, tuple(shape))
         tensor = torch.empty(shape, dtype=dtype)
         self.alive[tensor.data_ptr()] = tensor
+        weakref.finalize(tensor, self.trt.calls.append, ("cuda.freed", (what,)))
         return tensor
 
     def check_alive(self, address: int) -> None:
@@ -309,12 +329,7 @@ class CudaDouble:
         launched = launch(self.stream)
         self.recording = None
 
-        def replay() -> None:
-            self.trt.call("cuda.replay")
-            for recorded in graph:
-                recorded()
-
-        return replay if launched else None
+        return Graph(self.trt, graph) if launched else None
 
     def synchronize(self) -> None:
         self.trt.call("cuda.synchronize")

@@ -1,0 +1,160 @@
+"""Which TensorRT plan runs where, what is refused, and that altered plans are never handed out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svd_engine.bundle import Bundle
+from svd_engine.errors import BackendUnavailable, BundleError
+from svd_engine.manifest import HardwareCompatibility
+from svd_engine.networks.spec import NetworkSpec
+from svd_engine.plans import Machine, fitting_plan, plan_file
+from tests import damage
+from tests.tensorrt_double import MACHINE, add_plan, plan_of, specs
+
+
+@pytest.fixture
+def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return damage.copy(tiny_bundle, tmp_path)
+
+
+def denoiser(folder: Path) -> NetworkSpec:
+    return next(spec for spec in specs(folder) if spec.network == "denoiser")
+
+
+def test_a_bundle_without_plans_says_what_builds_them(folder: Path) -> None:
+    """Also one from before there were any, whose manifest has no such field."""
+    damage.edit(folder, lambda manifest: manifest.pop("plans"))
+    with pytest.raises(BackendUnavailable) as caught:
+        fitting_plan(Bundle(folder), denoiser(folder), MACHINE)
+    assert str(caught.value) == (
+        f"TensorRT plan of {denoiser(folder).key} in bundle {folder}: expected one for "
+        f"TensorRT 10.13.3.9 on NVIDIA Any 80GB, sm_90, got no plan. Run: svd-export tensorrt {folder}"
+    )
+
+
+FITS: list[tuple[HardwareCompatibility, Machine]] = [
+    ("none", MACHINE),
+    ("same-cc", MACHINE),
+    ("same-cc", replace(MACHINE, gpu="Other")),
+    ("ampere+", replace(MACHINE, gpu="Other", compute_capability=(8, 0))),
+    ("ampere+", replace(MACHINE, gpu="Other", compute_capability=(12, 0))),
+]
+
+
+@pytest.mark.parametrize(("compatibility", "here"), FITS)
+def test_a_plan_that_fits(folder: Path, compatibility: HardwareCompatibility, here: Machine) -> None:
+    plan = add_plan(folder, denoiser(folder), hardware_compatibility=compatibility)
+    assert fitting_plan(Bundle(folder), denoiser(folder), here) == plan
+
+
+OTHERS: list[tuple[HardwareCompatibility, Machine, str]] = [
+    ("none", replace(MACHINE, tensorrt="10.13.3.8"), "built by TensorRT 10.13.3.9, here is 10.13.3.8"),
+    ("ampere+", replace(MACHINE, tensorrt="11.4.0.106"), "built by TensorRT 10.13.3.9, here is 11.4.0.106"),
+    ("none", replace(MACHINE, gpu="Other"), "built for NVIDIA Any 80GB, here is Other"),
+    ("none", replace(MACHINE, compute_capability=(9, 1)), "built for sm_90, here is sm_91"),
+    ("same-cc", replace(MACHINE, compute_capability=(8, 9)), "built for sm_90, here is sm_89"),
+    ("ampere+", replace(MACHINE, compute_capability=(7, 5)), "built for sm_80 or newer, here is sm_75"),
+]
+
+
+@pytest.mark.parametrize(("compatibility", "here", "reason"), OTHERS)
+def test_a_plan_for_another_machine(
+    folder: Path, compatibility: HardwareCompatibility, here: Machine, reason: str
+) -> None:
+    plan = add_plan(folder, denoiser(folder), hardware_compatibility=compatibility)
+    with pytest.raises(BackendUnavailable) as caught:
+        fitting_plan(Bundle(folder), denoiser(folder), here)
+    assert caught.value.got == f"{plan.file} {reason}"
+    assert caught.value.remedy == f"Run: svd-export tensorrt {folder}"
+
+
+@pytest.mark.parametrize(("field", "file"), [("graph_sha256", "graph"), ("weights_sha256", "weights")])
+def test_a_plan_of_another_network(folder: Path, field: str, file: str) -> None:
+    """The bundle was exported again, and the plan stayed."""
+    add_plan(folder, denoiser(folder), **{field: "0" * 64})
+    name = damage.network(folder, "denoiser")[file]
+    with pytest.raises(BackendUnavailable, match=f"built from another {re.escape(name)} than the bundle's"):
+        fitting_plan(Bundle(folder), denoiser(folder), MACHINE)
+
+
+def test_every_plan_that_does_not_fit_is_named(folder: Path) -> None:
+    first = add_plan(folder, denoiser(folder), machine=replace(MACHINE, gpu="One"))
+    second = add_plan(folder, denoiser(folder), machine=replace(MACHINE, tensorrt="11.0.0.1"))
+    with pytest.raises(BackendUnavailable) as caught:
+        fitting_plan(Bundle(folder), denoiser(folder), MACHINE)
+    assert caught.value.got == (
+        f"{first.file} built for One, here is {MACHINE.gpu}; "
+        f"{second.file} built by TensorRT 11.0.0.1, here is {MACHINE.tensorrt}"
+    )
+
+
+def test_the_plan_made_for_this_card_is_preferred(folder: Path) -> None:
+    spec = denoiser(folder)
+    anywhere = add_plan(folder, spec, hardware_compatibility="ampere+")
+    alike = add_plan(folder, spec, hardware_compatibility="same-cc")
+    exact = add_plan(folder, spec)
+    assert fitting_plan(Bundle(folder), spec, MACHINE) == exact
+    assert fitting_plan(Bundle(folder), spec, replace(MACHINE, gpu="Other")) == alike
+    other = replace(MACHINE, gpu="Other", compute_capability=(8, 6))
+    assert fitting_plan(Bundle(folder), spec, other) == anywhere
+
+
+def test_names_of_plans_tell_machines_apart_and_are_portable() -> None:
+    odd = replace(MACHINE, gpu="NVIDIA RTX 6000 (Ada)/48GB")
+    names = {
+        plan_file("vae_encoder-b1", odd, "none", "float16"): "nvidia-rtx-6000-ada-48gb",
+        plan_file("vae_encoder-b1", odd, "same-cc", "float16"): "sm_90",
+        plan_file("vae_encoder-b1", odd, "ampere+", "float16"): "ampere-plus",
+    }
+    assert list(names) == [f"vae_encoder-b1.trt10.13.3.9-{gpu}-float16.plan" for gpu in names.values()]
+
+
+def test_an_altered_plan_is_not_handed_out(folder: Path) -> None:
+    plan = add_plan(folder, denoiser(folder))
+    content = (folder / plan.file).read_bytes()
+    assert Bundle(folder).read_plan(plan) == content
+    damage.flip(folder / plan.file)
+    with pytest.raises(BundleError, match=rf"file {re.escape(plan.file)} .*expected sha256 .* got sha256"):
+        Bundle(folder).read_plan(plan)
+
+
+def test_a_plan_altered_after_it_was_read_once(folder: Path) -> None:
+    """A hash that held before says nothing of what is read now."""
+    plan = add_plan(folder, denoiser(folder))
+    bundle = Bundle(folder)
+    bundle.check_hashes()
+    damage.flip(folder / plan.file)
+    with pytest.raises(BundleError, match="altered or damaged"):
+        bundle.read_plan(plan)
+
+
+def test_a_plan_without_a_hash(folder: Path) -> None:
+    plan = add_plan(folder, denoiser(folder))
+    damage.edit(folder, lambda manifest: manifest["files"].pop(plan.file))
+    with pytest.raises(BundleError, match=f"plan {re.escape(plan.file)} .*with their hash, got {plan.file}"):
+        Bundle(folder)
+
+
+def test_a_plan_of_a_network_that_is_not_there(folder: Path) -> None:
+    add_plan(folder, denoiser(folder))
+    damage.edit(folder, lambda manifest: manifest["plans"][0].update(network="upscaler-b1"))
+    with pytest.raises(
+        BundleError, match=r"one of the bundle's networks \(image_encoder-b1, .* got upscaler-b1"
+    ):
+        Bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"compute_capability": [9]}, {"hardware_compatibility": "any"}, {"stripped": 1}, {"path": "x"}]
+)
+def test_a_row_against_the_schema(folder: Path, change: dict[str, Any]) -> None:
+    add_plan(folder, denoiser(folder), plan_of(denoiser(folder)))
+    damage.edit(folder, lambda manifest: manifest["plans"][0].update(change))
+    with pytest.raises(BundleError, match=r"field plans\.0\."):
+        Bundle(folder)
