@@ -55,7 +55,7 @@ class TrtNetwork(Network):
         for name, buffer in (*self.inputs.items(), (spec.output.name, self.output)):
             if not context.set_tensor_address(name, buffer.data_ptr()):
                 raise self._error(f"a buffer for {name}")
-        self._block: Tensor | None = None  # the activations' memory as the context knows it
+        self._activations = (0, 0)  # address and bytes of their memory, as the context knows it
         self._warm = False
         self._replay: Callable[[], None] | None = None
 
@@ -79,12 +79,13 @@ class TrtNetwork(Network):
     def close(self) -> None:
         """Graph, context, engine, then the buffers that they point to."""
         self.cuda.synchronize()
-        del self._replay, self.context, self.engine, self._block, self.inputs, self.output
+        del self._replay, self.context, self.engine, self.inputs, self.output
 
     def _use(self, block: Tensor) -> None:
-        if self._block is not block:
-            self.context.set_device_memory(block.data_ptr(), block.nbytes)
-            self._block, self._replay = block, None  # a graph holds addresses
+        activations = (block.data_ptr(), block.nbytes)
+        if self._activations != activations:
+            self.context.set_device_memory(*activations)
+            self._activations, self._replay = activations, None  # a graph holds addresses
 
     def _recorded(self) -> Callable[[], None]:
         try:
@@ -134,7 +135,7 @@ class TrtBackend:
 
     def close(self) -> None:
         """After the networks: what their contexts shared, then the runtime."""
-        self.memory = SharedMemory(self.cuda)
+        self.memory.close()
         self._runtime = None
 
     @property

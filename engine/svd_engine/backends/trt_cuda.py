@@ -68,7 +68,10 @@ class Cuda:
 
 
 class SharedMemory:
-    """One block for the activations of networks that never run at once, as large as the largest needs."""
+    """One block for the activations of networks that never run at once, as large as the largest needs.
+
+    Nobody else keeps the tensor, so a larger one never stands beside it.
+    """
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
@@ -79,13 +82,17 @@ class SharedMemory:
         self.bytes = max(self.bytes, size)
 
     def block(self) -> Tensor:
-        """uint8 [bytes].  Another tensor than before once more was reserved.  Raises BackendError."""
+        """uint8 [bytes].  Another one than before once more was reserved.  Raises BackendError."""
         if self._block is None or self._block.nbytes < self.bytes:
-            self.free()
+            self._free()
             self._block = self.cuda.empty("TensorRT's activations", (self.bytes,), torch.uint8)
         return self._block
 
-    def free(self) -> None:
+    def close(self) -> None:
+        self._free()
+        self.bytes = 0
+
+    def _free(self) -> None:
         if self._block is not None:
             self.cuda.synchronize()
             self._block = None

@@ -1,0 +1,230 @@
+"""The TensorRT backend over a recording double: what it calls, in which order, on which memory.
+
+Nothing here ran on a GPU; the double reads and writes at the addresses that it is given, and a launch on
+memory that was freed fails.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from svd_engine.backends.fake import FUNCTIONS
+from svd_engine.backends.trt import TrtBackend, TrtNetwork
+from svd_engine.bundle import Bundle
+from svd_engine.networks.parity import example_inputs
+from svd_engine.networks.spec import NetworkSpec
+from tests import damage, tensorrt_double
+from tests.tensorrt_double import TensorRT, add_plan, plan_of, specs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
+    folder = damage.copy(tiny_bundle, tmp_path)
+    tensorrt_double.add_plans(folder)
+    return folder
+
+
+@pytest.fixture
+def trt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
+    """It computes what the fake backend does."""
+    double = tensorrt_double.install(monkeypatch)
+    by_key = {spec.key: spec for spec in specs(folder)}
+    double.compute = lambda key, inputs: FUNCTIONS[by_key[key].network](inputs, by_key[key].output.shape)
+    return double
+
+
+def denoiser(folder: Path) -> NetworkSpec:
+    return next(spec for spec in specs(folder) if spec.network == "denoiser")
+
+
+def opened(backend: TrtBackend, spec: NetworkSpec) -> TrtNetwork:
+    network = backend.open(spec)
+    assert isinstance(network, TrtNetwork)
+    return network
+
+
+def test_opening_a_network(trt: TensorRT, folder: Path) -> None:
+    """Deserialised, checked, a context without memory of its own, every tensor bound to a buffer."""
+    network = opened(TrtBackend(Bundle(folder), CPU), denoiser(folder))
+    names = [*(tensor.name for tensor in network.spec.inputs), network.spec.output.name]
+    assert trt.order() == [
+        "Runtime.__init__",
+        "Runtime.deserialize_cuda_engine",
+        "ICudaEngine.create_execution_context",
+        *["cuda.empty"] * len(names),
+        *["IExecutionContext.set_tensor_address"] * len(names),
+    ]
+    assert trt.called("ICudaEngine.create_execution_context") == [("USER_MANAGED",)]
+    buffers = {**network.inputs, network.spec.output.name: network.output}
+    assert trt.called("IExecutionContext.set_tensor_address") == [(n, buffers[n].data_ptr()) for n in names]
+    plan = Bundle(folder).plans(network.spec)[0]
+    assert network.placement.backend == "tensorrt"
+    assert network.placement.dtype == "float32"
+    assert network.placement.detail == f"TensorRT 10.13.3.9, {plan.file}"
+
+
+def test_one_runtime_for_all(trt: TensorRT, folder: Path) -> None:
+    backend = TrtBackend(Bundle(folder), CPU)
+    networks = [backend.open(spec) for spec in specs(folder)]
+    assert len(networks) == 6
+    assert trt.order().count("Runtime.__init__") == 1
+
+
+def test_the_denoiser_is_recorded_once_and_replayed(trt: TensorRT, folder: Path) -> None:
+    """25 steps: the first launched, the second recorded, 24 replays, on inputs that change and go away."""
+    network = opened(TrtBackend(Bundle(folder), CPU), denoiser(folder))
+    trt.calls.clear()
+    for step in range(25):
+        inputs = example_inputs(network.spec)
+        inputs["sigma"] = torch.tensor(1.0 + step)
+        expected = FUNCTIONS["denoiser"](inputs, network.spec.output.shape)
+        given = {name: tensor.clone() for name, tensor in inputs.items()}
+        output = network(**given)
+        del given
+        assert torch.equal(output, expected)
+    key = network.spec.key
+    address, size = trt.called("IExecutionContext.set_device_memory")[0][1:]
+    assert trt.calls == [
+        ("cuda.empty", ("TensorRT's activations", (3000,))),
+        ("IExecutionContext.set_device_memory", (key, address, size)),
+        ("cuda.wait for torch", ()),
+        ("IExecutionContext.execute_async_v3", (key, 7)),
+        ("cuda.torch waits", ()),
+        ("cuda.capture", ()),
+        ("IExecutionContext.execute_async_v3", (key, 7)),
+        *[("cuda.replay", ())] * 24,
+    ]
+
+
+def test_without_graphs_every_call_is_launched(trt: TensorRT, folder: Path) -> None:
+    network = TrtBackend(Bundle(folder), CPU, graphs=False).open(denoiser(folder))
+    inputs = example_inputs(network.spec)
+    for _ in range(3):
+        assert torch.equal(network(**inputs), FUNCTIONS["denoiser"](inputs, network.spec.output.shape))
+    assert len(trt.called("IExecutionContext.execute_async_v3")) == 3
+    assert trt.called("cuda.capture", "cuda.replay") == []
+
+
+def test_other_networks_are_not_recorded(trt: TensorRT, folder: Path) -> None:
+    backend = TrtBackend(Bundle(folder), CPU)
+    for spec in specs(folder):
+        if spec.network != "denoiser":
+            network = backend.open(spec)
+            for _ in range(3):
+                network(**example_inputs(spec))
+    assert trt.called("cuda.capture", "cuda.replay") == []
+
+
+def test_nothing_waits_for_the_gpu_between_calls(trt: TensorRT, folder: Path) -> None:
+    network = TrtBackend(Bundle(folder), CPU).open(denoiser(folder))
+    for _ in range(5):
+        network(**example_inputs(network.spec))
+    assert trt.called("cuda.synchronize") == []
+
+
+def test_one_block_of_memory_as_large_as_the_largest_needs(trt: TensorRT, folder: Path) -> None:
+    """Of all networks that were opened before the first call; each context gets the same."""
+    backend = TrtBackend(Bundle(folder), CPU)
+    networks = [backend.open(spec) for spec in specs(folder)]  # they need 1000, 2000, ... 6000 bytes
+    assert ("TensorRT's activations", (6000,)) not in trt.called("cuda.empty")
+    for _ in range(2):
+        for network in networks:
+            network(**example_inputs(network.spec))
+    allocated = [call for call in trt.called("cuda.empty") if call[0] == "TensorRT's activations"]
+    assert allocated == [("TensorRT's activations", (6000,))]
+    given = trt.called("IExecutionContext.set_device_memory")
+    assert {(address, size) for _, address, size in given} == {(given[0][1], 6000)}
+    assert [key for key, *_ in given] == [network.spec.key for network in networks]  # once each
+
+
+def test_a_network_that_needs_more_comes_later(trt: TensorRT, folder: Path) -> None:
+    """The old block is freed once nothing uses it; contexts get the new one and graphs are recorded anew."""
+    backend = TrtBackend(Bundle(folder), CPU)
+    network = backend.open(denoiser(folder))
+    inputs = example_inputs(network.spec)
+    for _ in range(2):
+        network(**inputs)
+    trt.calls.clear()
+    larger = backend.open(specs(folder)[-1])
+    assert torch.equal(network(**inputs), FUNCTIONS["denoiser"](inputs, network.spec.output.shape))
+    larger(**example_inputs(larger.spec))
+    events = [name for name, _ in trt.calls if name.startswith("cuda.") or "memory" in name]
+    first = events.index("cuda.synchronize")
+    assert events[first : first + 6] == [
+        "cuda.synchronize",
+        "cuda.freed",
+        "cuda.empty",
+        "IExecutionContext.set_device_memory",
+        "cuda.graph freed",
+        "cuda.capture",
+    ]
+    assert trt.called("cuda.empty")[-1] == ("TensorRT's activations", (6000,))
+
+
+def test_the_output_is_a_buffer_that_the_next_call_writes_over(trt: TensorRT, folder: Path) -> None:
+    network = TrtBackend(Bundle(folder), CPU).open(denoiser(folder))
+    inputs = example_inputs(network.spec)
+    first = network(**inputs)
+    kept = first.clone()
+    second = network(**{**inputs, "x": inputs["x"] + 1})
+    assert second.data_ptr() == first.data_ptr()
+    assert not torch.equal(second, kept)
+
+
+def test_inputs_that_are_views_are_read_in_their_own_order(trt: TensorRT, folder: Path) -> None:
+    spec = specs(folder)[0]
+    network = TrtBackend(Bundle(folder), CPU).open(spec)
+    pixels = example_inputs(spec)["pixels"]
+    expected = network(pixels=pixels).clone()
+    turned = pixels.transpose(2, 3).contiguous().transpose(2, 3)
+    assert not turned.is_contiguous()
+    assert torch.equal(network(pixels=turned), expected)
+
+
+def test_close_waits_and_frees_from_the_top_down(trt: TensorRT, folder: Path) -> None:
+    backend = TrtBackend(Bundle(folder), CPU)
+    network = backend.open(denoiser(folder))
+    for _ in range(2):
+        network(**example_inputs(network.spec))
+    trt.calls.clear()
+    network.close()
+    backend.close()
+    buffers = len(network.spec.inputs) + 1
+    assert trt.order() == [
+        "cuda.synchronize",
+        "cuda.graph freed",
+        "IExecutionContext.freed",
+        "ICudaEngine.freed",
+        *["cuda.freed"] * buffers,
+        "cuda.synchronize",
+        "cuda.freed",
+        "Runtime.freed",
+    ]
+    assert trt.called("cuda.freed")[-1] == ("TensorRT's activations",)
+
+
+def test_a_closed_backend_opens_again(trt: TensorRT, folder: Path) -> None:
+    backend = TrtBackend(Bundle(folder), CPU)
+    for _ in range(2):
+        network = backend.open(denoiser(folder))
+        network(**example_inputs(network.spec))
+        network.close()
+        backend.close()
+    assert trt.order().count("Runtime.__init__") == trt.order().count("Runtime.freed") == 2
+
+
+def test_the_fitting_plan_is_the_one_that_is_read(trt: TensorRT, folder: Path) -> None:
+    """Among plans for other machines, which are no plans at all here."""
+    spec = denoiser(folder)
+    damage.edit(folder, lambda m: m.update(plans=[]))
+    other = add_plan(folder, spec, machine=tensorrt_double.Machine("11.0.0.1", "Other", (8, 0)))
+    (folder / other.file).write_bytes(b"not for us")
+    damage.trust(folder, other.file)
+    add_plan(folder, spec, plan_of(spec))
+    network = TrtBackend(Bundle(folder), CPU).open(spec)
+    network(**example_inputs(spec))
