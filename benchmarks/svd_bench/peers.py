@@ -66,7 +66,7 @@ class PeerBackend:
             module.compile(fullgraph=True, dynamic=False)
         name = str(dtype).removeprefix("torch.")
         detail = f"diffusers' module, torch {torch.__version__}"
-        return PeerNetwork(spec, module, Placement(self.name, str(self.device), name, detail))
+        return PeerNetwork(spec, lambda: module, Placement(self.name, str(self.device), name, detail))
 
     def close(self) -> None:
         """Modules belong to their networks; nothing else is held."""

@@ -78,6 +78,9 @@ def generate(
     decode_chunk_size: Annotated[
         int | None, typer.Option(help="Frames decoded at once; fewer take less memory.")
     ] = None,
+    swap_networks: Annotated[
+        bool, typer.Option("--swap-networks", help="One network in memory at a time: less memory, more time.")
+    ] = False,
     num_videos: Annotated[int, typer.Option(help="Videos; outputs are numbered OUT-0, OUT-1, ...")] = 1,
     without_rewrite: Annotated[
         list[str] | None,
@@ -113,12 +116,14 @@ def generate(
     from svd_engine.engine import VideoEngine
 
     if bundle is not None:
-        engine = VideoEngine.from_bundle(bundle, backend=backend.value, device=device)
+        engine = VideoEngine.from_bundle(
+            bundle, backend=backend.value, device=device, swap_networks=swap_networks
+        )
     else:
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
             checkpoint, backend=backend.value, device=device, dtype=dtype.value,
-            without_rewrites=without_rewrite or (),
+            without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
     height = engine.default.height if height is None else height

@@ -60,21 +60,36 @@ class VideoEngine:
         profile_for: Callable[[Settings, int], Profile],
         rewrites: Callable[[], dict[str, int]] = dict,
         without_rewrites: Collection[str] = (),
+        swap_networks: bool = False,
     ) -> None:
         self.model, self.backend, self.source, self.choice = model, backend, source, choice
         self.default = default
         self._profile_for, self._rewrites, self._without_rewrites = profile_for, rewrites, without_rewrites
+        self.swap_networks = swap_networks
         self._open: dict[str, Network] = {}
 
     @classmethod
-    def from_bundle(cls, folder: str | Path, *, backend: str = "auto", device: str = "auto") -> VideoEngine:
-        """Over an exported bundle.  Raises BundleError, BackendUnavailable, SettingsError."""
+    def from_bundle(
+        cls,
+        folder: str | Path,
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        swap_networks: bool = False,
+    ) -> VideoEngine:
+        """Over an exported bundle.  Raises BundleError, BackendUnavailable, SettingsError.
+
+        swap_networks: hold one network at a time, opened for its stage and closed after it.
+        """
         from svd_engine.backends.ort import OrtBackend
+        from svd_engine.backends.swapped import SwappedBackend
         from svd_engine.backends.trt import TrtBackend
 
         bundle = Bundle(folder)
         choice = choose_for_bundle(backend, device, bundle)
         made: Backend = (TrtBackend if choice.backend == "tensorrt" else OrtBackend)(bundle, choice.device)
+        if swap_networks:
+            made = SwappedBackend(made)
         manifest = bundle.manifest
 
         def profile_for(settings: Settings, _videos: int) -> Profile:
@@ -95,6 +110,7 @@ class VideoEngine:
             profile_for,
             lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
             manifest.without_rewrites,
+            swap_networks,
         )
 
     @classmethod
@@ -106,10 +122,12 @@ class VideoEngine:
         device: str = "auto",
         dtype: str = "auto",
         without_rewrites: Collection[str] = (),
+        swap_networks: bool = False,
     ) -> VideoEngine:
         """Over torch modules: a name, a local diffusers folder or a hub id; any size and frame count.
 
-        dtype: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 on the CPU).  Raises CheckpointError,
+        dtype: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 on the CPU).  swap_networks: keep one
+        network at a time on the device, the others in host memory.  Raises CheckpointError,
         BackendUnavailable, SettingsError.
         """
         from svd_engine.backends.compiled import CompiledBackend
@@ -120,7 +138,9 @@ class VideoEngine:
         choice = choose_for_checkpoint(backend, device)
         opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
         wanted = rewrites_for(choice.device) if choice.backend == "eager" else REWRITES
-        modules = Modules(opened, torch_dtype(dtype, choice.device), choice.device, without_rewrites, wanted)
+        modules = Modules(
+            opened, torch_dtype(dtype, choice.device), choice.device, without_rewrites, wanted, swap_networks
+        )
         made: Backend = EagerBackend(modules) if choice.backend == "eager" else CompiledBackend(modules)
 
         def profile_for(settings: Settings, videos: int) -> Profile:
@@ -138,7 +158,7 @@ class VideoEngine:
 
         model = opened.model
         default = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
-        return cls(model, made, opened.source, choice, default, profile_for, rewrites, without_rewrites)
+        return cls(model, made, opened.source, choice, default, profile_for, rewrites, without_rewrites, swap_networks)
 
     @torch.no_grad()
     def __call__(
@@ -260,6 +280,7 @@ class VideoEngine:
             stages={n.spec.network: report.StagePlacement(**asdict(n.placement)) for n in used},
             rewrites=self._rewrites(),
             without_rewrites=list(self._without_rewrites),
+            swap_networks=self.swap_networks,
             stage_ms=clock.stages,
             step_ms=clock.steps,
             total_ms=total_ms,

@@ -38,6 +38,7 @@ class RunReport(BaseModel):
     stages: dict[str, StagePlacement]
     rewrites: dict[str, int]  # places by "component/rewrite"
     without_rewrites: list[str]
+    swap_networks: bool  # one network in memory at a time
     stage_ms: dict[str, float]
     step_ms: list[float]
     total_ms: float

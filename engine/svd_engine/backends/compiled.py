@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from svd_engine.backends.network import Network, Placement
 from svd_engine.errors import BackendError
@@ -16,13 +16,15 @@ from svd_engine.networks.spec import NetworkSpec
 class CompiledNetwork(Network):
     """`fullgraph` makes a graph break an error: half a network left in eager torch would be silent."""
 
-    def __init__(self, spec: NetworkSpec, module: nn.Module, placement: Placement) -> None:
+    def __init__(self, spec: NetworkSpec, modules: Modules, placement: Placement) -> None:
         super().__init__(spec, placement)
-        self.compiled = torch.compile(module, fullgraph=True, dynamic=False)
+        self.modules = modules
+        self.compiled = torch.compile(modules.network(spec), fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
         dense = {name: tensor.contiguous() for name, tensor in inputs.items()}  # other strides recompile
+        self.modules.network(self.spec)  # its weights, where they were when it was compiled
         try:
             output: Tensor = self.compiled(**dense)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -45,7 +47,7 @@ class CompiledBackend:
     def open(self, spec: NetworkSpec) -> Network:
         dtype = str(self.modules.dtype_of(spec)).removeprefix("torch.")
         placement = Placement("compiled", str(self.device), dtype, f"torch {torch.__version__} inductor")
-        return CompiledNetwork(spec, self.modules.network(spec), placement)
+        return CompiledNetwork(spec, self.modules, placement)
 
     def close(self) -> None:
         self.modules.close()

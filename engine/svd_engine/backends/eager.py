@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,15 @@ def rewrites_for(device: torch.device) -> tuple[Rewrite, ...]:
 
 
 class EagerNetwork(Network):
-    def __init__(self, spec: NetworkSpec, module: nn.Module, placement: Placement) -> None:
+    """`module` gives the module, on its device, at every call: it may have left in between."""
+
+    def __init__(self, spec: NetworkSpec, module: Callable[[], nn.Module], placement: Placement) -> None:
         super().__init__(spec, placement)
         self.module = module
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        output: Tensor = self.module(**inputs)
+        output: Tensor = self.module()(**inputs)
         return output
 
 
@@ -39,7 +41,8 @@ class EagerBackend:
     def open(self, spec: NetworkSpec) -> Network:
         dtype = str(self.modules.dtype_of(spec)).removeprefix("torch.")
         placement = Placement("eager", str(self.device), dtype, f"torch {torch.__version__}")
-        return EagerNetwork(spec, self.modules.network(spec), placement)
+        self.modules.network(spec)  # loaded now: what is wrong with the checkpoint shows here
+        return EagerNetwork(spec, lambda: self.modules.network(spec), placement)
 
     def close(self) -> None:
         self.modules.close()

@@ -1,7 +1,8 @@
 """The contract of every backend: what a `Network` and a `Backend` are.  Knows no backend.
 
 Buffer ownership: inputs stay the caller's and are only read; an output stays valid until the next call
-of the same network, which may write over it.  A caller that keeps an output clones it.
+of the same network, which may write over it, and outlives the network's close.  A caller that keeps an
+output beyond the next call clones it.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ class OrtBackend:
     def _session(self, path: Path, provider: str) -> Any:
         options = self.runtime.SessionOptions()
         options.log_severity_level = 3  # errors only; they come back as exceptions as well
+        options.enable_mem_pattern = False  # its block comes on top of what the first run's arena holds
         settings = {"device_id": str(self.device.index or 0)} if self.device.type == "cuda" else {}
         try:
             return self.runtime.InferenceSession(str(path), options, providers=[(provider, settings)])

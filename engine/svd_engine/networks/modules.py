@@ -23,6 +23,8 @@ REWRITTEN: tuple[Component, ...] = ("unet", "vae")
 class Modules:
     """`dtype` is that of weights and activations; the VAE encoder stays float32 whatever it is.
 
+    With `one_at_a_time` a network that is asked for sends the one on `device` back to host memory.
+
     Raises SettingsError for a rewrite left out that is not among `rewrites`, before anything is loaded.
     """
 
@@ -33,6 +35,7 @@ class Modules:
         device: torch.device | str = "cpu",
         without_rewrites: Collection[str] = (),
         rewrites: Sequence[Rewrite] = REWRITES,
+        one_at_a_time: bool = False,
     ) -> None:
         check_names(without_rewrites, rewrites)
         self.checkpoint = checkpoint
@@ -40,9 +43,11 @@ class Modules:
         self.device = torch.device(device)
         self.without_rewrites = without_rewrites
         self.rewrites = rewrites
+        self.one_at_a_time = one_at_a_time
         self.applied: dict[str, list[Applied]] = {}  # by component
         self._components: dict[tuple[Component, torch.dtype], nn.Module] = {}
         self._networks: dict[str, nn.Module] = {}
+        self._present: set[str] = set()  # of the networks, those on `device`
 
     def network(self, spec: NetworkSpec) -> nn.Module:
         """The module behind a row of the table, on `device`, in eval mode."""
@@ -52,7 +57,14 @@ class Modules:
         else:
             kind = spec.network
         if kind not in self._networks:
-            self._networks[kind] = self._build(kind).to(self.device).eval()
+            self._networks[kind] = self._build(kind).eval()
+        if kind not in self._present:
+            if self.one_at_a_time:
+                for other in self._present:
+                    self._networks[other].to("cpu")
+                self._present.clear()
+            self._networks[kind].to(self.device)
+            self._present.add(kind)
         return self._networks[kind]
 
     def dtype_of(self, spec: NetworkSpec) -> torch.dtype:
@@ -63,11 +75,13 @@ class Modules:
         component = COMPONENTS[spec.network]
         self._networks = {k: m for k, m in self._networks.items() if COMPONENTS[k] != component}
         self._components = {k: m for k, m in self._components.items() if k[0] != component}
+        self._present &= self._networks.keys()
 
     def close(self) -> None:
         """Forgets every network and all weights."""
         self._networks.clear()
         self._components.clear()
+        self._present.clear()
 
     def _build(self, kind: str) -> nn.Module:
         if kind == "image_encoder":
