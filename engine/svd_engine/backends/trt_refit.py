@@ -34,7 +34,15 @@ def refit(engine: tensorrt.ICudaEngine, graph: Path, plan: str, remedy: str) -> 
         "INT32": (trt.DataType.INT32, 4),
         "BOOL": (trt.DataType.BOOL, 1),
     }
-    refitter = trt.Refitter(engine, log())
+    try:
+        refitter = trt.Refitter(engine, log())
+    except TypeError as error:  # how its bindings say that the library gave none
+        raise BackendError(
+            f"refitting {plan}",
+            expected="an engine whose weights can be set",
+            got=log().errors_so_far(),
+            remedy=remedy,
+        ) from error
     wanted = set(refitter.get_all_weights())
     held: list[Bytes] = []  # TensorRT reads them in refit_cuda_engine
     refused = []
