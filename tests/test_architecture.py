@@ -21,7 +21,7 @@ PACKAGES = {
 NETWORK_LIBRARIES = {"torch", "diffusers", "transformers"}
 RUNTIMES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt"}
 FILES = {"pathlib", "os", "shutil", "json", "safetensors", "huggingface_hub"}
-BACKENDS = {"svd_engine.backends.eager", "svd_engine.backends.compiled", "svd_engine.backends.ort"}
+BACKENDS = {f"svd_engine.backends.{name}" for name in ("eager", "compiled", "ort", "trt")}
 
 # module (or folder) -> what it must not import, anywhere in the file
 MUST_NOT_KNOW: dict[str, set[str]] = {
@@ -41,6 +41,8 @@ MUST_NOT_KNOW: dict[str, set[str]] = {
     "backends/eager.py": {*BACKENDS, *RUNTIMES},
     "backends/compiled.py": {*BACKENDS, *RUNTIMES},
     "backends/ort.py": {*BACKENDS, "svd_engine.checkpoint", "tensorrt"},
+    "backends/trt.py": {*BACKENDS, "svd_engine.checkpoint", "onnx", "onnxruntime"},
+    "plans.py": {"svd_engine.backends", *NETWORK_LIBRARIES, *RUNTIMES},
     "engine.py": {"typer", "rich", *RUNTIMES},
     "cli.py": {*RUNTIMES, "numpy"},
 }

@@ -201,7 +201,7 @@ def test_close_waits_and_frees_from_the_top_down(trt: TensorRT, folder: Path) ->
         "IExecutionContext.freed",
         "ICudaEngine.freed",
         *["cuda.freed"] * buffers,
-        "cuda.synchronize",
+        "cuda.synchronize",  # before the activations
         "cuda.freed",
         "Runtime.freed",
     ]

@@ -108,21 +108,44 @@ def test_buffers_lie_on_the_gpu(done: list[str], monkeypatch: pytest.MonkeyPatch
     assert asked == [((2, 3), torch.float32, GPU), ((8,), torch.uint8, GPU)]
 
 
-def test_shared_memory_grows_and_never_shrinks(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_memory_is_as_large_as_the_largest_needs_and_goes_with_the_last(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Owner:
+        """A network."""
+
     real = torch.empty
     monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: real(shape, dtype=dtype))
     memory = SharedMemory(Cuda(GPU))
-    memory.reserve(100)
-    memory.reserve(50)
+    small, medium, large = Owner(), Owner(), Owner()
+    memory.reserve(medium, 100)
+    memory.reserve(small, 50)
     first = memory.block()
     assert (first.dtype, first.nbytes) == (torch.uint8, 100)
     assert memory.block() is first
+    memory.release(small)
+    assert memory.block() is first
     assert done == []
-    memory.reserve(200)
+    memory.reserve(large, 200)
     assert memory.block().nbytes == 200
     assert done == ["synchronize cuda:1"]
-    memory.close()
-    memory.close()
+    memory.release(medium)
+    assert memory.block().nbytes == 200
+    memory.release(large)
     assert done == ["synchronize cuda:1"] * 2
-    memory.reserve(10)
+    memory.reserve(small, 10)
+    assert memory.block().nbytes == 10
+
+
+def test_a_network_that_was_dropped_needs_no_memory(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Owner:
+        """A network."""
+
+    real = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: real(shape, dtype=dtype))
+    memory = SharedMemory(Cuda(GPU))
+    kept, dropped = Owner(), Owner()
+    memory.reserve(kept, 10)
+    memory.reserve(dropped, 1000)
+    del dropped
     assert memory.block().nbytes == 10

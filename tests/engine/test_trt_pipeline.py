@@ -100,6 +100,20 @@ def test_an_engine_that_was_closed_loads_again(folder: Path, trt: TensorRT) -> N
     engine.close()
 
 
+def test_one_network_at_a_time(folder: Path, trt: TensorRT) -> None:
+    """Every network is gone, with its share of memory, before the next one is loaded; the frames stay."""
+    with VideoEngine.from_bundle(folder, backend="tensorrt") as engine:
+        expected = video(engine, steps=3)
+    trt.calls.clear()
+    with VideoEngine.from_bundle(folder, backend="tensorrt", swap_networks=True) as engine:
+        assert torch.equal(video(engine, steps=3), expected)
+        assert trt.order().count("cuda.replay") == 2
+    shared = [name for name, given in trt.calls if "TensorRT's activations" in given]
+    assert shared == ["cuda.empty", "cuda.freed"] * 5
+    life = [name for name in trt.order() if name in ("Runtime.deserialize_cuda_engine", "ICudaEngine.freed")]
+    assert life == ["Runtime.deserialize_cuda_engine", "ICudaEngine.freed"] * 5
+
+
 def test_a_failure_half_way(folder: Path, trt: TensorRT) -> None:
     engine = VideoEngine.from_bundle(folder, backend="tensorrt")
     trt.faults["cuda.replay"] = Fault(raises=BackendError("GPU", expected="life", got="none", remedy="Wait."))

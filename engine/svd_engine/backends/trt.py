@@ -55,6 +55,7 @@ class TrtNetwork(Network):
         for name, buffer in (*self.inputs.items(), (spec.output.name, self.output)):
             if not context.set_tensor_address(name, buffer.data_ptr()):
                 raise self._error(f"a buffer for {name}")
+        memory.reserve(self, engine.device_memory_size_v2)
         self._activations = (0, 0)  # address and bytes of their memory, as the context knows it
         self._warm = False
         self._replay: Callable[[], None] | None = None
@@ -77,9 +78,10 @@ class TrtNetwork(Network):
         return self.output
 
     def close(self) -> None:
-        """Graph, context, engine, then the buffers that they point to."""
+        """Graph, context, engine, then the memory that they point to."""
         self.cuda.synchronize()
         del self._replay, self.context, self.engine, self.inputs, self.output
+        self.memory.release(self)
 
     def _use(self, block: Tensor) -> None:
         activations = (block.data_ptr(), block.nbytes)
@@ -127,15 +129,13 @@ class TrtBackend:
             if plan.stripped:
                 refit(engine, self.bundle.graph(spec), plan.file, self._rebuild)
             context = self._context(plan, engine)
-            self.memory.reserve(engine.device_memory_size_v2)
             detail = f"TensorRT {plan.tensorrt}, {plan.file}"
             placement = Placement(self.name, str(self.device), plan.dtype, detail)
             record = self.graphs and spec.network in RECORDED
             return TrtNetwork(spec, placement, engine, context, self.cuda, self.memory, record)
 
     def close(self) -> None:
-        """After the networks: what their contexts shared, then the runtime."""
-        self.memory.close()
+        """After the networks."""
         self._runtime = None
 
     @property

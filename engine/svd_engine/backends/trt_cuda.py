@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -70,27 +71,32 @@ class Cuda:
 class SharedMemory:
     """One block for the activations of networks that never run at once, as large as the largest needs.
 
-    Nobody else keeps the tensor, so a larger one never stands beside it.
+    Nobody else keeps the tensor, so a larger one never stands beside it, and it goes with the last network.
     """
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
-        self.bytes = 0
+        self._needs: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._block: Tensor | None = None
 
-    def reserve(self, size: int) -> None:
-        self.bytes = max(self.bytes, size)
+    def reserve(self, network: object, size: int) -> None:
+        self._needs[network] = size
+
+    def release(self, network: object) -> None:
+        del self._needs[network]
+        if not self._needs:
+            self._free()
 
     def block(self) -> Tensor:
-        """uint8 [bytes].  Another one than before once more was reserved.  Raises BackendError."""
-        if self._block is None or self._block.nbytes < self.bytes:
-            self._free()
-            self._block = self.cuda.empty("TensorRT's activations", (self.bytes,), torch.uint8)
-        return self._block
+        """uint8, of the most that was reserved.  Another one than before once that grew.
 
-    def close(self) -> None:
-        self._free()
-        self.bytes = 0
+        Raises BackendError when the GPU has no room.
+        """
+        size = max(self._needs.values())
+        if self._block is None or self._block.nbytes < size:
+            self._free()
+            self._block = self.cuda.empty("TensorRT's activations", (size,), torch.uint8)
+        return self._block
 
     def _free(self) -> None:
         if self._block is not None:
