@@ -10,18 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svd_engine import console
+from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
     from svd_engine.checkpoint import Checkpoint
     from svd_engine.networks.spec import Profile
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app.command()(tensorrt_cli.check)
 
 
 class DType(StrEnum):
     fp16 = "fp16"
     bf16 = "bf16"
     fp32 = "fp32"
+
+
+class Opset(StrEnum):
+    operators = "23"
+    primitives = "20"
 
 
 class Guidance(StrEnum):
@@ -74,6 +81,10 @@ def onnx(
     without_rewrite: Annotated[
         list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
     ] = None,
+    opset: Annotated[
+        Opset,
+        typer.Option(help="23: attention is one operator; 20: taken apart, for TensorRT 10.12 and 10.13."),
+    ] = Opset.operators,
 ) -> None:
     """Exports CHECKPOINT to a bundle.  Repeated --frames or --guidance share one file of weights."""
     if (checkpoint is None) == (random_weights is None):
@@ -91,7 +102,10 @@ def onnx(
         [g.value for g in guidance or [Guidance.batched]], decode_chunk,
     )  # fmt: skip
     chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
-    manifest = export_bundle(opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress())
+    manifest = export_bundle(
+        opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress(),
+        int(opset.value),  # type: ignore[arg-type]  # one of forms.OPSETS: a test compares them
+    )  # fmt: skip
     size = sum(entry.bytes for entry in manifest.files.values())
     typer.echo(f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.dtype}")
     if manifest.model.random_weights:

@@ -51,11 +51,13 @@ def export_bundle(
     dtype: torch.dtype,
     without_rewrites: Collection[str] = (),
     progress: Progress = lambda line: None,
+    opset: forms.Opset = forms.OPSET,
 ) -> Manifest:
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
-    `progress` is told each network as its work begins.  Raises ExportError when the place is taken or
-    cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
+    `opset` decides the form of its graphs, see `forms`.  `progress` is told each network as its work
+    begins.  Raises ExportError when the place is taken or cannot be written or a network cannot be
+    exported, CheckpointError for the checkpoint's own faults.
     """
     modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites)
     specs = dict.fromkeys(chain(*(specs_of(p, checkpoint.model.architecture) for p in profiles)))
@@ -66,7 +68,7 @@ def export_bundle(
             with WeightsFile(aside / f"{network}.bin") as weights:
                 for spec in of_network:
                     progress(spec.key)
-                    entries.append(export_network(modules, spec, weights))
+                    entries.append(export_network(modules, spec, weights, opset))
             for entry in entries[-len(of_network) :]:
                 check(aside / entry.graph)
             modules.release(of_network[0])
@@ -74,7 +76,7 @@ def export_bundle(
             model=checkpoint.model,
             source=Source(checkpoint=checkpoint.source, digest=checkpoint.digest()),
             dtype=dtype_name(dtype),
-            opset=forms.OPSET,
+            opset=opset,
             profiles=tuple(profiles),
             networks=tuple(entries),
             files={path.name: file_entry(path) for path in sorted(aside.iterdir())},
@@ -145,10 +147,12 @@ def dtype_name(dtype: torch.dtype) -> DType:
     return names[dtype]
 
 
-def export_network(modules: Modules, spec: NetworkSpec, weights: WeightsFile) -> NetworkEntry:
+def export_network(
+    modules: Modules, spec: NetworkSpec, weights: WeightsFile, opset: forms.Opset = forms.OPSET
+) -> NetworkEntry:
     """Writes the graph of one network beside `weights`, which receive its large tensors."""
     model = trace(modules.network(spec), spec)
-    forms.settle(model)
+    forms.settle(model, opset)
     model.graph.name = spec.key
     weights.move_out(model)
     graph = weights.path.with_name(f"{spec.key}.onnx")

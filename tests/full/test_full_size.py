@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -18,6 +19,9 @@ from svd_engine.checkpoint import random_checkpoint
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import Profile, denoiser
+from svd_export import forms
+from svd_export.graph_check import check_graph
+from svd_export.tensorrt_ops import Version
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 
@@ -53,6 +57,39 @@ def test_exports_in_half_precision(family: str, frames: int, tmp_path: Path) -> 
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     print(json.dumps(sizes, indent=1))
     assert 2.5e9 < sizes["denoiser.bin"] < 3.2e9  # 1,525 M parameters less what the rewrites drop, 2 bytes
+    hold_against_tensorrt(bundle)
+
+
+# network -> in a form that fuses: width of a head -> how many
+ATTENTIONS = {
+    "image_encoder": {80: 32}, "vae_encoder": {512: 1}, "denoiser": {64: 32}, "vae_decoder": {512: 1}
+}  # fmt: skip
+
+
+def hold_against_tensorrt(bundle: Bundle) -> None:
+    """As exported, TensorRT 10.14 and 11 take every graph; at opset 20, 10.13 does."""
+    for entry in bundle.manifest.networks:
+        whole = bundle.folder / entry.graph
+        apart = whole.with_name(f"{entry.spec.key}-20.onnx")
+        model = ir.load(whole)
+        forms.settle(model, 20)
+        ir.save(model, apart)
+        cases: list[tuple[Path, Version]] = [(whole, "10.14"), (whole, "11"), (apart, "10.13"), (apart, "11")]
+        for graph, version in cases:
+            report = check_graph(graph, version)
+            assert report.findings == ()
+            assert report.attentions == ATTENTIONS[entry.spec.network]
+        assert check_graph(whole, "10.13").findings != ()
+
+
+def test_diffusers_attends_twice_as_often() -> None:
+    """64 times a step: half of it to one token, which the rewrites turn into that token's projection."""
+    from diffusers import UNetSpatioTemporalConditionModel
+    from diffusers.models.attention_processor import Attention
+
+    with torch.device("meta"):
+        unet = UNetSpatioTemporalConditionModel.from_config(random_checkpoint("svd").configs["unet"])
+    assert sum(isinstance(part, Attention) for part in unet.modules()) == 2 * ATTENTIONS["denoiser"][64]
 
 
 def test_the_full_unet_equals_diffusers_in_float32(capsys: pytest.CaptureFixture[str]) -> None:

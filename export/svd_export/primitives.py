@@ -1,0 +1,131 @@
+"""Attention and GroupNormalization taken apart, into operators that every runtime has.
+
+    Attention            softmax((q / sqrt(d)) k^T) v on [N,heads,L,d]: the scale before the product, where
+                         float16 holds it, and each head's d kept as the last axis, which is the pattern that
+                         TensorRT fuses; softmax in float32
+    GroupNormalization   instance normalisation of [N,G,everything else] in float32, then scale and bias of
+                         each channel in the type of the network, as the operator is defined (stash_type 1)
+
+Both are exact.  The float32 islands are explicit casts here: no attribute of these operators asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod, sqrt
+
+import numpy as np
+import onnx_ir as ir
+
+
+class Scope:
+    """Makes nodes and constants beside one node, whose output they replace."""
+
+    def __init__(self, graph: ir.Graph, replaced: ir.Node) -> None:
+        self.graph, self.replaced = graph, replaced
+        self.output = replaced.outputs[0]
+        self.name = str(self.output.name)
+
+    def node(
+        self, op: str, *inputs: ir.Value, shape: ir.Shape | None = None, **attributes: int | float | list[int]
+    ) -> ir.Value:
+        """Of the first input's type; `shape` left out means its shape too."""
+        made = ir.node(op, list(inputs), attributes or None)
+        self.graph.insert_before(self.replaced, made)
+        value = made.outputs[0]
+        value.name = f"{self.name}_{op.lower()}_{len(self.graph)}"
+        value.type = inputs[0].type
+        value.shape = inputs[0].shape if shape is None else shape
+        return value
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if value.dtype == dtype:
+            return value
+        made = self.node("Cast", value, to=dtype.value)
+        made.type = ir.TensorType(dtype)
+        return made
+
+    def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """An initializer; the first of a name stays."""
+        if name not in self.graph.initializers:
+            tensor.name = name
+            value = ir.Value(
+                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
+            )
+            self.graph.register_initializer(value)
+        return self.graph.initializers[name]
+
+    def reshape(self, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        name = f"shape_{'x'.join(map(str, shape))}"
+        wanted = self.constant(name, ir.tensor(np.array(shape, np.int64)))
+        return self.node("Reshape", value, wanted, shape=ir.Shape(shape))
+
+
+def attention(scope: Scope) -> ir.Value:
+    q, k, v = (_present(value) for value in scope.replaced.inputs)
+    (n, heads, tokens, width), keys = _static(q), _static(k)[2]
+    dtype = _dtype(q)
+    factor = np.array(1 / sqrt(width), np.float32).astype(dtype.numpy())
+    scaled = scope.node("Mul", q, scope.constant(f"attention_scale_{width}", ir.tensor(factor, dtype)))
+    turned = scope.node("Transpose", k, shape=ir.Shape((n, heads, width, keys)), perm=[0, 1, 3, 2])
+    scores = scope.node("MatMul", scaled, turned, shape=ir.Shape((n, heads, tokens, keys)))
+    weights = scope.node("Softmax", scope.cast(scores, ir.DataType.FLOAT), axis=-1)
+    return scope.node("MatMul", scope.cast(weights, dtype), v, shape=ir.Shape((n, heads, tokens, width)))
+
+
+def group_normalization(scope: Scope) -> ir.Value:
+    x, scale, bias = (_present(value) for value in scope.replaced.inputs)
+    shape, dtype = _static(x), _dtype(x)
+    groups = scope.replaced.attributes["num_groups"].as_int()
+    epsilon = scope.replaced.attributes["epsilon"].as_float()
+    whole = scope.cast(scope.reshape(x, (shape[0], groups, prod(shape[1:]) // groups)), ir.DataType.FLOAT)
+    one = scope.constant(f"ones_{groups}", ir.tensor(np.ones(groups, np.float32)))
+    zero = scope.constant(f"zeros_{groups}", ir.tensor(np.zeros(groups, np.float32)))
+    normal = scope.cast(scope.node("InstanceNormalization", whole, one, zero, epsilon=epsilon), dtype)
+    by_channel = (shape[1], *(1 for _ in shape[2:]))
+    factor, summand = (
+        scope.constant(f"{value.name}_by_channel_{len(shape)}d", _reshaped(value, by_channel))
+        for value in (scale, bias)
+    )
+    return scope.node("Add", scope.node("Mul", scope.reshape(normal, shape), factor), summand)
+
+
+PARTS: dict[str, Callable[[Scope], ir.Value]] = {
+    "Attention": attention,
+    "GroupNormalization": group_normalization,
+}
+
+
+def take_apart(graph: ir.Graph) -> None:
+    """Replaces both operators in place; the constants that only they used go with them."""
+    for node in list(graph):
+        if node.op_type not in PARTS:
+            continue
+        scope = Scope(graph, node)
+        made, old = PARTS[node.op_type](scope), node.outputs[0]
+        ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        made.name = scope.name
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def _present(value: ir.Value | None) -> ir.Value:
+    assert value is not None  # SVD masks nothing
+    return value
+
+
+def _static(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(int(side) for side in value.shape.numpy())  # raises when one is dynamic
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    assert value.dtype is not None
+    return value.dtype
+
+
+def _reshaped(value: ir.Value, shape: tuple[int, ...]) -> ir.TensorProtocol:
+    assert value.const_value is not None
+    return ir.tensor(value.const_value.numpy().reshape(shape), value.const_value.dtype)
