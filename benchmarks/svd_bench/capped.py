@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from svd_engine.report import RunReport
 
 Guidance = Literal["batched", "single"]
+Networks = Literal["resident", "swapped"]
 
 
 class Attempt(BaseModel):
@@ -34,9 +35,16 @@ class Attempt(BaseModel):
     height: int  # pixels
     width: int  # pixels
     guidance: Guidance
+    networks: Networks
     decode_chunk: int
     steps: int
     repeat: int  # timed videos, after one that is not
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """Its part of `results.Setting`; the model says the rest."""
+        names = ("frames", "height", "width", "guidance", "decode_chunk", "steps", "networks")
+        return self.model_dump(include=set(names))
 
 
 class Answer(BaseModel):
@@ -75,7 +83,8 @@ def open_engine(attempt: Attempt) -> VideoEngine:
     checkpoint = checkpoint_of(attempt.checkpoint)
     eager = attempt.backend == "eager"
     wanted = rewrites_for(device) if eager else REWRITES
-    modules = Modules(checkpoint, torch_dtype("auto", device), device, rewrites=wanted)
+    swapped = attempt.networks == "swapped"
+    modules = Modules(checkpoint, torch_dtype("auto", device), device, rewrites=wanted, one_at_a_time=swapped)
     backend: Backend = EagerBackend(modules) if eager else CompiledBackend(modules)
     profile = Profile(
         attempt.frames, attempt.height, attempt.width, 1, attempt.guidance, attempt.decode_chunk
@@ -86,8 +95,9 @@ def open_engine(attempt: Attempt) -> VideoEngine:
         return {f"{part}/{a.name}": a.places for part, done in modules.applied.items() for a in done}
 
     return VideoEngine(
-        checkpoint.model, backend, checkpoint.source, choice, profile, lambda *_: profile, rewrites
-    )
+        checkpoint.model, backend, checkpoint.source, choice, profile, lambda *_: profile, rewrites,
+        swap_networks=swapped,
+    )  # fmt: skip
 
 
 def attempt_videos(attempt: Attempt, engine: VideoEngine) -> Answer:
@@ -138,16 +148,7 @@ def _row(attempt: Attempt, reports: list[RunReport]) -> Row:
         device=where.device,
         dtype=where.dtype,
         stage="whole_video",
-        setting=Setting(
-            model=first.model,
-            random_weights=first.random_weights,
-            frames=attempt.frames,
-            height=attempt.height,
-            width=attempt.width,
-            guidance=attempt.guidance,
-            decode_chunk=attempt.decode_chunk,
-            steps=attempt.steps,
-        ),
+        setting=Setting(model=first.model, random_weights=first.random_weights, **attempt.setting),
         rewrites=tuple(sorted({key.partition("/")[2] for key, places in first.rewrites.items() if places})),
         latency_ms=spread([Lap(report.total_ms) for report in timed]),
         first_call_ms=first.total_ms,

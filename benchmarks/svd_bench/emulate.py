@@ -2,7 +2,7 @@
 
 One subprocess an attempt, so that no attempt leaves memory behind.  Not every combination is tried: from
 the largest decode chunk down, until one fits (a smaller one then does too) or until the denoiser does not
-(no chunk helps that).
+(no chunk helps that); and with networks swapped only where not everything fits with all of them resident.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from svd_bench.capped import Answer, Attempt, Guidance
+from svd_bench.capped import Answer, Attempt, Guidance, Networks
 from svd_bench.cards import TIERS, Tier
+from svd_bench.results import Misfit, Setting
 from svd_bench.table import GIB, Table, gibibytes, milliseconds
 from svd_engine.errors import BackendUnavailable, SettingsError
 
@@ -39,7 +40,7 @@ class Tried:
         a = self.attempt
         return (
             f"{self.tier.name} GB, {a.backend}, {a.frames} frames, {a.guidance} guidance, "
-            f"decode chunk {a.decode_chunk}: {self.verdict}"
+            f"decode chunk {a.decode_chunk}, networks {a.networks}: {self.verdict}"
         )
 
     @property
@@ -94,30 +95,37 @@ def torch_backends(names: Sequence[str]) -> Sequence[str]:
 
 
 def attempt(checkpoint: str, device: str, model: Model, steps: int, repeat: int) -> Attempt:
-    """At the model's own size; tier, backend, frames, guidance and chunk are for `walk` to set."""
+    """At the model's own size; tier, backend, frames, guidance, networks and chunk are `walk`'s to set."""
     return Attempt(
         checkpoint=checkpoint, backend="eager", device=device, cap=None, note="",
         frames=model.frames, height=model.height, width=model.width,
-        guidance="batched", decode_chunk=model.frames, steps=steps, repeat=repeat,
+        guidance="batched", networks="resident", decode_chunk=model.frames, steps=steps, repeat=repeat,
     )  # fmt: skip
 
 
 def walk(
     base: Attempt, tiers: Sequence[Tier], backends: Sequence[str], frames: Sequence[int], run: Runner
 ) -> Iterator[Tried]:
-    """Every tier, backend, frame count and guidance mode, and decode chunks until the answer is known."""
+    """Every tier, backend, frame count and guidance mode; chunks and swapping until the answer is known."""
     for tier in tiers:
         cap = {"cap": tier.gigabytes * GIB - CONTEXT, "note": f"emulated cap {tier.gigabytes} GB"}
         for backend in backends:
             for count in frames:
                 for guidance in get_args(Guidance):
                     fixed = cap | {"backend": backend, "frames": count, "guidance": guidance}
-                    for chunk in (count, *(c for c in CHUNKS if c < count)):
-                        one = base.model_copy(update=fixed | {"decode_chunk": chunk})
-                        answer = run(one)
-                        yield Tried(tier, one, answer)
-                        if answer.fits or answer.failed or answer.stopped_in == "denoiser":
-                            break
+                    yield from _swap_if_needed(base.model_copy(update=fixed), tier, run)
+
+
+def _swap_if_needed(base: Attempt, tier: Tier, run: Runner) -> Iterator[Tried]:
+    for networks in get_args(Networks):
+        for chunk in (base.frames, *(c for c in CHUNKS if c < base.frames)):
+            one = base.model_copy(update={"networks": networks, "decode_chunk": chunk})
+            answer = run(one)
+            yield Tried(tier, one, answer)
+            if answer.failed or (answer.fits and chunk == base.frames):
+                return
+            if answer.fits or answer.stopped_in == "denoiser":
+                break
 
 
 def in_subprocess(attempt: Attempt) -> Answer:
@@ -130,12 +138,18 @@ def in_subprocess(attempt: Attempt) -> Answer:
     return Answer.model_validate_json(lines[-1])
 
 
-def record(recorder: Recorder, tried: Tried) -> None:
-    """A row when it fits; else a warning, because nothing was measured."""
-    if tried.answer.row is not None:
-        recorder.put(str(tried), tried.answer.row)
-    else:
+def record(recorder: Recorder, tried: Tried, model: Model) -> None:
+    """A row when it fits, a misfit when it does not, a warning when something else went wrong."""
+    attempt, answer = tried.attempt, tried.answer
+    if answer.row is not None:
+        recorder.put(str(tried), answer.row)
+    elif answer.failed:
         recorder.warn(f"emulated cap {tried}")
+    else:
+        setting = Setting(model=model.name, random_weights=model.random_weights, **attempt.setting)
+        recorder.missed(
+            Misfit(backend=attempt.backend, setting=setting, note=attempt.note, stopped_in=answer.stopped_in)
+        )
 
 
 def table(tried: Sequence[Tried], device: str) -> Table:
@@ -144,7 +158,8 @@ def table(tried: Sequence[Tried], device: str) -> Table:
         a, video = one.attempt, one.answer.row
         rows.append(
             [
-                f"{one.tier.name} GB", a.backend, a.guidance, one.verdict, str(a.frames), str(a.decode_chunk),
+                f"{one.tier.name} GB", a.backend, a.guidance, a.networks, one.verdict,
+                str(a.frames), str(a.decode_chunk),
                 gibibytes(video.peak_torch_bytes if video else None),
                 milliseconds(video.latency_ms.median if video else None),
             ]
@@ -152,16 +167,11 @@ def table(tried: Sequence[Tried], device: str) -> Table:
     return Table(
         f"What fits under an emulated cap, on {device}",
         [
-            "emulated cap",
-            "backend",
-            "guidance",
-            "",
-            "frames",
-            "decode chunk",
-            "peak (torch)",
+            "emulated cap", "backend", "guidance", "networks", "", "frames", "decode chunk", "peak (torch)",
             "a video, here",
         ],
         rows,
-        left=4,
-        note="Latency is this GPU's, not a small card's.  Smaller decode chunks than one that fits fit too.",
-    )
+        left=5,
+        note="Latency is this GPU's, not a small card's.  Where one fits, smaller decode chunks fit too, and "
+        "so do swapped networks.",
+    )  # fmt: skip

@@ -218,7 +218,7 @@ class Context:
         if isinstance(running, PipelineRunning):
             modules = [part for part in running.pipeline.components.values() if isinstance(part, nn.Module)]
         elif isinstance(running, NetworkRunning) and isinstance(running.network, PeerNetwork):
-            modules = [running.network.module]
+            modules = [running.network.module()]
         elif isinstance(running, NetworkRunning):
             modules = [self.modules.network(running.network.spec)]
         elif isinstance(running, VideoRunning):

@@ -191,7 +191,7 @@ def _colour(row: Row) -> str:
 
 def _fitting(row: Row) -> str:
     s = row.setting
-    return f"{row.note.removeprefix(CAP)}: {row.backend}, {s.guidance}, chunk {s.decode_chunk}"
+    return f"{row.note.removeprefix(CAP)}: {row.backend}, {s.guidance}, {s.networks}, chunk {s.decode_chunk}"
 
 
 def _svg(figure: Figure) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from svd_bench.results import Ceiling, Environment, Kind, Outcome, Results, Row
+from svd_bench.results import Ceiling, Environment, Kind, Misfit, Outcome, Results, Row
 from svd_engine import console
 from svd_engine.errors import OutputError
 
@@ -16,12 +16,17 @@ class Recorder:
         self.kind, self.environment, self.path = kind, environment, path
         self.ceiling: Ceiling | None = None
         self._rows: dict[str, Row] = {}
+        self._misfits: list[Misfit] = []
         self._warnings: dict[str, None] = {}
         self._outcomes: dict[str, Outcome] = {}
 
     def put(self, key: str, row: Row) -> None:
         """Adds the row, or replaces the one of the same key in its place."""
         self._rows[key] = row
+        self.save()
+
+    def missed(self, misfit: Misfit) -> None:
+        self._misfits.append(misfit)
         self.save()
 
     def warn(self, warning: str | None) -> None:
@@ -39,6 +44,7 @@ class Recorder:
             environment=self.environment,
             ceiling=self.ceiling,
             rows=tuple(self._rows.values()),
+            misfits=tuple(self._misfits),
             warnings=tuple(self._warnings),
             outcomes=tuple(self._outcomes.values()),
         )

@@ -150,7 +150,7 @@ def _emulate(
     for one in emulate.walk(base, chosen, using, frames or [model.frames], emulate.in_subprocess):
         typer.echo(str(one), err=True)
         tried.append(one)
-        emulate.record(recorder, one)
+        emulate.record(recorder, one, model)
     typer.echo(emulate.table(tried, recorder.environment.device).text())
     typer.echo(recorder.results().model_dump_json())
     if any(one.answer.failed for one in tried):

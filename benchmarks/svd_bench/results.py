@@ -77,6 +77,7 @@ class Setting(_Strict):
     guidance: Literal["batched", "single"] = "batched"
     decode_chunk: int
     steps: int
+    networks: Literal["resident", "swapped"] = "resident"  # all in memory, or one at a time
 
 
 class Row(_Strict):
@@ -103,6 +104,15 @@ class Row(_Strict):
     note: str = ""  # "emulated cap 12 GB"
 
 
+class Misfit(_Strict):
+    """A setting that a device's memory, or a cap on it, did not hold."""
+
+    backend: str
+    setting: Setting
+    note: str  # "emulated cap 8 GB"
+    stopped_in: str  # where the memory ran out: "denoiser", "vae_decoder"
+
+
 class Outcome(_Strict):
     """How one stage of a check ended; `why` says what stopped it, `facts` what it found besides rows."""
 
@@ -122,6 +132,7 @@ class Results(_Strict):
     environment: Environment
     ceiling: Ceiling | None = None
     rows: tuple[Row, ...]
+    misfits: tuple[Misfit, ...] = ()  # of tiers
     warnings: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()  # of gpu-check
 

@@ -1,7 +1,7 @@
 """What may stand in one table: rows of one document, so of one machine and one run, at one setting.
 
 Two things are the subject of their own tables instead: under an emulated memory cap the settings that fit
-differ (decode chunk, guidance), and on a ladder the rewrites do.
+differ (decode chunk, guidance, swapping), and on a ladder the rewrites do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from svd_bench.results import Environment, Results, Row, Setting
+from svd_bench.results import Environment, Misfit, Results, Row, Setting
 
 Kind = Literal["run", "ladder", "tiers"]
 CAP = "emulated cap "  # notes of rows measured under one begin with it
@@ -19,8 +19,9 @@ CAP = "emulated cap "  # notes of rows measured under one begin with it
 @dataclass(frozen=True)
 class Scope:
     kind: Kind
-    setting: Setting  # of the first row; in "tiers" its decode chunk and guidance vary
+    setting: Setting  # of the first row; in "tiers" its decode chunk, guidance and swapping vary
     rows: tuple[Row, ...]
+    misfits: tuple[Misfit, ...] = ()  # of "tiers"
 
     @property
     def title(self) -> str:
@@ -32,20 +33,30 @@ class Scope:
             words.append("emulated memory caps")
         else:
             words += [f"{s.guidance} guidance", f"decode chunk {s.decode_chunk}"]
+            words += ["networks swapped"] if s.networks == "swapped" else []
         return ", ".join(words) + (" (random weights)" if s.random_weights else "")
 
 
 def scopes(document: Results) -> list[Scope]:
     """In the document's order; every row is in exactly one."""
-    found: dict[tuple[Kind, Setting], list[Row]] = {}
+    rows: dict[tuple[Kind, Setting], list[Row]] = {}
     for row in document.rows:
-        found.setdefault(_key(document, row), []).append(row)
-    return [Scope(kind, rows[0].setting, tuple(rows)) for (kind, _), rows in found.items()]
+        rows.setdefault(_key(document, row), []).append(row)
+    misfits: dict[tuple[Kind, Setting], list[Misfit]] = {}
+    for misfit in document.misfits:
+        misfits.setdefault(_key(document, misfit), []).append(misfit)
+    found = []
+    for key in dict.fromkeys((*rows, *misfits)):
+        fit, unfit = rows.get(key, []), misfits.get(key, [])
+        setting = fit[0].setting if fit else unfit[0].setting
+        found.append(Scope(key[0], setting, tuple(fit), tuple(unfit)))
+    return found
 
 
-def _key(document: Results, row: Row) -> tuple[Kind, Setting]:
+def _key(document: Results, row: Row | Misfit) -> tuple[Kind, Setting]:
     if row.note.startswith(CAP):
-        return "tiers", row.setting.model_copy(update={"decode_chunk": 0, "guidance": "batched"})
+        varied = {"decode_chunk": 0, "guidance": "batched", "networks": "resident"}
+        return "tiers", row.setting.model_copy(update=varied)
     return ("ladder" if document.kind == "ladder" or row.note else "run"), row.setting  # a rung has a note
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from svd_bench.results import Row
+from svd_bench.results import Misfit, Row
 from svd_bench.scopes import CAP, Scope
 from svd_bench.table import Table, figure, gibibytes, milliseconds, percent, times
 
@@ -106,23 +106,24 @@ def limit(scope: Scope) -> list[Table]:
 
 def tiers(scope: Scope) -> list[Table]:
     cells = [
-        [
-            row.note.removeprefix(CAP), row.backend, row.setting.guidance, str(row.setting.decode_chunk),
-            *vram(row), median(row), interval(row),
-        ]
+        [*_asked(row), "fits", str(row.setting.decode_chunk), *vram(row), median(row), interval(row)]
         for row in capped(scope)
-    ]  # fmt: skip
-    header = [
-        "emulated cap",
-        "backend",
-        "guidance",
-        "decode chunk",
-        *VRAM,
-        "a video, on this GPU",
-        "p10 to p90",
     ]
+    cells += [
+        [*_asked(m), f"does not fit ({m.stopped_in})", str(m.setting.decode_chunk), "-", "-", "-", "-"]
+        for m in scope.misfits
+    ]
+    cells.sort(key=lambda row: float(row[0].removesuffix(" GB")))
+    header = [
+        "emulated cap", "backend", "guidance", "networks", "", "decode chunk", *VRAM, "a video, on this GPU",
+        "p10 to p90",
+    ]  # fmt: skip
     note = "The cap binds torch's allocator on a larger GPU; the latency is that GPU's, not a small card's."
-    return _table("What fits by memory tier", header, cells, left=3, note=note)
+    return _table("What fits by memory tier", header, cells, left=5, note=note)
+
+
+def _asked(row: Row | Misfit) -> list[str]:
+    return [row.note.removeprefix(CAP), row.backend, row.setting.guidance, row.setting.networks]
 
 
 VIEWS: dict[str, Callable[[Scope], list[Table]]] = {

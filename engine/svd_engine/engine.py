@@ -158,7 +158,17 @@ class VideoEngine:
 
         model = opened.model
         default = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
-        return cls(model, made, opened.source, choice, default, profile_for, rewrites, without_rewrites, swap_networks)
+        return cls(
+            model,
+            made,
+            opened.source,
+            choice,
+            default,
+            profile_for,
+            rewrites,
+            without_rewrites,
+            swap_networks,
+        )
 
     @torch.no_grad()
     def __call__(

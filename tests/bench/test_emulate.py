@@ -19,8 +19,10 @@ from svd_bench.capped import Answer, Attempt, attempt_videos, open_engine
 from svd_bench.cards import TIERS, Tier
 from svd_bench.emulate import CONTEXT, Tried, smaller_tiers, walk
 from svd_bench.recorder import Recorder
+from svd_bench.results import read_results
 from svd_engine import VideoEngine
 from svd_engine.backends import choose
+from svd_engine.checkpoint import open_checkpoint
 from svd_engine.errors import BackendUnavailable, SettingsError
 from tests.bench import documents
 from tests.commands import call
@@ -28,12 +30,12 @@ from tests.commands import call
 GIB = 2**30
 BASE = Attempt(
     checkpoint="demo", backend="eager", device="cpu", cap=None, note="", frames=14, height=128, width=192,
-    guidance="batched", decode_chunk=14, steps=2, repeat=1,
+    guidance="batched", networks="resident", decode_chunk=14, steps=2, repeat=1,
 )  # fmt: skip
 
 
 class MadeUpGpu:
-    """Needs 9 GiB for the denoiser, 5 with guidance "single", and half a GiB for each frame of a chunk."""
+    """Needs 9 GiB for the denoiser, 5 with guidance "single", 1 less swapped; half a GiB for each frame."""
 
     def __init__(self) -> None:
         self.attempts: list[Attempt] = []
@@ -42,6 +44,7 @@ class MadeUpGpu:
         self.attempts.append(attempt)
         assert attempt.cap is not None
         denoiser = (9 if attempt.guidance == "batched" else 5) * GIB
+        denoiser -= GIB * (attempt.networks == "swapped")
         decoder = 2 * GIB + attempt.decode_chunk * GIB // 2
         if denoiser > attempt.cap:
             return Answer(stopped_in="denoiser")
@@ -50,7 +53,8 @@ class MadeUpGpu:
         fits = documents.row(
             backend=attempt.backend, note=attempt.note, peak_torch_bytes=max(denoiser, decoder),
             setting=documents.setting(
-                frames=attempt.frames, guidance=attempt.guidance, decode_chunk=attempt.decode_chunk
+                frames=attempt.frames, guidance=attempt.guidance, decode_chunk=attempt.decode_chunk,
+                networks=attempt.networks,
             ),
         )  # fmt: skip
         return Answer(row=fits)
@@ -62,16 +66,20 @@ def tier(name: str) -> Tier:
 
 def test_the_walk_goes_down_until_the_answer_is_known() -> None:
     gpu = MadeUpGpu()
-    tried = list(walk(BASE, [tier("8"), tier("12")], ["eager"], [25], gpu))
-    said = [(t.tier.name, t.attempt.guidance, t.attempt.decode_chunk, t.verdict) for t in tried]
+    tried = list(walk(BASE, [tier("8"), tier("16")], ["eager"], [25], gpu))
+    said = [
+        (t.tier.name, t.attempt.guidance, t.attempt.networks, t.attempt.decode_chunk, t.verdict)
+        for t in tried
+    ]
     assert said == [
-        ("8", "batched", 25, "does not fit (denoiser)"),  # no smaller chunk is tried
-        ("8", "single", 25, "does not fit (vae_decoder)"),
-        ("8", "single", 8, "fits"),
-        ("12", "batched", 25, "does not fit (vae_decoder)"),
-        ("12", "batched", 8, "fits"),
-        ("12", "single", 25, "does not fit (vae_decoder)"),
-        ("12", "single", 8, "fits"),
+        ("8", "batched", "resident", 25, "does not fit (denoiser)"),  # no smaller chunk is tried
+        ("8", "batched", "swapped", 25, "does not fit (denoiser)"),
+        ("8", "single", "resident", 25, "does not fit (vae_decoder)"),
+        ("8", "single", "resident", 8, "fits"),
+        ("8", "single", "swapped", 25, "does not fit (vae_decoder)"),
+        ("8", "single", "swapped", 8, "fits"),
+        ("16", "batched", "resident", 25, "fits"),  # then it fits swapped as well
+        ("16", "single", "resident", 25, "fits"),
     ]
 
 
@@ -95,7 +103,7 @@ def test_an_attempt_that_breaks_does_not_stop_the_walk() -> None:
 
 def test_chunks_are_smaller_than_the_frames() -> None:
     tried = list(walk(BASE, [tier("8")], ["eager"], [4], lambda _: Answer(stopped_in="vae_decoder")))
-    assert [t.attempt.decode_chunk for t in tried] == [4, 2, 1] * 2
+    assert [t.attempt.decode_chunk for t in tried] == [4, 2, 1] * 4
 
 
 def test_only_smaller_tiers_are_emulated() -> None:
@@ -122,19 +130,28 @@ def test_without_a_gpu_it_says_so(device: str, monkeypatch: pytest.MonkeyPatch) 
         emulate.device_memory(device)
 
 
-def test_what_fits_becomes_a_row_and_what_does_not_a_warning(tmp_path: Path) -> None:
+def test_what_fits_becomes_a_row_and_what_does_not_a_misfit(tmp_path: Path) -> None:
     recorder = Recorder("tiers", documents.environment(), tmp_path / "tiers.json")
     tried = list(walk(BASE, [tier("8")], ["eager"], [25], MadeUpGpu()))
+    model = open_checkpoint("demo").model
     for one in tried:
-        emulate.record(recorder, one)
-    written = recorder.results()
-    assert [row.note for row in written.rows] == ["emulated cap 8 GB"]
-    assert list(written.warnings) == [
-        "emulated cap 8 GB, eager, 25 frames, batched guidance, decode chunk 25: does not fit (denoiser)",
-        "emulated cap 8 GB, eager, 25 frames, single guidance, decode chunk 25: does not fit (vae_decoder)",
+        emulate.record(recorder, one, model)
+    written = read_results(tmp_path / "tiers.json")
+    assert [row.note for row in written.rows] == ["emulated cap 8 GB"] * 2
+    assert {m.note for m in written.misfits} == {"emulated cap 8 GB"}
+    assert [(m.setting.guidance, m.setting.networks, m.stopped_in) for m in written.misfits] == [
+        ("batched", "resident", "denoiser"),
+        ("batched", "swapped", "denoiser"),
+        ("single", "resident", "vae_decoder"),
+        ("single", "swapped", "vae_decoder"),
     ]
+    assert written.warnings == ()
+    broken = Tried(tier("8"), BASE, Answer(failed="exit code 1: boom"))
+    emulate.record(recorder, broken, model)
+    assert recorder.results().warnings == (f"emulated cap {broken}",)
     text = emulate.table(tried, "NVIDIA H200").text()
     assert "What fits under an emulated cap, on NVIDIA H200" in text
+    assert sum("swapped" in line for line in text.splitlines()) == 4  # and the note
     assert any(line.split()[-4:] == ["6.00", "GiB", "1.00", "s"] for line in text.splitlines())
 
 
@@ -267,7 +284,10 @@ def test_the_command_writes_a_document(
     )  # fmt: skip
     said = capsys.readouterr()
     assert code == 0
-    assert "12 GB, eager, 25 frames, batched guidance, decode chunk 25: does not fit" in said.err
+    assert (
+        "12 GB, eager, 25 frames, batched guidance, decode chunk 25, networks resident: does not fit"
+        in said.err
+    )
     document = json.loads(said.out.splitlines()[-1])
     assert document == json.loads((tmp_path / "out" / "tiers.json").read_text())
     assert {row["note"] for row in document["rows"]} == {"emulated cap 12 GB", "emulated cap 16 GB"}
@@ -307,5 +327,6 @@ def test_the_command_prints_tiers_without_a_gpu(capsys: pytest.CaptureFixture[st
 def test_tried_reads_as_a_sentence() -> None:
     tried = Tried(tier("8"), BASE, Answer(stopped_in="vae_decoder"))
     assert str(tried) == (
-        "8 GB, eager, 14 frames, batched guidance, decode chunk 14: does not fit (vae_decoder)"
+        "8 GB, eager, 14 frames, batched guidance, decode chunk 14, networks resident: "
+        "does not fit (vae_decoder)"
     )

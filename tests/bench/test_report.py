@@ -86,8 +86,17 @@ def test_a_ladder_is_a_table_for_each_stage() -> None:
 def test_tiers_show_the_settings_that_differ() -> None:
     (table,) = tables(documents.tiers()).values()
     assert table.title == "What fits by memory tier"
-    assert list(table.rows[0])[:4] == ["12 GB", "eager", "single", "1"]
-    assert list(table.rows[3])[:4] == ["40 GB", "eager", "batched", "14"]
+    said = [list(row)[:6] for row in table.rows]
+    assert said[0] == ["8 GB", "eager", "single", "swapped", "does not fit (denoiser)", "25"]
+    assert said[1] == ["12 GB", "eager", "single", "resident", "fits", "1"]
+    assert said[4] == ["40 GB", "eager", "batched", "resident", "fits", "14"]
+
+
+def test_a_tier_that_nothing_fits_has_its_table() -> None:
+    document = results(kind="tiers", misfits=documents.tiers().misfits)
+    (table,) = tables(document).values()
+    assert len(table.rows) == 1
+    assert figures(document) == {}
 
 
 def test_what_was_not_measured_is_not_shown() -> None:
@@ -242,7 +251,7 @@ def test_plots_are_svg_with_their_figures(blocks: list[report.Block]) -> None:
     assert "7.75" in text["Stage breakdown"]  # 25 steps of 310 ms
     assert "65%" in text["Share of the limit"]
     assert "+ temporal_conv2d" in text["Ladder of optimisations"]
-    assert "24 GB: eager, batched, chunk 4" in text["VRAM by tier"]
+    assert "24 GB: eager, batched, resident, chunk 4" in text["VRAM by tier"]
     assert "21.0" in text["VRAM by tier"]
     assert "8.52 s" in text["Latency by tier"]
 
