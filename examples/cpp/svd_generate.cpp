@@ -9,7 +9,9 @@
 #include "picture.hpp"
 #include "pixels.hpp"
 #ifdef SVD_TENSORRT
-#include "svd_tensorrt.hpp"
+namespace svd {
+std::unique_ptr<Backend> open_tensorrt(const Bundle& bundle);  // svd_tensorrt.cu
+}
 #endif
 
 namespace {
