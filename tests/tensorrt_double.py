@@ -132,6 +132,8 @@ class Recorded:
     trt: ClassVar[Any]
 
     def _call(self, name: str, *arguments: Any, returns: Any = None) -> Any:
+        cuda = self.trt.cuda
+        assert cuda is None or cuda.is_selected, f"{name} while another GPU may be the current one"
         return self.trt.call(f"{type(self).__name__}.{name}", *arguments, returns=returns)
 
     def __del__(self) -> None:
@@ -301,6 +303,7 @@ class CudaDouble:
         self.recording: list[Launch] | None = None
         self.alive: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
         self.stream = 7
+        self.is_selected = False
         trt.cuda = self
 
     def empty(self, what: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -315,7 +318,11 @@ class CudaDouble:
 
     @contextmanager
     def selected(self) -> Iterator[None]:
-        yield
+        self.is_selected = True
+        try:
+            yield
+        finally:
+            self.is_selected = False
 
     @contextmanager
     def aside(self) -> Iterator[int]:

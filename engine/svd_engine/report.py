@@ -13,7 +13,17 @@ from pydantic import BaseModel, ConfigDict
 from svd_engine._version import __version__
 from svd_engine.settings import Settings
 
-PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "av")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "numpy",
+    "av",
+)
 
 
 class StagePlacement(BaseModel):

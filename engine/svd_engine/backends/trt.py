@@ -79,15 +79,17 @@ class TrtNetwork(Network):
 
     def close(self) -> None:
         """Graph, context, engine, then the memory that they point to."""
-        self.cuda.synchronize()
-        del self._replay, self.context, self.engine, self.inputs, self.output
-        self.memory.release(self)
+        with self.cuda.selected():
+            self.cuda.synchronize()
+            del self._replay, self.context, self.engine, self.inputs, self.output
+            self.memory.release(self)
 
     def _use(self, block: Tensor) -> None:
         activations = (block.data_ptr(), block.nbytes)
         if self._activations != activations:
             self.context.set_device_memory(*activations)
-            self._activations, self._replay = activations, None  # a graph holds addresses
+            self._activations = activations
+            self._warm, self._replay = False, None  # a graph holds addresses, and the context settles again
 
     def _recorded(self) -> Callable[[], None]:
         try:
@@ -199,8 +201,9 @@ def _rows(engine: tensorrt.ICudaEngine) -> list[str]:
     """An engine's inputs and outputs, as a tensor table would have them."""
     rows = []
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        dtype = engine.get_tensor_dtype(name).name
-        tensor = TensorSpec(name, tuple(engine.get_tensor_shape(name)), DTYPES.get(dtype, dtype))
+        dtype, dims = engine.get_tensor_dtype(name).name, engine.get_tensor_shape(name)
+        shape = tuple(dims[axis] for axis in range(len(dims)))
+        tensor = TensorSpec(name, shape, DTYPES.get(dtype, dtype))
         place = "" if engine.get_tensor_location(name).name == "DEVICE" else " on the host"
         rows.append(f"{engine.get_tensor_mode(name).name.lower()} {tensor}{place}")
     return rows

@@ -45,7 +45,7 @@ def refit(engine: tensorrt.ICudaEngine, graph: Path, plan: str, remedy: str) -> 
         ) from error
     wanted = set(refitter.get_all_weights())
     held: list[Bytes] = []  # TensorRT reads them in refit_cuda_engine
-    refused = []
+    refused: list[str] = []
     for name, kind, content in graph_weights(graph):
         if name in wanted and kind in types:
             dtype, size = types[kind]
