@@ -23,6 +23,7 @@ FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 SCHEMA = "manifest.schema.json"
 DType = Literal["float32", "float16", "bfloat16"]
+Form = Literal["attention", "operators", "primitives"]  # of the graphs: which operators stay whole
 HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
 DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -90,6 +91,7 @@ class Manifest(_Strict):
     model: Model
     source: Source
     dtype: DType
+    form: Form
     opset: int
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
     networks: tuple[NetworkEntry, ...]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command()(tensorrt_cli.check)
+app.command()(tensorrt_cli.tensorrt)
 
 
 class DType(StrEnum):
@@ -26,9 +27,10 @@ class DType(StrEnum):
     fp32 = "fp32"
 
 
-class Opset(StrEnum):
-    operators = "23"
-    primitives = "20"
+class Form(StrEnum):
+    attention = "attention"
+    operators = "operators"
+    primitives = "primitives"
 
 
 class Guidance(StrEnum):
@@ -81,10 +83,13 @@ def onnx(
     without_rewrite: Annotated[
         list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
     ] = None,
-    opset: Annotated[
-        Opset,
-        typer.Option(help="23: attention is one operator; 20: taken apart, for TensorRT 10.12 and 10.13."),
-    ] = Opset.operators,
+    form: Annotated[
+        Form,
+        typer.Option(
+            help="Of the graphs. attention: it is one operator; operators: group normalisation too; "
+            "primitives: neither, for TensorRT 10.12 and 10.13."
+        ),
+    ] = Form.attention,
 ) -> None:
     """Exports CHECKPOINT to a bundle.  Repeated --frames or --guidance share one file of weights."""
     if (checkpoint is None) == (random_weights is None):
@@ -104,7 +109,7 @@ def onnx(
     chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
     manifest = export_bundle(
         opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress(),
-        int(opset.value),  # type: ignore[arg-type]  # one of forms.OPSETS: a test compares them
+        form.value,
     )  # fmt: skip
     size = sum(entry.bytes for entry in manifest.files.values())
     typer.echo(f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.dtype}")

@@ -1,14 +1,18 @@
 """Which ONNX a network becomes, and what is settled on the graph after tracing.  One decision in one place.
 
-The opset names the form; `svd-export onnx --opset` switches it:
+`svd-export onnx --form` switches it:
 
-    23   Attention and (from 21) GroupNormalization are single operators: a runtime with a fused kernel never
-         builds the 9,216 x 9,216 scores of SVD's first level.  ONNX Runtime from 1.23, TensorRT from 10.14.
-    20   Both are taken apart (see `primitives`): TensorRT from 10.12, which looks for the pattern and fuses
-         it, and on which InstanceNormalization may be the faster normalisation.
+    attention    opset 23.  Attention is one operator: a runtime with a fused kernel never builds the 9,216 x
+                 9,216 scores of SVD's first level.  GroupNormalization is taken apart (see `primitives`):
+                 ONNX Runtime has no kernel for it, and the definition that it falls back to sums squares in
+                 float32, makes some ten tensors of the input's size, and is ten times less exact where the
+                 mean is three deviations.  ONNX Runtime from 1.23, TensorRT from 10.14.
+    operators    opset 23.  GroupNormalization is one operator too: to be tried on TensorRT, from 10.14.
+    primitives   opset 20.  Both are taken apart: TensorRT from 10.12, which looks for the patterns and fuses
+                 them.
 
-Networks are traced at 23 whichever form they take, so nothing else differs.  Half precision networks keep
-their float32 islands by the operators' own definition, without casts:
+Networks are traced as `operators` whichever form they take, so nothing else differs.  Half precision
+networks keep their float32 islands by the operators' own definition, without casts, where those are whole:
 
     LayerNormalization, GroupNormalization   stash_type 1 (the default): statistics in float32
     Attention                                softmax_precision 1: softmax in float32
@@ -19,19 +23,23 @@ products of large keys do not overflow.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import onnx_ir as ir
 
+from svd_engine.manifest import Form
 from svd_export.primitives import take_apart
 
-Opset = Literal[23, 20]
-OPSETS: tuple[Opset, ...] = get_args(Opset)
-OPSET: Opset = 23  # the default, and that of tracing
+OPSETS: dict[Form, int] = {"attention": 23, "operators": 23, "primitives": 20}
+APART: dict[Form, tuple[str, ...]] = {
+    "attention": ("GroupNormalization",),
+    "operators": (),
+    "primitives": ("GroupNormalization", "Attention"),
+}
+FORM: Form = "attention"  # the default
+TRACED = 23  # opset
 UNUSED = ("is_causal", "qk_matmul_output_mode", "softcap")  # of Attention; TensorRT knows not all of them
 
 
-def settle(model: ir.Model, opset: Opset = OPSET) -> None:
+def settle(model: ir.Model, form: Form = FORM) -> None:
     """Edits a traced model in place: its form, boundary names kept free, no traces of its maker."""
     model.producer_name = "svd-engine"
     model.producer_version = None
@@ -39,9 +47,8 @@ def settle(model: ir.Model, opset: Opset = OPSET) -> None:
     for node in graph:
         if node.op_type == "Attention":
             _settle_attention(node)
-    if opset < OPSET:
-        take_apart(graph)
-        graph.opset_imports[""] = opset
+    take_apart(graph, APART[form])
+    graph.opset_imports[""] = OPSETS[form]
     boundary = {value.name for value in (*graph.inputs, *graph.outputs)}
     constants = tuple(graph.initializers.values())
     inside = [value for node in graph for value in node.outputs if not value.is_graph_output()]

@@ -11,7 +11,7 @@ Both are exact.  The float32 islands are explicit casts here: no attribute of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import prod, sqrt
 
 import numpy as np
@@ -96,10 +96,10 @@ PARTS: dict[str, Callable[[Scope], ir.Value]] = {
 }
 
 
-def take_apart(graph: ir.Graph) -> None:
-    """Replaces both operators in place; the constants that only they used go with them."""
+def take_apart(graph: ir.Graph, operators: Collection[str]) -> None:
+    """Replaces these operators in place; the constants that only they used go with them."""
     for node in list(graph):
-        if node.op_type not in PARTS:
+        if node.op_type not in operators:
             continue
         scope = Scope(graph, node)
         made, old = PARTS[node.op_type](scope), node.outputs[0]

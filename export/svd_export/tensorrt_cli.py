@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,8 +28,8 @@ def check(
     """Holds a bundle's graphs against what TensorRT takes; needs no TensorRT and no GPU."""
     from svd_engine.bundle import Bundle
     from svd_engine.errors import ExportError
-    from svd_export.forms import OPSETS
     from svd_export.graph_check import check_graph
+    from svd_export.tensorrt_ops import OPSET_LIMITS
 
     opened = Bundle(bundle)
     findings = 0
@@ -42,8 +44,8 @@ def check(
             f"bundle {bundle}",
             expected=f"graphs that TensorRT {tensorrt.value} takes",
             got=f"{findings} findings, above",
-            remedy="Export again with --opset 20, which TensorRT takes from 10.12 on, or use a newer one."
-            if opened.manifest.opset > min(OPSETS)
+            remedy="Export again with --form primitives, which TensorRT takes from 10.12, or use a newer one."
+            if opened.manifest.opset > OPSET_LIMITS["10.13"][1]
             else "Report this with the versions in the manifest.",
         )
 
@@ -52,3 +54,65 @@ def _summary(report: GraphReport) -> str:
     heads = ", ".join(f"{count} of width {width}" for width, count in sorted(report.attentions.items()))
     verdict = f"{len(report.findings)} findings" if report.findings else "fits"
     return f"{verdict}: {report.operators} operators of {report.kinds} kinds, attention {heads or 'none'}"
+
+
+class Compatibility(StrEnum):
+    none = "none"
+    same_cc = "same-cc"
+    ampere_plus = "ampere+"
+
+
+def tensorrt(
+    bundle: Annotated[Path, typer.Argument(help="The bundle; the plans are added to it.")],
+    networks: Annotated[
+        list[str] | None,
+        typer.Option(help="image_encoder, vae_encoder, denoiser, vae_decoder; default all.  Repeatable."),
+    ] = None,
+    workspace: Annotated[str, typer.Option(help="Most scratch memory of a kernel, in GiB or MiB.")] = "8GiB",
+    optimization_level: Annotated[int, typer.Option(min=0, max=5, help="Higher looks longer.")] = 3,
+    timing_cache: Annotated[Path | None, typer.Option(help="Default: in the bundle, for this GPU.")] = None,
+    refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be given again.")] = False,
+    stripped: Annotated[
+        bool, typer.Option("--stripped", help="Without weights: loading takes the bundle's own.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        Compatibility,
+        typer.Option(help="Runs on: this kind of card; its compute capability; Ampere and newer."),
+    ] = Compatibility.none,
+) -> None:
+    """Builds TensorRT plans for the GPU at hand into the bundle; run again, it goes on where it was."""
+    from svd_engine import console
+    from svd_engine.bundle import Bundle
+    from svd_engine.networks.spec import NETWORKS
+    from svd_export.tensorrt_builder import BuildOptions
+    from svd_export.to_tensorrt import build_plans
+
+    if timing_cache is not None:
+        console.check_folder(timing_cache)
+    options = BuildOptions(
+        memory_bytes(workspace), optimization_level, refittable, stripped, hardware_compatibility.value
+    )
+    opened = Bundle(bundle)
+    started = time.monotonic()
+    plans = build_plans(
+        opened, options, networks or NETWORKS, timing_cache,
+        lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
+    )  # fmt: skip
+    for plan in plans:
+        size = (bundle / plan.file).stat().st_size
+        typer.echo(
+            f"{plan.file}: {size / 2**20:.1f} MiB, {plan.device_memory_bytes / 2**20:.1f} MiB of GPU memory"
+        )
+
+
+def memory_bytes(text: str) -> int:
+    """Of "8GiB" or "512MiB".  Raises SettingsError."""
+    from svd_engine.errors import SettingsError
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|MiB)", text)
+    size = int(float(found[1]) * {"GiB": 2**30, "MiB": 2**20}[found[2]]) if found else 0
+    if not size:
+        raise SettingsError(
+            "workspace", expected="a size such as 8GiB or 512MiB", got=repr(text), remedy="Write it so."
+        )
+    return size

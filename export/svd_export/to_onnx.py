@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from svd_engine import report
-from svd_engine.bundle import sha256_of
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import ExportError
 from svd_engine.manifest import (
@@ -29,7 +28,7 @@ from svd_engine.manifest import (
     MANIFEST,
     SCHEMA,
     DType,
-    FileEntry,
+    Form,
     Manifest,
     NetworkEntry,
     RewriteEntry,
@@ -38,6 +37,7 @@ from svd_engine.manifest import (
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import NETWORKS, NetworkSpec, Profile, specs_of
 from svd_export import forms
+from svd_export.manifest_file import as_json, file_entry
 from svd_export.placing import placed
 from svd_export.weights import WeightsFile
 
@@ -51,11 +51,11 @@ def export_bundle(
     dtype: torch.dtype,
     without_rewrites: Collection[str] = (),
     progress: Progress = lambda line: None,
-    opset: forms.Opset = forms.OPSET,
+    form: Form = forms.FORM,
 ) -> Manifest:
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
-    `opset` decides the form of its graphs, see `forms`.  `progress` is told each network as its work
+    `form` is that of its graphs, see `forms`.  `progress` is told each network as its work
     begins.  Raises ExportError when the place is taken or cannot be written or a network cannot be
     exported, CheckpointError for the checkpoint's own faults.
     """
@@ -68,7 +68,7 @@ def export_bundle(
             with WeightsFile(aside / f"{network}.bin") as weights:
                 for spec in of_network:
                     progress(spec.key)
-                    entries.append(export_network(modules, spec, weights, opset))
+                    entries.append(export_network(modules, spec, weights, form))
             for entry in entries[-len(of_network) :]:
                 check(aside / entry.graph)
             modules.release(of_network[0])
@@ -76,7 +76,8 @@ def export_bundle(
             model=checkpoint.model,
             source=Source(checkpoint=checkpoint.source, digest=checkpoint.digest()),
             dtype=dtype_name(dtype),
-            opset=opset,
+            form=form,
+            opset=forms.OPSETS[form],
             profiles=tuple(profiles),
             networks=tuple(entries),
             files={path.name: file_entry(path) for path in sorted(aside.iterdir())},
@@ -91,14 +92,6 @@ def export_bundle(
         (aside / SCHEMA).write_text(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
         (aside / MANIFEST).write_text(as_json(manifest))
     return manifest
-
-
-def as_json(manifest: Manifest) -> str:
-    return manifest.model_dump_json(indent=1) + "\n"
-
-
-def file_entry(path: Path) -> FileEntry:
-    return FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def check(graph: Path) -> None:
@@ -124,7 +117,7 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
                 kwargs=example,
                 input_names=list(example),
                 output_names=[spec.output.name],
-                opset_version=forms.OPSET,
+                opset_version=forms.TRACED,
                 dynamo=True,
                 external_data=True,
                 verbose=False,
@@ -148,11 +141,11 @@ def dtype_name(dtype: torch.dtype) -> DType:
 
 
 def export_network(
-    modules: Modules, spec: NetworkSpec, weights: WeightsFile, opset: forms.Opset = forms.OPSET
+    modules: Modules, spec: NetworkSpec, weights: WeightsFile, form: Form = forms.FORM
 ) -> NetworkEntry:
     """Writes the graph of one network beside `weights`, which receive its large tensors."""
     model = trace(modules.network(spec), spec)
-    forms.settle(model, opset)
+    forms.settle(model, form)
     model.graph.name = spec.key
     weights.move_out(model)
     graph = weights.path.with_name(f"{spec.key}.onnx")

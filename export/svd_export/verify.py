@@ -7,16 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svd_engine import console
 from svd_engine.backends.ort import OrtBackend
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import NonFiniteOutput, ParityError
-from svd_engine.manifest import MANIFEST, NetworkEntry, ParityEntry
+from svd_engine.manifest import NetworkEntry, ParityEntry
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
-from svd_export.to_onnx import as_json
+from svd_export.manifest_file import update_manifest
 
 TINY = torch.finfo(torch.float32).tiny  # in place of the largest value of a reference of zeros
 
@@ -44,8 +43,7 @@ def verify(
     for entry in manifest.networks:
         progress(entry.spec.key)
         rows.append(compare(runtime, checkpoint, entry))
-    verified = manifest.model_copy(update={"parity": tuple(rows)})
-    console.write_text(bundle.folder / MANIFEST, as_json(verified))
+    update_manifest(bundle.folder, lambda now: now.model_copy(update={"parity": tuple(rows)}))
     for row in rows:
         if not row.relative <= row.tolerance:  # written so that NaN fails
             raise ParityError(

@@ -1,10 +1,10 @@
-"""The two forms of a graph: the same numbers, and what each is made of."""
+"""The forms of a graph: the same numbers, and what each is made of."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import onnx
@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
+from svd_engine.manifest import Form, Manifest
 from svd_engine.networks.spec import Profile
-from svd_export import forms
-from svd_export.cli import Opset
+from svd_export import cli, forms
 from svd_export.primitives import take_apart
 from svd_export.to_onnx import export_bundle
 from svd_export.verify import verify
@@ -52,7 +52,7 @@ def one_node(op: str, kind: int, attributes: dict[str, Any], **shapes: tuple[int
 
 def taken_apart(model: onnx.ModelProto) -> onnx.ModelProto:
     read = ir.from_proto(model)
-    take_apart(read.graph)
+    take_apart(read.graph, TAKEN_APART)
     read.graph.opset_imports[""] = 20
     made = ir.to_proto(read)
     onnx.checker.check_model(made, full_check=True)
@@ -116,10 +116,10 @@ def test_group_normalization(kind: int, allowed: float, rest: tuple[int, ...]) -
 
 @pytest.fixture(scope="module")
 def primitive_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `half_bundle`, at opset 20."""
+    """As `half_bundle`, both operators taken apart."""
     folder = tmp_path_factory.mktemp("primitive") / "tiny"
     profile = Profile(2, 32, 16, 1, "single", 2)
-    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], torch.float16, opset=20)
+    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], torch.float16, form="primitives")
     return folder
 
 
@@ -129,35 +129,54 @@ def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
 
 
 def test_the_options_are_the_forms() -> None:
-    assert [int(option.value) for option in Opset] == list(forms.OPSETS) == list(get_args(forms.Opset))
+    assert [option.value for option in cli.Form] == list(forms.OPSETS) == list(forms.APART)
+    assert list(get_args(get_type_hints(Manifest)["form"])) == list(forms.OPSETS)
 
 
 def test_the_manifest_and_every_graph_say_which(primitive_bundle: Path) -> None:
-    assert Bundle(primitive_bundle).manifest.opset == 20
+    manifest = Bundle(primitive_bundle).manifest
+    assert (manifest.form, manifest.opset) == ("primitives", 20)
     for model in graphs(primitive_bundle).values():
         assert [(item.domain, item.version) for item in model.opset_import] == [("", 20)]
 
 
-def test_nothing_but_the_two_operators_differs(half_bundle: Path, primitive_bundle: Path) -> None:
-    for key, whole in graphs(half_bundle).items():
-        apart = graphs(primitive_bundle)[key]
-        counts, expected = Counter(operators(apart)), Counter(operators(whole))
-        for op, parts in TAKEN_APART.items():
-            expected += Counter(parts * expected.pop(op, 0))
+@pytest.fixture(scope="module")
+def operator_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `half_bundle`, both operators whole."""
+    folder = tmp_path_factory.mktemp("operator") / "tiny"
+    profile = Profile(2, 32, 16, 1, "single", 2)
+    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], torch.float16, form="operators")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["attention", "primitives"])
+def test_nothing_but_what_is_taken_apart_differs(
+    form: Form, operator_bundle: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue("half_bundle" if form == "attention" else "primitive_bundle")
+    for key, whole in graphs(operator_bundle).items():
+        counts, expected = Counter(operators(graphs(folder)[key])), Counter(operators(whole))
+        for op in forms.APART[form]:
+            expected += Counter(TAKEN_APART[op] * expected.pop(op, 0))
         assert counts == expected
-        assert {"Attention", "GroupNormalization"} & set(counts) == set()
+        assert set(forms.APART[form]) & set(counts) == set()
 
 
-def test_the_islands_of_float32(primitive_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("bundle", "kinds"),
+    [("half_bundle", {"InstanceNormalization"}), ("primitive_bundle", {"InstanceNormalization", "Softmax"})],
+)
+def test_the_islands_of_float32(bundle: str, kinds: set[str], request: pytest.FixtureRequest) -> None:
     islands: Counter[str] = Counter()
-    for model in graphs(primitive_bundle).values():
+    for model in graphs(request.getfixturevalue(bundle)).values():
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-        kinds = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+        types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
         for node in inferred.node:
             if node.op_type in ("Softmax", "InstanceNormalization"):
-                assert kinds[node.input[0]] == kinds[node.output[0]] == TensorProto.FLOAT
+                assert types[node.input[0]] == types[node.output[0]] == TensorProto.FLOAT
                 islands[node.op_type] += 1
-    assert min(islands["Softmax"], islands["InstanceNormalization"]) > 5
+    assert islands.keys() == kinds
+    assert min(islands.values()) > 5
 
 
 def test_both_forms_pass_the_same_tolerances(
