@@ -17,6 +17,8 @@ from pathlib import Path
 
 from svd_engine.errors import ExportError
 
+OTHER_PLACE = "choose another place with -o"
+
 
 @contextmanager
 def placed(target: Path) -> Iterator[Path]:
@@ -28,7 +30,7 @@ def placed(target: Path) -> Iterator[Path]:
     target = target.absolute()
     check_free(target)
     aside = target.with_name(f".{target.name}.partial")
-    try:
+    with _refused(target):
         lock = _lock(aside, target)
         try:
             check_free(target)  # whoever held the lock until now may have finished
@@ -42,15 +44,46 @@ def placed(target: Path) -> Iterator[Path]:
             raise
         finally:
             os.close(lock)
+
+
+@contextmanager
+def workshop(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder inside `folder`, for files that `move_out` takes into it when they are whole.
+
+    It is gone afterwards, whatever happens.  Raises ExportError when another process works there, or when
+    the disk is full or not writable.
+    """
+    aside = folder.absolute() / ".partial"
+    with _refused(folder, "make the folder writable"):
+        lock = _lock(aside, folder, "then run the same command")
+        try:
+            _empty(aside)
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.close(lock)
+
+
+def move_out(path: Path, target: Path) -> None:
+    """Puts a whole file in its place, over an older one."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    path.replace(target)
+
+
+@contextmanager
+def _refused(target: Path, otherwise: str = OTHER_PLACE) -> Iterator[None]:
+    """What the system refuses becomes ExportError."""
+    try:
+        yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise ExportError(
             f"writing {target}",
             expected="room and permission to write there",
             got=str(error),
-            remedy="Free space, or choose another place with -o."
-            if full
-            else "Choose another place with -o.",
+            remedy=f"Free space, or {otherwise}." if full else f"{otherwise[0].upper()}{otherwise[1:]}.",
         ) from error
 
 
@@ -74,7 +107,7 @@ def check_free(target: Path) -> None:
         )
 
 
-def _lock(aside: Path, target: Path) -> int:
+def _lock(aside: Path, target: Path, otherwise: str = f"or {OTHER_PLACE}") -> int:
     while True:
         with suppress(FileExistsError):
             aside.mkdir()
@@ -93,7 +126,7 @@ def _lock(aside: Path, target: Path) -> int:
                 f"output {target}",
                 expected="no other export into the same place",
                 got="another process that is writing it now",
-                remedy="Wait for it, or choose another place with -o.",
+                remedy=f"Wait for it, {otherwise}.",
             ) from error
         except FileNotFoundError:
             pass  # as above

@@ -14,24 +14,25 @@ GONE = "__gone"  # an attribute that nothing has
 def sources() -> list[Path]:
     """The files that import tensorrt, anywhere in them."""
     found = (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))
-    return [path for path in found if module_name(ast.parse(path.read_text()))]
+    return [path for path in found if prefixes(ast.parse(path.read_text()))]
 
 
-def module_name(tree: ast.AST) -> str | None:
-    """What a file calls the module."""
-    for node in ast.walk(tree):
-        for alias in node.names if isinstance(node, ast.Import) else ():
-            if alias.name == "tensorrt":
-                return alias.asname or alias.name
-    return None
+def prefixes(tree: ast.AST) -> tuple[str, ...]:
+    """What a file calls the module, each with a dot."""
+    aliases = (a for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names)
+    return tuple({f"{a.asname or a.name}." for a in aliases if a.name == "tensorrt"})
 
 
 def names(path: Path) -> set[str]:
     """Everything reached from the module, as dotted names: "Builder", "BuilderFlag.STRIP_PLAN"."""
     tree = ast.parse(path.read_text())
-    module = module_name(tree)
     whole = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return {name.removeprefix(f"{module}.") for name in whole if name.startswith(f"{module}.")}
+    return {name.partition(".")[2] for name in whole if is_of(prefixes(tree), name)}
+
+
+def is_of(module: tuple[str, ...], name: str) -> bool:
+    """A dotted name below the module, without calls in it."""
+    return name.startswith(module) and not set(name) & set("([")
 
 
 class Probe(ast.NodeTransformer):
@@ -41,12 +42,12 @@ class Probe(ast.NodeTransformer):
     checker that knows what `config` is must object, once for each use, and one that takes it for Any cannot.
     """
 
-    def __init__(self, members: set[str], module: str) -> None:
+    def __init__(self, members: set[str], module: tuple[str, ...]) -> None:
         self.members, self.module = members, module
         self.placed: list[str] = []
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        if ast.unparse(node).startswith(f"{self.module}."):  # `names` has these
+        if is_of(self.module, ast.unparse(node)):  # `names` has these
             return node
         self.generic_visit(node)
         if node.attr not in self.members or not isinstance(node.ctx, ast.Load):
@@ -60,8 +61,6 @@ class Probe(ast.NodeTransformer):
 def probed(path: Path, members: set[str]) -> tuple[str, list[str]]:
     """The file with its probes, and their names."""
     tree = ast.parse(path.read_text())
-    module = module_name(tree)
-    assert module
-    probe = Probe(members, module)
+    probe = Probe(members, prefixes(tree))
     tree = ast.fix_missing_locations(probe.visit(tree))
     return ast.unparse(tree), probe.placed
