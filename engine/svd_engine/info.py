@@ -11,7 +11,7 @@ import torch
 from svd_engine import report
 from svd_engine.backends.choose import without_plans
 from svd_engine.backends.ort import load_runtime
-from svd_engine.backends.trt_library import machine, require_tensorrt
+from svd_engine.backends.trt_library import INSTALL, machine, require_tensorrt
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.manifest import DType, PlanEntry
@@ -80,12 +80,12 @@ def tensorrt_ability(bundle: Bundle | None = None) -> Ability:
 def plan_facts(bundle: Bundle) -> dict[str, str]:
     """Every TensorRT plan: what it is, for which profiles, and which GPU here runs it, or why none does."""
     machines: dict[str, Machine] = {}
-    no_machine = "" if torch.cuda.device_count() else _no_gpu()
+    no_machine = "" if torch.cuda.device_count() else "not here: torch sees no CUDA GPU"
     try:
         for index in range(torch.cuda.device_count()):
             machines[f"cuda:{index}"] = machine(torch.device("cuda", index))
     except BackendUnavailable as error:
-        no_machine = str(error)
+        no_machine = f"not here: tensorrt: {error.got}; run: {INSTALL}"
     return {
         f"plan {number}": f"{_plan(bundle, plan)}; {no_machine or _where(bundle, plan, machines)}"
         for number, plan in enumerate(bundle.manifest.plans, 1)
@@ -111,7 +111,8 @@ def _where(bundle: Bundle, plan: PlanEntry, machines: dict[str, Machine]) -> str
     fitting = [name for name, reason in reasons.items() if not reason]
     if fitting:
         return f"runs on {', '.join(fitting)}"
-    return f"{'; '.join(dict.fromkeys(reasons.values()))}; run: {build_command(bundle.folder)}"
+    why_not = "; ".join(dict.fromkeys(reasons.values()))
+    return f"not here: {why_not}; run: {build_command(bundle.folder)}"
 
 
 def bundle_facts(bundle: Bundle) -> dict[str, str]:

@@ -57,7 +57,7 @@ def test_every_weight_is_what_onnx_reads(folder: Path, trt: TensorRT) -> None:
     weights = strip(folder)
     network = TrtBackend(Bundle(folder), CPU).open(denoiser(folder))
     assert isinstance(network, TrtNetwork)
-    given = network.engine.weights  # type: ignore[attr-defined]  # of the double
+    given = network.engine.weights  # of the double
     model = onnx.load(str(Bundle(folder).graph(denoiser(folder))))  # external data included
     expected = {t.name: numpy_helper.to_array(t).tobytes() for t in model.graph.initializer}
     assert len(expected) > 100

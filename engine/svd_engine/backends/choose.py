@@ -40,7 +40,7 @@ def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choic
             raise BackendUnavailable(
                 "backend tensorrt",
                 expected="a CUDA GPU",
-                got=f"device {where}",
+                got="none that torch can use" if device == "auto" else f"device {where}",
                 remedy="Use --backend onnxruntime on the CPU.",
             )
         return Choice("tensorrt", where, "asked for")
