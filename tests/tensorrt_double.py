@@ -147,7 +147,7 @@ class Runtime(Recorded):
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
         try:
-            engine = self.trt.ICudaEngine(json.loads(serialized_engine), self)
+            engine = self.trt.ICudaEngine(json.loads(bytes(serialized_engine)), self)
         except ValueError:
             self.trt.logger.log(Severity.ERROR, "the plan is not one")
             engine = None

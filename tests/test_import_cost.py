@@ -35,6 +35,8 @@ STATEMENTS = {
     "svd-export onnx": ("from svd_export.cli import main; main()", ("onnx", "--help")),
     "svd-bench": ("from svd_bench.cli import main; main()", ("--help",)),
     "svd-export verify": ("from svd_export.cli import main; main()", ("verify", "--help")),
+    "svd-export check": ("from svd_export.cli import main; main()", ("check", "--help")),
+    "svd-export tensorrt": ("from svd_export.cli import main; main()", ("tensorrt", "--help")),
 }
 
 

@@ -18,7 +18,7 @@ from svd_export.tensorrt_progress import Progress
 if TYPE_CHECKING:
     import tensorrt
 
-FORMS = "export the other form of the graphs (svd-export onnx ... --opset 20 or 23)"
+FORMS = "export another form of the graphs (svd-export onnx ... --form primitives, operators or attention)"
 REMEDIES = {  # by what TensorRT says
     "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), pass a smaller --workspace, or "
     "export a smaller profile (--decode-chunk, --guidance single).",

@@ -1,0 +1,54 @@
+"""The manifest as several processes change it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from svd_engine.bundle import Bundle
+from svd_engine.checkpoint import open_checkpoint
+from svd_engine.errors import BundleError
+from svd_engine.manifest import Manifest, read_manifest
+from svd_export.manifest_file import update_manifest
+from svd_export.verify import verify
+from tests import damage, tensorrt_double
+
+
+def named(manifest: Manifest) -> Manifest:
+    return manifest.model_copy(update={"without_rewrites": ("changed",)})
+
+
+def test_it_waits_for_whoever_changes_it_now(half_bundle: Path, tmp_path: Path) -> None:
+    folder = damage.copy(half_bundle, tmp_path)
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    waiting = threading.Thread(target=update_manifest, args=(folder, named))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    assert read_manifest(folder).without_rewrites == ()
+    os.close(lock)
+    waiting.join(60)
+    assert read_manifest(folder).without_rewrites == ("changed",)
+    assert not list(folder.glob(".*"))
+
+
+def test_verify_keeps_the_plans_that_came_meanwhile(
+    half_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = damage.copy(half_bundle, tmp_path)
+    opened = Bundle(folder)
+    tensorrt_double.add_plans(folder)
+    verify(opened, open_checkpoint(str(tiny_checkpoint)), torch.device("cpu"), lambda line: None)
+    manifest = Bundle(folder).manifest
+    assert (len(manifest.plans), len(manifest.parity)) == (4, 4)
+
+
+def test_nothing_to_change(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"a folder with manifest\.json"):
+        update_manifest(tmp_path, named)

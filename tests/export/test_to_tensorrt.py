@@ -1,0 +1,352 @@
+"""`svd-export tensorrt` over the recording double: what it asks of TensorRT, what it leaves in the bundle,
+and every way in which it fails."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from svd_engine.bundle import Bundle
+from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
+from svd_engine.manifest import MANIFEST, PlanEntry
+from svd_engine.plans import fitting_plan
+from svd_export.cli import main
+from svd_export.tensorrt_builder import BuildOptions
+from svd_export.tensorrt_cli import memory_bytes
+from svd_export.to_tensorrt import build_plans
+from tests import damage, tensorrt_builder_double
+from tests.commands import call
+from tests.tensorrt_builder_double import BuilderFlag, HardwareCompatibilityLevel
+from tests.tensorrt_double import GPU, MACHINE, VERSION, Fault
+
+NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return tensorrt_builder_double.install(monkeypatch)
+
+
+@pytest.fixture
+def folder(half_bundle: Path, tmp_path: Path) -> Path:
+    return damage.copy(half_bundle, tmp_path)
+
+
+def plans(folder: Path) -> dict[str, PlanEntry]:
+    return {plan.network.partition("-")[0]: plan for plan in Bundle(folder).manifest.plans}
+
+
+def built(trt: Any) -> list[str]:
+    return [name for (name,) in trt.called("Builder.build_serialized_network")]
+
+
+def test_every_network_receives_a_plan_that_fits_here(trt: Any, folder: Path) -> None:
+    rows = build_plans(Bundle(folder))
+    bundle = Bundle(folder)
+    assert list(bundle.manifest.plans) == rows
+    assert tuple(plans(folder)) == NETWORKS
+    for entry in bundle.manifest.networks:
+        row = fitting_plan(bundle, entry.spec, MACHINE)
+        content = bundle.read_plan(row)
+        assert json.loads(content)["key"] == entry.spec.key
+        assert bundle.manifest.files[row.file].sha256 == hashlib.sha256(content).hexdigest()
+        assert (row.tensorrt, row.gpu, row.compute_capability) == (VERSION, GPU, (9, 0))
+        assert row.dtype == entry.dtype
+        assert row.device_memory_bytes == tensorrt_builder_double.DEVICE_MEMORY
+        assert (row.stripped, row.refittable, row.optimization_level) == (False, False, 3)
+        assert row.workspace_bytes == 8 * 2**30
+    assert not list(folder.glob(".*"))
+
+
+def test_what_tensorrt_is_asked_for(trt: Any, folder: Path) -> None:
+    build_plans(Bundle(folder), networks=["denoiser"])
+    graph = damage.network(folder, "denoiser")["graph"]
+    order = [name for name in trt.order() if not name.endswith("freed")]
+    assert order == [
+        "Builder.__init__", "Builder.create_network", "OnnxParser.parse_from_file",
+        "IBuilderConfig.set_memory_pool_limit", "IBuilderConfig.create_timing_cache",
+        "Builder.build_serialized_network", "Runtime.__init__", "Runtime.deserialize_cuda_engine",
+    ]  # fmt: skip
+    assert trt.called("Builder.create_network") == [(1 << 1,)]  # strongly typed
+    assert trt.called("OnnxParser.parse_from_file") == [(graph,)]  # from a file, for the weights
+    assert trt.called("IBuilderConfig.set_memory_pool_limit") == [("WORKSPACE", 8 * 2**30)]
+    (config,) = trt.configs
+    assert config.flags == set()  # no TF32: float32 means float32
+    assert config.hardware_compatibility_level is HardwareCompatibilityLevel.NONE
+    assert config.builder_optimization_level == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        (BuildOptions(stripped=True), {BuilderFlag.STRIP_PLAN, BuilderFlag.REFIT_IDENTICAL}),
+        (BuildOptions(refittable=True), {BuilderFlag.REFIT_IDENTICAL}),
+    ],
+)
+def test_weights_that_are_given_later(trt: Any, folder: Path, options: BuildOptions, flags: Any) -> None:
+    (row,) = build_plans(Bundle(folder), options, ["vae_decoder"])
+    assert trt.configs[0].flags == flags
+    assert (row.stripped, row.refittable) == (options.stripped, True)
+    assert json.loads((folder / row.file).read_bytes())["stripped"] is options.stripped
+
+
+@pytest.mark.parametrize(
+    ("compatibility", "level", "part"),
+    [("same-cc", "SAME_COMPUTE_CAPABILITY", "sm_90"), ("ampere+", "AMPERE_PLUS", "ampere-plus")],
+)
+def test_plans_for_other_cards(trt: Any, folder: Path, compatibility: Any, level: str, part: str) -> None:
+    (row,) = build_plans(Bundle(folder), BuildOptions(hardware_compatibility=compatibility), ["denoiser"])
+    assert trt.configs[0].hardware_compatibility_level.name == level
+    assert (row.hardware_compatibility, part in row.file) == (compatibility, True)
+
+
+def test_the_timing_cache_grows_beside_the_plans(trt: Any, folder: Path) -> None:
+    build_plans(Bundle(folder))
+    (cache,) = folder.glob("*.cache")
+    assert cache.name == f"timing.trt{VERSION}-nvidia-any-80gb-float16.cache"
+    keys = [entry.spec.key for entry in Bundle(folder).manifest.networks]
+    assert cache.read_bytes().decode() == "".join(f"{key};" for key in keys)
+    assert trt.called("IBuilderConfig.create_timing_cache")[1] == (f"{keys[0]};".encode(),)
+
+
+def test_a_timing_cache_elsewhere_and_one_of_another_gpu(trt: Any, folder: Path, tmp_path: Path) -> None:
+    cache, said = tmp_path / "mine", []
+    cache.write_bytes(b"other GPU")
+    build_plans(Bundle(folder), networks=["denoiser"], timing_cache=cache, progress=said.append)
+    assert any("is of another TensorRT or GPU" in line for line in said)
+    assert cache.read_bytes().startswith(b"denoiser-")
+    assert not list(folder.glob("*.cache"))
+
+
+def test_what_is_there_is_not_built_again(trt: Any, folder: Path) -> None:
+    first = build_plans(Bundle(folder), networks=["denoiser", "vae_decoder"])
+    said: list[str] = []
+    assert build_plans(Bundle(folder), progress=said.append)[2:] == first
+    assert [name.partition("-")[0] for name in built(trt)] == [
+        "denoiser", "vae_decoder", "image_encoder", "vae_encoder"
+    ]  # fmt: skip
+    assert sum("is there already" in line for line in said) == 2
+
+
+def test_other_options_replace_a_plan(trt: Any, folder: Path) -> None:
+    build_plans(Bundle(folder))
+    (row,) = build_plans(Bundle(folder), BuildOptions(optimization_level=5), ["denoiser"])
+    assert len(built(trt)) == 5
+    assert plans(folder)["denoiser"] == row
+    assert row.optimization_level == 5
+    assert len(Bundle(folder).manifest.plans) == 4
+
+
+def test_a_plan_of_another_graph_is_built_again(trt: Any, folder: Path) -> None:
+    build_plans(Bundle(folder), networks=["denoiser"])
+    damage.edit(folder, lambda m: m["plans"][0].update(graph_sha256="0" * 64))
+    build_plans(Bundle(folder), networks=["denoiser"])
+    assert len(built(trt)) == 2
+
+
+def interrupted(trt: Any, at: str, error: BaseException) -> None:
+    """From within TensorRT, while it builds `at`."""
+
+    def phases(monitor: Any) -> bool:
+        if trt.called("OnnxParser.parse_from_file")[-1][0].startswith(at):
+            monitor._tell(lambda: (_ for _ in ()).throw(error))
+        return tensorrt_builder_double.two_phases(monitor)
+
+    trt.phases = phases
+
+
+def test_an_interrupt_keeps_what_is_finished(trt: Any, folder: Path) -> None:
+    interrupted(trt, "denoiser", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        build_plans(Bundle(folder))
+    assert tuple(plans(folder)) == ("image_encoder", "vae_encoder")
+    assert not list(folder.glob(".*"))
+    trt.phases = tensorrt_builder_double.two_phases
+    build_plans(Bundle(folder))
+    assert tuple(plans(folder)) == NETWORKS
+    assert len(built(trt)) == 4  # none of them twice
+
+
+def fails(folder: Path, kind: type[Exception] = ExportError, **more: Any) -> str:
+    """The message of a build that fails, and leaves the bundle as it was."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(kind) as caught:
+        build_plans(Bundle(folder), networks=["denoiser"], **more)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    return str(caught.value)
+
+
+def test_an_operator_that_the_parser_does_not_take(trt: Any, folder: Path) -> None:
+    trt.unknown = {"Attention"}
+    message = fails(folder)
+    assert "expected a graph that TensorRT's parser takes, got Attention node_" in message
+    assert "No importer registered" in message
+    assert "`svd-export check` names what TensorRT does not take" in message
+
+
+def test_a_parser_that_fails_without_a_word(trt: Any, folder: Path) -> None:
+    trt.faults["OnnxParser.parse_from_file"] = Fault(returns=False, says="a file it cannot read")
+    assert "got a file it cannot read" in fails(folder)
+
+
+@pytest.mark.parametrize(
+    ("says", "remedy"),
+    [
+        (
+            "[virtualMemoryBuffer.cpp] Error Code 2: OutOfMemory (no further information)",
+            "smaller --workspace",
+        ),
+        ("Requested amount of GPU memory is too large: out of memory", "--decode-chunk, --guidance single"),
+        ("Could not find any implementation for node {ForeignNode[a...b]}", "Pass a larger --workspace"),
+        ("something else", "svd-export check"),
+    ],
+)
+def test_no_plan(trt: Any, folder: Path, says: str, remedy: str) -> None:
+    trt.faults["Builder.build_serialized_network"] = Fault(returns=None, says=says)
+    message = fails(folder)
+    assert f"expected a plan, got {says}. " in message
+    assert remedy in message
+
+
+def test_a_plan_that_does_not_load(trt: Any, folder: Path) -> None:
+    trt.faults["Runtime.deserialize_cuda_engine"] = Fault(returns=None, says="bad magic")
+    assert "expected a plan that TensorRT can load, got bad magic" in fails(folder)
+
+
+def test_a_gpu_that_tensorrt_cannot_use(trt: Any, folder: Path) -> None:
+    trt.faults["Builder.__init__"] = Fault(returns=None, says="CUDA initialization failure with error: 35")
+    message = fails(folder, BackendUnavailable)
+    assert "expected a GPU and a driver that it can use, got CUDA initialization failure" in message
+    assert "nvidia-smi" in message
+
+
+def test_no_gpu(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = fails(folder, BackendUnavailable)
+    assert "building TensorRT plans: expected a CUDA GPU of the kind that will run them" in message
+    assert "run the same command there" in message
+
+
+def test_no_tensorrt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert call(main, "tensorrt", folder) == 1
+    assert "Run: pip install 'svd-engine[tensorrt]'" in capsys.readouterr().err
+
+
+def test_a_network_that_is_none(trt: Any, folder: Path) -> None:
+    with pytest.raises(SettingsError, match="network: expected image_encoder, vae_encoder, denoiser"):
+        build_plans(Bundle(folder), networks=["unet"])
+
+
+def test_a_damaged_graph_is_not_built(trt: Any, folder: Path) -> None:
+    damage.flip(folder / damage.network(folder, "denoiser")["weights"])
+    with pytest.raises(Exception, match=r"file denoiser\.bin"):
+        build_plans(Bundle(folder), networks=["denoiser"])
+    assert built(trt) == []
+
+
+def test_the_disk_is_full(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = fails(folder)
+    assert f"writing {folder}: expected room and permission" in message
+    assert "Free space, or make the folder writable." in message
+
+
+@pytest.mark.parametrize("moment", ["move", "second manifest"])
+def test_killed_while_a_plan_is_replaced(
+    trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """At no moment does the manifest list a plan that is not the one in the folder."""
+    build_plans(Bundle(folder))
+    real, moves = Path.replace, []
+
+    def replace(path: Path, target: Path) -> Any:
+        moves.append(path.name)
+        if moment == "move" and path.suffix == ".plan":
+            raise KeyboardInterrupt
+        done = real(path, target)
+        if moment == "second manifest" and path.suffix == ".plan":
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        build_plans(Bundle(folder), BuildOptions(stripped=True), ["denoiser"])
+    monkeypatch.setattr(Path, "replace", real)
+    assert any(name.endswith(".plan") for name in moves)
+    Bundle(folder).check_hashes()
+    assert "denoiser" not in plans(folder)
+    build_plans(Bundle(folder))
+    assert set(plans(folder)) == set(NETWORKS)
+
+
+def test_two_at_once(trt: Any, folder: Path) -> None:
+    """The second is refused while the first builds, and takes nothing away from it."""
+    seen = []
+
+    def phases(monitor: Any) -> bool:
+        with pytest.raises(ExportError, match="another process that is writing it now") as caught:
+            build_plans(Bundle(folder), networks=["vae_decoder"])
+        seen.append(str(caught.value))
+        return True
+
+    trt.phases = phases
+    build_plans(Bundle(folder), networks=["denoiser"])
+    assert "Wait for it, then run the same command." in seen[0]
+    assert tuple(plans(folder)) == ("denoiser",)
+
+
+def test_the_command(trt: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = call(
+        main, "tensorrt", folder, "--networks", "denoiser", "--networks", "vae_decoder",
+        "--workspace", "512MiB", "--optimization-level", 4, "--timing-cache", tmp_path / "timings",
+        "--stripped", "--hardware-compatibility", "same-cc",
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    rows = plans(folder)
+    assert tuple(rows) == ("denoiser", "vae_decoder")
+    row = rows["denoiser"]
+    assert (row.workspace_bytes, row.optimization_level, row.stripped) == (512 * 2**20, 4, True)
+    assert row.hardware_compatibility == "same-cc"
+    assert (tmp_path / "timings").is_file()
+    assert [line.partition(":")[0] for line in out.splitlines()] == [row.file for row in rows.values()]
+    assert "denoiser-b1" in err
+    assert "building, 1 of 2" in err
+    assert (folder / MANIFEST).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (("--workspace", "8"), 2, "workspace: expected a size such as 8GiB or 512MiB, got '8'"),
+        (("--workspace", "0GiB"), 2, "workspace: expected a size"),
+        (("--optimization-level", "6"), 2, "Invalid value for '--optimization-level'"),
+        (("--networks", "unet"), 2, "network: expected image_encoder"),
+        (("--hardware-compatibility", "all"), 2, "'all' is not one of"),
+        (("--timing-cache", "none/cache"), 1, "file none/cache: expected a file name in an existing folder"),
+    ],
+)
+def test_wrong_arguments(
+    trt: Any, folder: Path, capsys: pytest.CaptureFixture[str], arguments: Any, code: int, part: str
+) -> None:
+    assert call(main, "tensorrt", folder, *arguments) == code
+    assert part in " ".join(capsys.readouterr().err.split())
+    assert not list(folder.glob("*.plan"))
+
+
+def test_sizes() -> None:
+    assert (memory_bytes("8GiB"), memory_bytes("0.5 GiB"), memory_bytes("3MiB")) == (2**33, 2**29, 3 * 2**20)

@@ -1,0 +1,167 @@
+"""The part of the `tensorrt` double that builds: from an ONNX file to a plan of `tensorrt_double.plan_of`.
+
+Beyond recording, it holds what a real build would need: graphs are read from files, weights beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from enum import Enum, IntEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from svd_engine.networks.spec import NetworkSpec, TensorSpec
+from tests import tensorrt_double
+from tests.tensorrt_double import Recorded, TensorRT, plan_of, weight_types
+
+DEVICE_MEMORY = 4096
+
+
+class NetworkDefinitionCreationFlag(IntEnum):
+    STRONGLY_TYPED = 1  # in 11 it is 0
+
+
+class BuilderFlag(Enum):
+    TF32 = 0
+    STRIP_PLAN = 1
+    REFIT_IDENTICAL = 2
+
+
+class MemoryPoolType(Enum):
+    WORKSPACE = 0
+
+
+class HardwareCompatibilityLevel(Enum):
+    NONE = 0
+    AMPERE_PLUS = 1
+    SAME_COMPUTE_CAPABILITY = 2
+
+
+class IProgressMonitor:
+    """To be subclassed."""
+
+
+class Memory(bytes):
+    """IHostMemory: has the buffer protocol."""
+
+
+class Builder(Recorded):
+    def __init__(self, logger: Any) -> None:
+        self.trt.logger = logger
+        if self._call("__init__", returns=self) is None:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    def create_network(self, flags: int) -> Any:
+        self._call("create_network", flags)
+        return SimpleNamespace(graph=None)
+
+    def create_builder_config(self) -> Any:
+        return self.trt.IBuilderConfig()
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        graph = network.graph
+        stripped = BuilderFlag.STRIP_PLAN in config.flags
+        weights = weight_types(graph) if stripped else None
+        plan = plan_of(spec_of(graph), DEVICE_MEMORY, weights)
+        config.cache = Memory(config.cache + graph.stem.encode() + b";")
+        if not self.trt.phases(config.progress_monitor):
+            return None
+        return self._call("build_serialized_network", graph.name, returns=Memory(json.dumps(plan).encode()))
+
+
+class IBuilderConfig(Recorded):
+    def __init__(self) -> None:
+        self.flags, self.cache = {BuilderFlag.TF32}, Memory()
+        self.builder_optimization_level = self.hardware_compatibility_level = self.progress_monitor = None
+        self.trt.configs.append(self)
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
+        self._call("set_memory_pool_limit", pool.name, size)
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self.flags.add(flag)
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.remove(flag)
+
+    def create_timing_cache(self, content: bytes) -> Any:
+        return self._call("create_timing_cache", content, returns=Memory(content))
+
+    def set_timing_cache(self, cache: Memory, ignore_mismatch: bool) -> bool:
+        taken = not cache.startswith(b"other") and not ignore_mismatch
+        if taken:
+            self.cache = cache
+        return taken
+
+    def get_timing_cache(self) -> Any:
+        return SimpleNamespace(serialize=lambda: self.cache)
+
+
+class OnnxParser(Recorded):
+    def __init__(self, network: Any, logger: Any) -> None:
+        self.network = network
+        self.errors: list[Any] = []
+
+    num_errors = property(lambda self: len(self.errors))
+
+    def get_error(self, index: int) -> Any:
+        return self.errors[index]
+
+    def parse_from_file(self, path: str) -> bool:
+        self.network.graph = Path(path)
+        model = onnx.load(path)  # with its weights, which must lie beside it
+        self.errors = [
+            SimpleNamespace(
+                node_operator=lambda n=node: n.op_type, node_name=lambda n=node: n.name,
+                desc=lambda: "No importer registered",
+            )
+            for node in model.graph.node
+            if node.op_type in self.trt.unknown
+        ]  # fmt: skip
+        return bool(self._call("parse_from_file", Path(path).name, returns=not self.errors))
+
+
+def spec_of(graph: Path) -> NetworkSpec:
+    """The table of a graph, as its own inputs and outputs have it."""
+    read = onnx.load(str(graph), load_external_data=False).graph
+
+    def table(values: Any) -> Iterator[TensorSpec]:
+        for value in values:
+            yield TensorSpec(value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim))
+
+    return NetworkSpec("any", graph.stem, tuple(table(read.input)), *table(read.output))
+
+
+def two_phases(monitor: Any) -> bool:
+    """As TensorRT tells of its work; whether it was let to end it."""
+    monitor.phase_start("Building", None, 2)
+    monitor.phase_start("Timing", "Building", 4)
+    going = all(monitor.step_complete("Timing", step) for step in range(4))
+    monitor.phase_finish("Timing")
+    going = going and all(monitor.step_complete("Building", step) for step in range(2))
+    monitor.phase_finish("Building")
+    return going
+
+
+def install(monkeypatch: pytest.MonkeyPatch, version: str = tensorrt_double.VERSION) -> TensorRT:
+    """`tensorrt_double.install`, and a builder: on a machine with one GPU.
+
+    Besides it, `configs` are those that were made, `unknown` operators that the parser does not take, and
+    `phases` what a build tells its monitor.
+    """
+    trt: Any = tensorrt_double.install(monkeypatch, version)
+    for kind in (NetworkDefinitionCreationFlag, BuilderFlag, MemoryPoolType, HardwareCompatibilityLevel):
+        setattr(trt, kind.__name__, kind)
+    for made in (Builder, IBuilderConfig, OnnxParser):
+        setattr(trt, made.__name__, type(made.__name__, (made,), {"trt": trt}))
+    trt.IProgressMonitor = IProgressMonitor
+    trt.configs, trt.unknown, trt.phases = [], set(), two_phases
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return trt  # type: ignore[no-any-return]
