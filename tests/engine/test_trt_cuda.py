@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(f"own of {device}", 7))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(f"torch's of {device}", 0))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: said.append(f"back to {stream.name}"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "device", device)
@@ -69,7 +71,12 @@ def test_a_capture_launches_on_the_captured_stream(done: list[str]) -> None:
         return True
 
     replay = Cuda(GPU).capture(launch)
-    assert done == ["capture on own of cuda:1, thread_local", "launch on 7", "captured"]
+    assert done == [
+        "capture on own of cuda:1, thread_local",
+        "launch on 7",
+        "captured",
+        "back to torch's of cuda:1",
+    ]
     assert replay is not None
     replay()
     assert done[-1] == "replay"
@@ -77,6 +84,31 @@ def test_a_capture_launches_on_the_captured_stream(done: list[str]) -> None:
 
 def test_a_launch_that_failed_gives_no_graph(done: list[str]) -> None:
     assert Cuda(GPU).capture(lambda handle: False) is None
+
+
+def test_a_capture_that_cannot_end_leaves_torch_on_its_stream(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.cuda.graph itself would stay on the captured one."""
+
+    @contextmanager
+    def failing(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        Cuda(GPU).capture(lambda handle: True)
+    assert done == ["back to torch's of cuda:1"]
+
+
+def test_torch_has_what_is_recorded_here() -> None:
+    """The names and arguments that the stand-ins above take."""
+    graph = inspect.signature(torch.cuda.graph.__init__).parameters
+    assert {"stream", "capture_error_mode"} <= graph.keys()
+    assert callable(torch.cuda.Stream.wait_stream)
+    assert callable(torch.cuda.CUDAGraph.replay)
+    assert issubclass(torch.cuda.OutOfMemoryError, RuntimeError)
 
 
 def test_the_gpu_is_selected_and_waited_for_by_name(done: list[str]) -> None:

@@ -60,8 +60,12 @@ class Cuda:
         What is returned runs it on torch's current stream.  Raises RuntimeError when CUDA cannot record it.
         """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            launched = launch(self.stream.cuda_stream)
+        current = torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                launched = launch(self.stream.cuda_stream)
+        finally:
+            torch.cuda.set_stream(current)  # torch's context stays on its stream when the capture cannot end
         return graph.replay if launched else None
 
     def synchronize(self) -> None:
