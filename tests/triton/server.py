@@ -1,7 +1,8 @@
 """A real Triton server on the CPU: installs one, starts it on a model repository, watches its processes.
 
 NVIDIA's package nvidia-pytriton carries the tritonserver binary with the Python backend.  It and what the
-models import live in an environment of their own, because that server's Python backend needs numpy 1.
+models import live in an environment of their own, because that server's Python backend needs numpy 1.  Of
+ours it sees this checkout's, by a .pth file: the backend's processes do not read PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -50,9 +52,11 @@ def _make(venv: Path, constraints: str) -> None:
     without_numpy = venv / "constraints.txt"
     without_numpy.write_text("".join(f"{line}\n" for line in constraints.splitlines() if "numpy==" not in line))
     pip = [venv / "bin/python", "-m", "pip", "install", "--quiet", "--constraint", without_numpy]
-    torch = next(line for line in constraints.splitlines() if line.startswith("torch=="))
-    subprocess.run([*pip, *PACKAGES, torch, "--editable", f"{ROOT}[cpu]"], check=True, capture_output=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    subprocess.run([*pip, *PACKAGES, *needed], check=True, capture_output=True)
     site = next(venv.glob("lib/python*/site-packages"))
+    (site / "checkout.pth").write_text(f"{ROOT / 'engine'}\n{ROOT / 'export'}\n")
     backend = site / "pytriton/tritonserver/backends/python"
     stub = site / f"pytriton/tritonserver/python_backend_stubs/{sys.version_info[0]}.{sys.version_info[1]}"
     shutil.copy(stub / "triton_python_backend_stub", backend)
@@ -71,7 +75,6 @@ class Server:
             **os.environ,
             "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
             "VIRTUAL_ENV": str(venv),
-            "PYTHONPATH": f"{ROOT / 'engine'}:{ROOT / 'export'}",
             "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
             "OMP_NUM_THREADS": "1",
         }

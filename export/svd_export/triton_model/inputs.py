@@ -51,6 +51,7 @@ OUTPUT_TYPE = _optional("output_type", "TYPE_STRING")
 PREVIEW_EVERY = _optional("preview_every", "TYPE_INT32")
 OUTPUT_TYPES = ("mp4", "frames")
 DEFAULT_FPS = 7
+MAX_FPS = 240  # an mp4 cannot count in any unit of time
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     The two limits keep one request from holding an instance for hours; everything else that costs time or
     memory is bounded by the bundle's static profiles.
     """
+    if "image" not in given:
+        raise SettingsError(
+            "image",
+            expected="an encoded picture in the input of this name",
+            got=f"the inputs {', '.join(given)}",
+            remedy="Send a JPEG, PNG or WebP file's content.",
+        )
     sampling: dict[str, Any] = {}
     for tensor in SAMPLING:
         if tensor.name in given:
@@ -83,6 +91,7 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
         sampling["sigmas"] = sampling["sigmas"].tolist()
         _at_most("sigmas", len(sampling["sigmas"]) - 1, max_steps, " steps")
     _at_most("num_inference_steps", sampling.get("num_inference_steps", 1), max_steps)
+    _at_most("fps", sampling.get("fps", 1), MAX_FPS)
     _at_most("num_videos_per_prompt", sampling.get("num_videos_per_prompt", 1), max_videos)
     output_type = given["output_type"].item().decode(errors="replace") if "output_type" in given else "mp4"
     if output_type not in OUTPUT_TYPES:
@@ -104,5 +113,5 @@ def _at_most(name: str, value: int, limit: int, unit: str = "") -> None:
             name,
             expected=f"at most {limit}{unit}",
             got=str(value),
-            remedy="Ask for less, or have the operator raise the limit in config.pbtxt.",
+            remedy="Ask for less.",
         )

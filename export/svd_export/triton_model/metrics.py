@@ -27,7 +27,8 @@ class Metrics:
             kind=family.COUNTER,
         )
         self._outcomes = {
-            outcome: self._requests.Metric(labels={"model": model, "outcome": outcome}) for outcome in OUTCOMES
+            outcome: self._requests.Metric(labels={"model": model, "outcome": outcome})
+            for outcome in OUTCOMES
         }
         self._stages: dict[str, Any] = {}
 

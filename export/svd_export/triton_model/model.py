@@ -60,9 +60,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self.service.close()
 
-    def _answer(
-        self, request: Any, cancelled: Callable[[], bool], send: Callable[[Any], None] | None
-    ) -> Any:
+    def _answer(self, request: Any, cancelled: Callable[[], bool], send: Callable[[Any], None] | None) -> Any:
         """The last response to a request, which is counted.  Everything that can go wrong is one as well."""
         from svd_export.triton_model.watch import Cancelled
 

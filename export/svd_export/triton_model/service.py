@@ -53,7 +53,7 @@ class Service:
         height = arguments.setdefault("height", self.engine.default.height)
         width = arguments.setdefault("width", self.engine.default.width)
         if "latents" in arguments:
-            arguments["latents"] = torch.from_numpy(arguments["latents"].copy())  # Triton's memory is read-only
+            arguments["latents"] = torch.from_numpy(arguments["latents"].copy())  # Triton's are read-only
         watch = self.backend.watch = Watch(cancelled, keep=asked.preview_every > 0)
         try:
             result = self.engine(

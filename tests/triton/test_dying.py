@@ -1,0 +1,77 @@
+"""What the operator sees when something dies: a model that cannot start, a process killed, SIGTERM."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from tests import damage
+from tests.paths import ROOT
+from tests.triton.asking import SHORT_CALL, Running, ask, outcomes, request
+from tests.triton.server import Server
+
+
+def liveness_command() -> str:
+    """The one that docs/triton.md gives for servers whose readiness does not see a dead process."""
+    lines = (ROOT / "docs/triton.md").read_text().splitlines()
+    (command,) = (line.strip().removeprefix("- ") for line in lines if "triton_python_backend_stu[b]" in line)
+    return command
+
+
+def test_a_damaged_bundle_is_not_served(repository: Path, tritonserver: None, tmp_path: Path) -> None:
+    """The model is not ready, and so the server is not; the log says why."""
+    spoiled = Path(shutil.copytree(repository, tmp_path / "repository"))
+    damage.flip(spoiled / "svd/1/bundle/denoiser.bin")
+    with Server(spoiled, tmp_path / "log", "svd", options=("--exit-on-error=false",)) as server:
+        while server.get("v2/health/live") != 200:
+            assert server.process.poll() is None
+            time.sleep(0.1)
+        assert server.get("v2/health/ready") == 400
+        assert server.get("v2/models/svd/ready") == 400
+        assert "file denoiser.bin of bundle" in server.log.read_text()
+        with pytest.raises(InferenceServerException, match="'svd' is not ready|no available versions"):
+            ask(server, "http", request(**SHORT_CALL))
+
+
+def test_kill_9_of_the_model_s_process(repository: Path, tritonserver: None, tmp_path: Path) -> None:
+    """Its requests end with an error; this server's readiness says nothing of it, the probe of the docs does;
+    loading the model again brings it back.
+    """
+    with Server(repository, tmp_path / "log", "svd") as server:
+        server.wait_ready()
+        (model,) = server.stubs()
+        probe = ["sh", "-c", liveness_command()]
+        assert subprocess.run(probe, check=False).returncode == 0
+        running = Running(server, request(num_inference_steps=SHORT_CALL["num_inference_steps"] * 50))
+        time.sleep(0.3)
+        model.kill()
+        result, error = running.answer()
+        assert result is None
+        assert "Stub process 'svd_0_0' is not healthy" in str(error)
+        with pytest.raises(InferenceServerException, match="Stub process 'svd_0_0' is not healthy"):
+            ask(server, "http", request(**SHORT_CALL))
+        assert server.get("v2/models/svd/ready") == 200
+        assert subprocess.run(probe, check=False).returncode == 1
+        assert server.get("v2/repository/models/svd/load", post=True) == 200
+        assert ask(server, "http", request(**SHORT_CALL)).as_numpy("video") is not None
+
+
+def test_sigterm_with_a_request_in_flight(repository: Path, tritonserver: None, tmp_path: Path) -> None:
+    """It is answered, nothing new is taken, and the exit code is 0."""
+    with Server(repository, tmp_path / "log", "svd") as server:
+        server.wait_ready()
+        running = Running(server, request(num_inference_steps=SHORT_CALL["num_inference_steps"] * 50))
+        time.sleep(0.3)
+        assert running.answers.empty()
+        assert sum(outcomes(server).values()) == 0
+        server.process.terminate()
+        result, error = running.answer()
+        assert error is None
+        assert result.as_numpy("video") is not None
+        assert server.process.wait(60) == 0
+        assert server.get("v2/health/live") is None
