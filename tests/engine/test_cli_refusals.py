@@ -121,7 +121,7 @@ def test_settings(
         (("--bundle", "b", "--seed", "-1"), "seed: expected a whole number from 0 to 2^64 - 1, got -1"),
         (("--bundle", "b", "--seed", str(2**64)), "seed: expected a whole number from 0 to 2^64 - 1"),
         (("--bundle", "b", "-o", "a.GIF", "--fps", "60"), "a GIF shows at most 50 frames a second"),
-        (("--bundle", "b", "--backend", "tensorrt"), "'tensorrt' is not one of"),
+        (("--bundle", "b", "--backend", "openvino"), "'openvino' is not one of"),
         (("--bundle", "b", "--steps", "many"), "Invalid value for '--steps'"),
     ],
 )
