@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from enum import Enum, IntEnum
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,7 @@ class Memory(bytes):
 
 class Builder(Recorded):
     def __init__(self, logger: Any) -> None:
-        self.trt.logger = logger
+        self.trt.logger, self.trt.cuda = logger, None  # it builds on torch's current GPU, whoever selected it
         if self._call("__init__", returns=self) is None:
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
@@ -156,12 +157,13 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = tensorrt_double.VERS
     `phases` what a build tells its monitor.
     """
     trt: Any = tensorrt_double.install(monkeypatch, version)
+    trt.__spec__ = ModuleSpec("tensorrt", None)  # other packages ask whether it is there
     for kind in (NetworkDefinitionCreationFlag, BuilderFlag, MemoryPoolType, HardwareCompatibilityLevel):
         setattr(trt, kind.__name__, kind)
     for made in (Builder, IBuilderConfig, OnnxParser):
         setattr(trt, made.__name__, type(made.__name__, (made,), {"trt": trt}))
     trt.IProgressMonitor = IProgressMonitor
     trt.configs, trt.unknown, trt.phases = [], set(), two_phases
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     return trt  # type: ignore[no-any-return]

@@ -20,7 +20,8 @@ import torch
 
 from svd_bench.environment import environment
 from svd_bench.gpu_context import Context, Skipped
-from svd_bench.gpu_stages import STAGES, Stage
+from svd_bench.gpu_stage import Stage
+from svd_bench.gpu_stages import STAGES
 from svd_bench.harness import timer_for
 from svd_bench.nvml import open_gpu
 from svd_bench.recorder import Recorder, out_folder

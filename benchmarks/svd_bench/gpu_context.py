@@ -27,6 +27,8 @@ from svd_engine.backends.choose import Choice
 from svd_engine.backends.compiled import CompiledBackend
 from svd_engine.backends.eager import EagerBackend
 from svd_engine.backends.network import Backend, Network
+from svd_engine.backends.trt import TrtBackend, TrtNetwork
+from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint, Component, random_checkpoint
 from svd_engine.checkpoint_configs import describe
 from svd_engine.engine import VideoEngine
@@ -163,7 +165,21 @@ class Context:
         kept = self._backends[subject]
         return Opened(kept, self.checkpoint.model.architecture, kept.rewrites)
 
+    def drop(self, subject: Subject) -> None:
+        """Closes what `opened` keeps of a subject."""
+        kept = self._backends.pop(subject, None)
+        if kept is not None:
+            for network in kept.networks.values():
+                network.close()
+            kept.backend.close()
+            release()
+
     def _open(self, subject: Subject) -> Kept:
+        if subject.backend == "tensorrt" and subject.bundle is not None:
+            bundle = Bundle(subject.bundle)
+            applied = [r for r in bundle.manifest.rewrites if r.places]
+            backend = TrtBackend(bundle, self.device)
+            return Kept(backend, lambda part: tuple(r.name for r in applied if r.network == part))
         if subject.name != "svd-engine":
             compiled = subject.backend == "torch.compile"
             dtype = getattr(torch, self.dtype)
@@ -219,6 +235,8 @@ class Context:
             modules = [part for part in running.pipeline.components.values() if isinstance(part, nn.Module)]
         elif isinstance(running, NetworkRunning) and isinstance(running.network, PeerNetwork):
             modules = [running.network.module()]
+        elif isinstance(running, NetworkRunning) and isinstance(running.network, TrtNetwork):
+            modules = []  # TensorRT's own, outside torch's allocator
         elif isinstance(running, NetworkRunning):
             modules = [self.modules.network(running.network.spec)]
         elif isinstance(running, VideoRunning):

@@ -4,43 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from svd_bench import gpu_tensorrt
 from svd_bench.check import check_output
 from svd_bench.floor import best_rate, measure_ceiling
 from svd_bench.gpu_context import Context, KeptNetwork, Skipped, tiny_checkpoint
-from svd_bench.opening import FPS, SEED
+from svd_bench.gpu_stage import SMALL, VIDEO_TOLERANCE, Found, Stage, small_video
 from svd_bench.subjects import Case
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
-from svd_engine.networks.spec import Profile, specs_of
+from svd_engine.networks.spec import specs_of
 
 TOP = 20  # kernels in a profile
-SMALL = Profile(frames=3, height=64, width=64, decode_chunk=3)
-
-
-@dataclass
-class Found:
-    """What a stage found besides its rows."""
-
-    facts: dict[str, str] = field(default_factory=dict)
-    lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`needs_s` is about what it takes on an H200 (compiling included): less time left, and it is skipped."""
-
-    name: str
-    needs_s: float
-    run: Callable[[Context], Found]
 
 
 def ceiling(context: Context) -> Found:
@@ -152,25 +132,15 @@ def onnxruntime(context: Context) -> Found:
     import tempfile
     from pathlib import Path
 
-    checkpoint = tiny_checkpoint()
-    call: dict[str, Any] = {
-        "image": torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(SEED)),
-        "height": SMALL.height, "width": SMALL.width, "num_frames": SMALL.frames,
-        "num_inference_steps": 2, "fps": FPS, "output_type": "pt",
-    }  # fmt: skip
-    dtype = "float16" if context.full else "float32"
-
-    def frames(engine: VideoEngine) -> Tensor:
-        with engine:
-            made: Tensor = engine(**call, generator=torch.Generator().manual_seed(SEED)).frames
-            return made.cpu()
-
+    checkpoint, dtype = tiny_checkpoint(), "float16" if context.full else "float32"
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as folder:
         bundle = Path(folder, "bundle")
         export_bundle(checkpoint, bundle, [SMALL], getattr(torch, dtype))
-        got = frames(VideoEngine.from_bundle(bundle, backend="onnxruntime", device=str(context.device)))
-    expected = frames(VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32"))
-    return Found({"whole video": f"{check_output('onnxruntime', got, expected, 0.05):.2e}"})
+        got = small_video(VideoEngine.from_bundle(bundle, backend="onnxruntime", device=str(context.device)))
+    expected = small_video(
+        VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32")
+    )
+    return Found({"whole video": f"{check_output('onnxruntime', got, expected, VIDEO_TOLERANCE):.2e}"})
 
 
 def svd_14(context: Context) -> Found:
@@ -211,6 +181,8 @@ STAGES = (
     Stage("encoders", 15, encoders),
     Stage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),
     Stage("ONNX Runtime", 30, onnxruntime),
+    Stage("TensorRT, small networks", 90, gpu_tensorrt.small),
     Stage("SVD with 14 frames", 150, svd_14),
     Stage("diffusers with torch.compile", 150, diffusers_compiled),
+    Stage("TensorRT", 480, gpu_tensorrt.full_size),  # by itself: --only TensorRT, with a longer --limit
 )

@@ -68,7 +68,7 @@ def build_plans(
 
 def _machine() -> Machine:
     require_tensorrt()
-    if not torch.cuda.is_available():
+    if not torch.cuda.device_count():
         raise BackendUnavailable(
             "building TensorRT plans",
             expected="a CUDA GPU of the kind that will run them",

@@ -229,7 +229,7 @@ def test_a_gpu_that_tensorrt_cannot_use(trt: Any, folder: Path) -> None:
 
 
 def test_no_gpu(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     message = fails(folder, BackendUnavailable)
     assert "building TensorRT plans: expected a CUDA GPU of the kind that will run them" in message
     assert "run the same command there" in message

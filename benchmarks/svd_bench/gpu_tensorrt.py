@@ -1,0 +1,122 @@
+"""The GPU check's stages of TensorRT: plans built there, from graphs exported there, against eager torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from svd_bench.check import check_output, tolerance
+from svd_bench.floor import profile_of
+from svd_bench.gpu_context import Context, Skipped, tiny_checkpoint
+from svd_bench.gpu_stage import SMALL, VIDEO_TOLERANCE, Found, small_video
+from svd_engine.bundle import Bundle
+from svd_engine.checkpoint import Checkpoint
+from svd_engine.errors import BackendUnavailable
+from svd_engine.manifest import Form, PlanEntry
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.parity import TOLERANCES, example_inputs
+from svd_engine.networks.rewrites import REWRITES
+from svd_engine.networks.spec import Profile
+
+STAGES = {  # network -> the stage of the benchmark that is one call of it; the largest last
+    "image_encoder": "image_encoder",
+    "vae_encoder": "vae_encoder",
+    "vae_decoder": "vae_decoder",
+    "denoiser": "denoiser_step",
+}
+
+
+def small(context: Context) -> Found:
+    """Every network and the whole video at the smallest size, against float32 on the CPU without rewrites."""
+    check_tensorrt()
+    from svd_engine.backends.trt import TrtBackend
+    from svd_engine.engine import VideoEngine
+    from svd_export.to_tensorrt import build_plans
+
+    checkpoint = tiny_checkpoint()
+    plain = Modules(checkpoint, torch.float32, "cpu", [rewrite.name for rewrite in REWRITES])
+    facts = {}
+    with exported(context, checkpoint, SMALL) as folder:
+        build_plans(Bundle(folder), progress=context.say)
+        bundle = Bundle(folder)
+        backend = TrtBackend(bundle, context.device)
+        for entry in bundle.manifest.networks:
+            inputs = example_inputs(entry.spec)
+            with torch.no_grad():
+                expected = plain.network(entry.spec)(**inputs)
+            network = backend.open(entry.spec)
+            got = network(**{name: tensor.to(context.device) for name, tensor in inputs.items()}).cpu()
+            network.close()
+            allowed = TOLERANCES[entry.dtype]
+            difference = check_output(entry.spec.key, got, expected, allowed)
+            facts[f"{entry.spec.network} {entry.dtype}"] = f"{difference:.2e} (allowed {allowed:g})"
+        backend.close()
+        got = small_video(VideoEngine.from_bundle(folder, backend="tensorrt", device=str(context.device)))
+    expected = small_video(
+        VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32")
+    )
+    difference = check_output("tensorrt", got, expected, VIDEO_TOLERANCE)
+    return Found(facts | {"whole video": f"{difference:.2e} (allowed {VIDEO_TOLERANCE:g})"})
+
+
+def full_size(context: Context) -> Found:
+    """Network by network at full size: built, held against eager on this device, timed, memory recorded."""
+    check_tensorrt()
+    from svd_export.to_tensorrt import build_plans
+
+    setting = context.setting()
+    facts = {}
+    with exported(context, context.checkpoint, profile_of(setting)) as folder:
+        eager = context.subject("svd-engine", "eager")
+        ours = context.subject("svd-engine", "tensorrt").model_copy(update={"bundle": str(folder)})
+        for network, stage in STAGES.items():
+            build = partial(build_plans, Bundle(folder), networks=[network], progress=context.say)
+            lap, plans = context.timer.lap(build)
+            facts[f"{network}: build"] = f"{lap.ms / 1e3:.0f} s"
+            facts[f"{network}: plan"] = "; ".join(_size(folder, plan) for plan in plans)
+            dtype = "float32" if network == "vae_encoder" else context.dtype
+            facts[f"{network}: allowed"] = f"{tolerance(stage, dtype, context.device):g}"
+            try:
+                context.contest(stage, setting, [eager, ours], 5)
+            finally:
+                context.drop(ours)
+    return Found(facts)
+
+
+def check_tensorrt() -> None:
+    """Raises Skipped, with the reason, where there is no TensorRT or nothing to export with."""
+    try:
+        from svd_engine.backends.trt_library import require_tensorrt
+
+        require_tensorrt()
+        import_module("svd_export.to_onnx")
+    except BackendUnavailable as error:
+        raise Skipped(f"tensorrt cannot be used here: {error.got}. {error.remedy}") from error
+    except ImportError as error:
+        raise Skipped(f"exporting needs what is not installed: {error}") from error
+
+
+@contextmanager
+def exported(context: Context, checkpoint: Checkpoint, profile: Profile) -> Iterator[Path]:
+    """A bundle in a temporary folder, in the form that this TensorRT takes."""
+    from svd_engine.backends.trt_library import require_tensorrt
+    from svd_export.to_onnx import export_bundle
+
+    old = require_tensorrt().startswith(("10.12.", "10.13."))  # Attention came with 10.14
+    dtype = getattr(torch, "float16" if context.full else "float32")
+    with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
+        folder = Path(name, "bundle")
+        form: Form = "primitives" if old else "attention"
+        export_bundle(checkpoint, folder, [profile], dtype, (), context.say, form)
+        yield folder
+
+
+def _size(folder: Path, plan: PlanEntry) -> str:
+    size = (folder / plan.file).stat().st_size
+    return f"{size / 2**20:.0f} MiB, activations {plan.device_memory_bytes / 2**20:.0f} MiB"

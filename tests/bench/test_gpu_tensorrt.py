@@ -1,0 +1,155 @@
+"""The TensorRT stages of the GPU check over the recording double, which computes what eager torch does."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from svd_bench import gpu_stage, gpu_tensorrt
+from svd_bench.floor import profile_of
+from svd_bench.gpu_context import Context, Skipped, tiny_checkpoint
+from svd_bench.gpu_stages import ceiling
+from svd_engine.backends.choose import Choice
+from svd_engine.checkpoint import Checkpoint
+from svd_engine.errors import BackendError
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.spec import Profile, specs_of
+from svd_export.forms import OPSETS
+from svd_export.to_onnx import export_bundle
+from tests import tensorrt_builder_double
+from tests.bench.test_gpu_check import context
+from tests.tensorrt_double import Fault
+
+TINY = Profile(2, 32, 32, decode_chunk=2)  # of every context on a CPU
+NETWORKS = ("image_encoder", "vae_encoder", "vae_decoder", "denoiser")
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """`export_bundle` that exports each profile once."""
+    done: dict[Profile, Path] = {}
+
+    def export(checkpoint: Checkpoint, folder: Path, profiles: list[Profile], *more: Any) -> None:
+        (profile,) = profiles
+        if profile not in done:
+            done[profile] = tmp_path_factory.mktemp("exported") / "bundle"
+            export_bundle(checkpoint, done[profile], profiles, *more)
+        shutil.copytree(done[profile], folder)
+
+    return export
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch, exports: Callable[..., None]) -> Any:
+    """The double, on a CPU that `from_bundle` takes for a GPU."""
+    monkeypatch.setattr("svd_export.to_onnx.export_bundle", exports)
+    for module in (gpu_stage, gpu_tensorrt):  # so that one export serves every test
+        monkeypatch.setattr(module, "SMALL", TINY)
+    choice = Choice("tensorrt", torch.device("cpu"), "asked for")
+    monkeypatch.setattr("svd_engine.engine.choose_for_bundle", lambda *_: choice)
+    return tensorrt_builder_double.install(monkeypatch)
+
+
+def computing(modules: Modules, profile: Profile) -> Any:
+    """What the engines of a profile compute, by their keys."""
+    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture)}
+
+    def compute(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = modules.network(specs[key])(**inputs)
+        return found
+
+    return compute
+
+
+def test_small_networks(trt: Any) -> None:
+    trt.compute = computing(Modules(tiny_checkpoint(), torch.float32), TINY)
+    facts = gpu_tensorrt.small(context()).facts
+    assert [name.split()[0] for name in facts] == [
+        "image_encoder",
+        "vae_encoder",
+        "denoiser",
+        "vae_decoder",
+        "whole",
+    ]
+    assert all(float(found.split()[0]) < 1e-4 for found in facts.values())
+    assert all("(allowed 0.0001)" in facts[name] for name in facts if name != "whole video")
+    assert len(trt.called("Builder.build_serialized_network")) == 4
+
+
+def network_of(here: Context) -> Any:
+    """What the engines of a context's own setting compute."""
+    assert profile_of(here.setting()) == TINY
+    return computing(here.modules, TINY)
+
+
+def prepared() -> Context:
+    """After the ceiling, which stages are held against."""
+    here = context()
+    ceiling(here)
+    return here
+
+
+def test_full_size(trt: Any) -> None:
+    here = prepared()
+    trt.compute = network_of(here)
+    facts = gpu_tensorrt.full_size(here).facts
+    for network in NETWORKS:
+        assert facts[f"{network}: plan"].endswith("MiB, activations 0 MiB")
+        assert {f"{network}: build", f"{network}: allowed"} <= facts.keys()
+    rows = [row for row in here.recorder.results().rows if row.backend == "tensorrt"]
+    assert [row.stage for row in rows] == [gpu_tensorrt.STAGES[network] for network in NETWORKS]
+    for row in rows:
+        assert row.max_abs_difference is not None
+        assert row.max_abs_difference < 1e-4
+        assert row.first_call_ms is not None
+    unet = next(row for row in rows if row.stage == "denoiser_step")
+    assert "single-token-cross-attention" in unet.rewrites
+    assert len(trt.called("IExecutionContext.freed")) == 4  # each network goes before the next is built
+    assert "tensorrt" not in {subject.backend for subject in here._backends}
+
+
+def test_a_wrong_network_is_found_and_what_was_before_it_kept(trt: Any) -> None:
+    here = prepared()
+    right = network_of(here)
+    trt.compute = lambda key, inputs: right(key, inputs) * (1.01 if key.startswith("vae_decoder") else 1)
+    with pytest.raises(BackendError, match="output of vae_decoder"):
+        gpu_tensorrt.full_size(here)
+    rows = [row.stage for row in here.recorder.results().rows if row.backend == "tensorrt"]
+    assert rows == ["image_encoder", "vae_encoder"]
+    assert len(trt.called("IExecutionContext.freed")) == 3
+
+
+def test_a_build_that_fails(trt: Any) -> None:
+    trt.faults["Builder.build_serialized_network"] = Fault(returns=None, says="out of memory")
+    with pytest.raises(Exception, match="expected a plan, got out of memory"):
+        gpu_tensorrt.small(context())
+
+
+@pytest.mark.parametrize("stage", [gpu_tensorrt.small, gpu_tensorrt.full_size])
+@pytest.mark.parametrize("absent", ["tensorrt", "svd_export.to_onnx"])
+def test_without_it_the_stage_is_skipped(
+    stage: Any, absent: str, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(Skipped, match=r"tensorrt cannot be used here|exporting needs what is not installed"):
+        stage(context())
+
+
+@pytest.mark.parametrize(("version", "opset"), [("10.13.3.9", 20), ("10.14.1.48", 23), ("11.4.0.106", 23)])
+def test_graphs_are_of_the_form_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch, version: str, opset: int
+) -> None:
+    tensorrt_builder_double.install(monkeypatch, version)
+    seen: list[Any] = []
+    monkeypatch.setattr("svd_export.to_onnx.export_bundle", lambda *arguments: seen.append(arguments))
+    with gpu_tensorrt.exported(context(), tiny_checkpoint(), TINY):
+        pass
+    assert OPSETS[seen[0][-1]] == opset
