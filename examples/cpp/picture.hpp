@@ -30,7 +30,7 @@ inline std::vector<unsigned char> read_file(const std::string& path, const std::
 }
 
 inline void check_size(const std::string& what, std::int64_t width, std::int64_t height) {
-  if (width < 1 || height < 1 || width > 65'535 || height > 65'535 || width * height > max_pixels)
+  if (width > 65'535 || height > 65'535 || width * height > max_pixels)
     throw Error(what, "at most 64,000,000 pixels and 65,535 a side",
                 std::to_string(width) + " x " + std::to_string(height), "Shrink it first.");
 }
@@ -74,7 +74,8 @@ inline Picture read_jpeg(const std::vector<unsigned char>& file, const std::stri
   Picture picture{};
   int subsampling = 0, colours = 0;
   int &width = picture.width, &height = picture.height;
-  if (tjDecompressHeader3(turbo.get(), file.data(), file.size(), &width, &height, &subsampling, &colours))
+  if (tjDecompressHeader3(turbo.get(), file.data(), file.size(), &width, &height, &subsampling, &colours) ||
+      width < 1 || height < 1)
     damaged(what, tjGetErrorStr2(turbo.get()));
   check_size(what, width, height);
   picture.rgb.resize(std::size_t(3) * width * height);

@@ -29,7 +29,7 @@ inline Picture cover(const Picture& from, int height, int width) {
 template <class Weight>
 using Taps = std::vector<std::vector<std::pair<int, Weight>>>;
 
-/// Lanczos with three lobes in fixed point of 22 bits: Pillow's resize of bytes.
+/// Lanczos with three lobes in fixed point of 22 bits, as Pillow resizes bytes.
 inline Taps<int> lanczos(int source, int target) {
   const auto sinc = [](double x) { return x == 0 ? 1.0 : std::sin(x * M_PI) / (x * M_PI); };
   const double scale = double(source) / target, stretch = std::max(scale, 1.0);
@@ -78,23 +78,26 @@ inline Taps<float> antialiased(int source, int target) {
 
 /// What the VAE encoder reads: [3, height, width] in [-1, 1].
 inline Floats vae_pixels(const Picture& from, int height, int width) {
-  const auto resized = [](const std::vector<std::uint8_t>& in, int rows, const Taps<int>& taps) {
-    const std::size_t columns = in.size() / 3 / rows;  // in: [rows, columns, 3]
-    std::vector<std::uint8_t> out;                     // transposed: [taps, rows, 3]
-    for (const auto& pixel : taps)
-      for (int y = 0; y < rows; ++y)
+  const auto resize = [](const Picture& in, int target, bool rows) {  // one axis
+    const auto taps = lanczos(rows ? in.height : in.width, target);
+    Picture out{rows ? target : in.height, rows ? in.width : target, {}};
+    for (int y = 0; y < out.height; ++y)
+      for (int x = 0; x < out.width; ++x)
         for (int c = 0; c < 3; ++c) {
           int sum = 1 << 21;
-          for (auto [x, weight] : pixel) sum += weight * in[(y * columns + x) * 3 + c];
-          out.push_back(std::clamp(sum >> 22, 0, 255));
+          for (auto [i, weight] : taps[rows ? y : x])
+            sum += weight * in.rgb[(std::size_t(rows ? i : y) * in.width + (rows ? x : i)) * 3 + c];
+          out.rgb.push_back(std::clamp(sum >> 22, 0, 255));
         }
     return out;
   };
-  const auto across = resized(from.rgb, from.height, lanczos(from.width, width));
-  const auto both = resized(across, width, lanczos(from.height, height));  // [height, width, 3]
-  Floats pixels(both.size());
-  for (std::size_t i = 0; i < both.size(); ++i)
-    pixels[i % 3 * (both.size() / 3) + i / 3] = float(both[i]) / 255 * 2 - 1;
+  // Bytes are rounded between the passes, so their order counts.  This is the one of Pillow 13.
+  const bool rows_first = from.height - height > std::max(0, 2 * (from.width - width));
+  const auto once = resize(from, rows_first ? height : width, rows_first);
+  const auto rgb = resize(once, rows_first ? width : height, !rows_first).rgb;
+  Floats pixels(rgb.size());
+  for (std::size_t i = 0; i < rgb.size(); ++i)
+    pixels[i % 3 * (rgb.size() / 3) + i / 3] = float(rgb[i]) / 255 * 2 - 1;
   return pixels;
 }
 

@@ -194,8 +194,7 @@ class Bundle {
     int least = std::min({model.clip_size, model.embedding_dim, model.channels, model.scale});
     for (const auto& p : profiles)
       least = std::min({least, p.frames, p.height, p.width, p.batch, p.decode_chunk});
-    if (least < 1 || profiles.empty())
-      throw bad("profiles and an architecture of positive numbers", manifest["profiles"].dump());
+    if (least < 1 || profiles.empty()) throw bad("numbers of at least 1", manifest["profiles"].dump());
   }
 
   void check_present(const std::string& name, std::uintmax_t bytes) const {
@@ -279,9 +278,8 @@ class OnnxRuntime : public Backend {
                      {{"Sub", "x", "denoised", "noise"}, {"Div", "noise", "sigma", "slope"},
                       {"Sub", "next", "sigma", "step"}, {"Mul", "step", "slope", "move"},
                       {"Add", "x", "move", "y"}});
-    guide_ = session({"without", "with", "guidance"},
-                     {{"Sub", "with", "without", "d"}, {"Mul", "guidance", "d", "e"},
-                      {"Add", "without", "e", "y"}});
+    guide_ = session({"without", "with", "guidance"}, {{"Sub", "with", "without", "d"},
+                     {"Mul", "guidance", "d", "e"}, {"Add", "without", "e", "y"}});
   }
 
   std::string name() const override { return "ONNX Runtime " + version_; }

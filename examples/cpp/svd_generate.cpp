@@ -40,7 +40,7 @@ a file .f32 (float32 [F, 3, H, W] in [0, 1], nothing else in it), or a new folde
 )";
 
 Error wrong(const std::string& name, const std::string& expected, const std::string& got) {
-  return {name, expected, "'" + got + "'", "Pass a value in this range; --help lists the options.", 2};
+  return {name, expected, "'" + got + "'", "--help lists the options and their ranges.", 2};
 }
 
 struct Arguments {

@@ -14,7 +14,7 @@ namespace {
 void checked(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess)
     throw Error("CUDA, " + what, "success", cudaGetErrorString(status),
-                "If memory ran out, export a smaller profile (--decode-chunk, --guidance single).");
+                "Check the driver; if memory ran out, export a smaller profile (--decode-chunk, --guidance single).");
 }
 
 /// Values on the device.  cudaMalloc aligns to 256 bytes, which TensorRT asks of its tensors.
