@@ -102,11 +102,15 @@ def parameter(text: str) -> tuple[str, Any]:
     try:
         return name, TYPES[name](float(value) if TYPES[name] is np.float32 else int(value))
     except (KeyError, ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=NUMBER, NAME out of {', '.join(TYPES)}") from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected NAME=NUMBER, NAME out of {', '.join(TYPES)}"
+        ) from error
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("image", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="mp4 file to write")
     parser.add_argument("--protocol", choices=URLS, default="grpc")

@@ -46,7 +46,7 @@ backend: "python"
 max_batch_size: 0
 {_list("input", map(_tensor, inputs))}
 {_list("output", map(_tensor, outputs))}
-{decoupled}# An instance serves one request at a time: `count` on every GPU, or on the CPU where there is none.
+{decoupled}# One request at a time in an instance: `count` of them on every GPU, or on the CPU without one.
 instance_group [{{ kind: KIND_AUTO, count: {service.instances} }}]
 # More than max_queue_size waiting, or waiting for longer than the timeout: refused.  A request may ask for
 # less time, not for more.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import queue
 import time
@@ -16,7 +15,7 @@ import tritonclient.http
 from PIL import Image
 
 from svd_engine.networks.spec import Profile
-from tests.paths import PHOTOGRAPH, ROOT
+from tests.paths import PHOTOGRAPH
 from tests.triton.server import Server
 
 SHORT = Profile(2, 32, 48, decode_chunk=2)
@@ -52,10 +51,10 @@ def client(server: Server, protocol: str) -> Any:
     return PROTOCOLS[protocol].InferenceServerClient(f"127.0.0.1:{port}", **options)
 
 
-def ask(server: Server, protocol: str, arrays: dict[str, np.ndarray], model: str = "svd", **options: Any) -> Any:
-    """The result.  Raises InferenceServerException."""
+def ask(server: Server, protocol: str, arrays: dict[str, np.ndarray], **options: Any) -> Any:
+    """The answer of svd.  Raises InferenceServerException."""
     with client(server, protocol) as connection:
-        return connection.infer(model, tensors(protocol, arrays), **options)
+        return connection.infer("svd", tensors(protocol, arrays), **options)
 
 
 class Running:
@@ -120,11 +119,3 @@ def counted(server: Server, before: dict[str, int], model: str = "svd", **more: 
     wanted = {name: count + more.get(name, 0) for name, count in before.items()}
     until(lambda: sum(outcomes(server, model).values()) >= sum(wanted.values()), f"{more} of {model}")
     assert outcomes(server, model) == wanted
-
-
-def example_client() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("triton_client", ROOT / "examples/python/triton_client.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -50,7 +50,7 @@ def tritonserver() -> None:
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path, tritonserver: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(repository, tmp_path_factory.mktemp("triton") / "log", "svd", "svd_stream") as started:
+def server(repository: Path, tritonserver: None) -> Iterator[Server]:
+    with Server(repository, repository.with_name("log"), "svd", "svd_stream") as started:
         started.wait_ready()
         yield started

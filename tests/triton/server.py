@@ -50,7 +50,9 @@ def _make(venv: Path, constraints: str) -> None:
     shutil.rmtree(venv, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", venv], check=True, capture_output=True)
     without_numpy = venv / "constraints.txt"
-    without_numpy.write_text("".join(f"{line}\n" for line in constraints.splitlines() if "numpy==" not in line))
+    without_numpy.write_text(
+        "".join(f"{line}\n" for line in constraints.splitlines() if "numpy==" not in line)
+    )
     pip = [venv / "bin/python", "-m", "pip", "install", "--quiet", "--constraint", without_numpy]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]

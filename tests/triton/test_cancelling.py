@@ -87,8 +87,9 @@ def test_after_the_end_and_twice(server: Server) -> None:
 def start_client(server: Server, tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     protocol = "http" if "http" in arguments else "grpc"
     port = {"http": server.http, "grpc": server.grpc}[protocol]
+    command = [sys.executable, CLIENT, PHOTOGRAPH, "-o", tmp_path / "video.mp4", f"--url=127.0.0.1:{port}"]
     return subprocess.Popen(
-        [sys.executable, CLIENT, PHOTOGRAPH, "-o", tmp_path / "video.mp4", f"--url=127.0.0.1:{port}", *arguments],
+        [*command, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
@@ -126,7 +127,7 @@ def test_over_http_the_server_does_not_see_its_client_go(server: Server, tmp_pat
 @pytest.mark.parametrize(
     "arguments", [("--protocol", "http"), ("--protocol", "grpc"), ("--progress", "--preview", "PREVIEW")]
 )
-def test_the_example_client_writes_the_video(server: Server, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_the_example_client_writes_it(server: Server, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     shown = tmp_path / "preview.webp"
     named = [str(shown) if a == "PREVIEW" else a for a in arguments]
     client = start_client(server, tmp_path, *named, "--seed", "7", "--set", "num_inference_steps=6")

@@ -65,8 +65,8 @@ class TritonPythonModel:
         from svd_export.triton_model.watch import Cancelled
 
         try:
-            response = self._generate(request, cancelled, send)
-            outcome = "done"
+            response, outcome = self._generate(request, cancelled, send), "done"
+            self.serves = True
         except Cancelled:
             response, outcome = _error(pb_utils.TritonError.CANCELLED, "cancelled by the client"), "cancelled"
         except (SettingsError, ImageError) as error:
@@ -98,15 +98,13 @@ class TritonPythonModel:
         )
 
     def _reopen(self) -> None:
-        """A network failed: frees everything and tries again.  What fails twice is not ready."""
+        """A network failed: loads everything anew.  What fails twice is not ready until it works."""
         self.service.close()
         try:
             self.service.warm_up()
         except SvdEngineError as error:
             self.serves = False
             pb_utils.Logger.log_error(f"not ready: {error}")
-        else:
-            self.serves = True
 
 
 def _response(**outputs: np.ndarray | None) -> Any:
@@ -116,7 +114,7 @@ def _response(**outputs: np.ndarray | None) -> Any:
 
 
 def _error(code: int, message: str) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(message, code))
 
 
 def _bytes(*contents: bytes) -> np.ndarray:

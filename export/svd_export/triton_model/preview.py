@@ -13,9 +13,11 @@ from torch.nn import functional
 
 def fit(pixels: Tensor, latent: Tensor) -> Tensor:
     """Weights [5,3] from latent channels, and 1, to RGB in [-1, 1].  pixels [1,3,H,W], latent [1,4,h,w]."""
-    colours = functional.adaptive_avg_pool2d(pixels[:1], latent.shape[-2:])  # [1, 3, h, w]
+    height, width = latent.shape[-2:]
+    colours = functional.adaptive_avg_pool2d(pixels[:1], (height, width))  # [1, 3, h, w]
     known = _with_one(latent[:1]).flatten(2)[0].T  # [h*w, 5]
-    return torch.linalg.lstsq(known.cpu(), colours.flatten(2)[0].T.cpu()).solution
+    weights: Tensor = torch.linalg.lstsq(known.cpu(), colours.flatten(2)[0].T.cpu()).solution
+    return weights
 
 
 def project(latents: Tensor, weights: Tensor) -> Tensor:

@@ -90,7 +90,9 @@ class Service:
     def _preview(self, fps: int) -> bytes:
         """The denoiser's present estimate of the first video, [F,3,H/8,W/8], as an animated WebP."""
         watch = self.backend.watch
-        assert watch.pixels is not None and watch.latent is not None and watch.denoised is not None
+        assert watch.pixels is not None
+        assert watch.latent is not None
+        assert watch.denoised is not None
         weights = preview.fit(watch.pixels, watch.latent)
         latents = watch.denoised[0] / self.engine.model.latent_scale
         return encoded(to_uint8(preview.project(latents, weights)), ".webp", fps)
