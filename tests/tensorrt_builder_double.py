@@ -166,4 +166,5 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = tensorrt_double.VERS
     trt.configs, trt.unknown, trt.phases = [], set(), two_phases
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: trt.call("cuda.set_device", device))
     return trt  # type: ignore[no-any-return]

@@ -65,8 +65,11 @@ def attention(scope: Scope) -> ir.Value:
     q, k, v = (_present(value) for value in scope.replaced.inputs)
     (n, heads, tokens, width), keys = _static(q), _static(k)[2]
     dtype = _dtype(q)
-    factor = np.array(1 / sqrt(width), np.float32).astype(dtype.numpy())
-    scaled = scope.node("Mul", q, scope.constant(f"attention_scale_{width}", ir.tensor(factor, dtype)))
+    attributes = scope.replaced.attributes
+    assert attributes.keys() <= {"scale", "softmax_precision"}  # the rest would change what it computes
+    scale = attributes["scale"].as_float() if "scale" in attributes else 1 / sqrt(width)
+    factor = ir.tensor(np.array(scale, np.float32).astype(dtype.numpy()), dtype)
+    scaled = scope.node("Mul", q, scope.constant(f"attention_scale_{scale:g}", factor))
     turned = scope.node("Transpose", k, shape=ir.Shape((n, heads, width, keys)), perm=[0, 1, 3, 2])
     scores = scope.node("MatMul", scaled, turned, shape=ir.Shape((n, heads, tokens, keys)))
     weights = scope.node("Softmax", scope.cast(scores, ir.DataType.FLOAT), axis=-1)

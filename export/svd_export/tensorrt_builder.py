@@ -6,9 +6,12 @@ Precision is the graph's, for networks are strongly typed; TF32 is off, so that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
+
+import torch
 
 from svd_engine.backends.trt_library import log
 from svd_engine.errors import BackendUnavailable, ExportError
@@ -69,7 +72,7 @@ def build(graph: Path, options: BuildOptions, timings: bytes, say: Callable[[str
     config = _config(builder, options)
     config.progress_monitor = monitor
     _use_timings(config, timings, say)
-    plan = builder.build_serialized_network(network, config)
+    plan = _built(builder, network, config, monitor)
     if monitor.stopped_by is not None:
         raise monitor.stopped_by
     if plan is None:
@@ -80,6 +83,23 @@ def build(graph: Path, options: BuildOptions, timings: bytes, say: Callable[[str
         raise _failure(graph, "a plan that TensorRT can load", log().errors_so_far())
     grown = _bytes_of(config.get_timing_cache().serialize())
     return Built(content, grown, int(engine.device_memory_size_v2))
+
+
+def _built(
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    monitor: Any,
+) -> tensorrt.IHostMemory | None:
+    """In a thread of its own: Python raises an interrupt in the main one, and never into TensorRT."""
+    here = (torch.cuda.current_device(),)  # a thread has a GPU of its own
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=here) as pool:
+        building = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            return building.result()
+        except BaseException as error:
+            monitor.stopped_by = error  # the next step is the last; leaving the block waits for it
+            raise
 
 
 def _config(builder: tensorrt.Builder, options: BuildOptions) -> tensorrt.IBuilderConfig:

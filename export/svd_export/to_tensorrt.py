@@ -14,7 +14,7 @@ import torch
 
 from svd_engine.arguments import one_of
 from svd_engine.backends.trt_library import machine, require_tensorrt
-from svd_engine.bundle import Bundle
+from svd_engine.bundle import Bundle, sha256_of
 from svd_engine.errors import BackendUnavailable
 from svd_engine.manifest import FileEntry, Manifest, NetworkEntry, PlanEntry
 from svd_engine.networks.spec import NETWORKS
@@ -79,7 +79,7 @@ def _machine() -> Machine:
 
 
 def _finished(bundle: Bundle, entry: NetworkEntry, here: Machine, options: BuildOptions) -> PlanEntry | None:
-    """The plan that this very command would build, when the bundle has it."""
+    """The plan that this very command would build, when the bundle has it, whole."""
     for row in bundle.plans(entry.spec):
         same = options == BuildOptions(
             row.workspace_bytes,
@@ -88,7 +88,8 @@ def _finished(bundle: Bundle, entry: NetworkEntry, here: Machine, options: Build
             row.stripped,
             row.hardware_compatibility,
         )
-        if same and not misfit(bundle, entry.spec, row, here):
+        whole = sha256_of(bundle.folder / row.file) == bundle.manifest.files[row.file].sha256
+        if same and whole and not misfit(bundle, entry.spec, row, here):
             return row
     return None
 

@@ -89,6 +89,14 @@ def test_attention(kind: int, allowed: float) -> None:
     assert np.abs(run(model, **inputs) - expected).max() < allowed
 
 
+def test_a_scale_of_its_own() -> None:
+    shape = (1, 2, 3, 16)
+    inputs = {name: np.random.default_rng(1).normal(size=shape).astype(np.float32) for name in "qkv"}
+    model = taken_apart(one_node("Attention", TensorProto.FLOAT, {"scale": 0.5}, q=shape, k=shape, v=shape))
+    expected = softmax_of(inputs["q"] * 2, inputs["k"], inputs["v"])  # of 0.25, the default at this width
+    assert np.abs(run(model, **inputs) - expected).max() < 1e-5
+
+
 def test_products_of_large_keys_do_not_overflow() -> None:
     """Their product is 90,000 before the scale, and float16 ends at 65,504."""
     shape = (1, 1, 2, 64)

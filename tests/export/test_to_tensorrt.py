@@ -3,11 +3,13 @@ and every way in which it fails."""
 
 from __future__ import annotations
 
+import _thread
 import errno
 import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def test_what_tensorrt_is_asked_for(trt: Any, folder: Path) -> None:
     order = [name for name in trt.order() if not name.endswith("freed")]
     assert order == [
         "Builder.__init__", "Builder.create_network", "OnnxParser.parse_from_file",
-        "IBuilderConfig.set_memory_pool_limit", "IBuilderConfig.create_timing_cache",
+        "IBuilderConfig.set_memory_pool_limit", "IBuilderConfig.create_timing_cache", "cuda.set_device",
         "Builder.build_serialized_network", "Runtime.__init__", "Runtime.deserialize_cuda_engine",
     ]  # fmt: skip
     assert trt.called("Builder.create_network") == [(1 << 1,)]  # strongly typed
@@ -152,19 +154,29 @@ def test_a_plan_of_another_graph_is_built_again(trt: Any, folder: Path) -> None:
     assert len(built(trt)) == 2
 
 
-def interrupted(trt: Any, at: str, error: BaseException) -> None:
-    """From within TensorRT, while it builds `at`."""
-
-    def phases(monitor: Any) -> bool:
-        if trt.called("OnnxParser.parse_from_file")[-1][0].startswith(at):
-            monitor._tell(lambda: (_ for _ in ()).throw(error))
-        return tensorrt_builder_double.two_phases(monitor)
-
-    trt.phases = phases
+def test_a_damaged_plan_is_built_again(trt: Any, folder: Path) -> None:
+    (row,) = build_plans(Bundle(folder), networks=["denoiser"])
+    damage.flip(folder / row.file)
+    assert build_plans(Bundle(folder), networks=["denoiser"]) == [row]
+    Bundle(folder).check_hashes()
+    assert len(built(trt)) == 2
 
 
 def test_an_interrupt_keeps_what_is_finished(trt: Any, folder: Path) -> None:
-    interrupted(trt, "denoiser", KeyboardInterrupt())
+    """Ctrl-C reaches the main thread while another one builds; the builder ends at its next step."""
+
+    def phases(monitor: Any) -> bool:
+        if not trt.called("OnnxParser.parse_from_file")[-1][0].startswith("denoiser"):
+            return tensorrt_builder_double.two_phases(monitor)
+        _thread.interrupt_main()
+        monitor.phase_start("Building", None, 1000)
+        for step in range(1000):
+            if not monitor.step_complete("Building", step):
+                return False
+            time.sleep(0.01)
+        raise AssertionError("it was not stopped")
+
+    trt.phases = phases
     with pytest.raises(KeyboardInterrupt):
         build_plans(Bundle(folder))
     assert tuple(plans(folder)) == ("image_encoder", "vae_encoder")
@@ -173,6 +185,18 @@ def test_an_interrupt_keeps_what_is_finished(trt: Any, folder: Path) -> None:
     build_plans(Bundle(folder))
     assert tuple(plans(folder)) == NETWORKS
     assert len(built(trt)) == 4  # none of them twice
+
+
+def test_progress_that_cannot_be_said_ends_the_build(
+    trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed pipe, say: it is raised behind the builder, and not through it."""
+
+    def broken(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("svd_export.tensorrt_progress.Progress.step", broken)
+    assert "Broken pipe" in fails(folder)
 
 
 def fails(folder: Path, kind: type[Exception] = ExportError, **more: Any) -> str:
