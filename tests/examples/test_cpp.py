@@ -107,7 +107,8 @@ def test_every_setting_reaches_the_frames(
     generate = Generate(programs.plain, runtime)
     changes = (
         [], ["--steps", 3], ["--seed", 1], ["--fps", 30], ["--motion-bucket-id", 1],
-        ["--min-guidance-scale", 2], ["--max-guidance-scale", 4], ["--noise-aug-strength", 0.5], ["--max-guidance-scale", 1],
+        ["--min-guidance-scale", 2], ["--max-guidance-scale", 4], ["--noise-aug-strength", 0.5],
+        ["--max-guidance-scale", 1],
     )  # fmt: skip
     videos = []
     for change in changes:
@@ -342,7 +343,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "no format": (drop("format"), "key 'format' not found"),
     "no sigma": (drop("model", "sigma_max"), "key 'sigma_max' not found"),
     "no profile": (edit(lambda m: m.update(profiles=[])), "expected numbers of at least 1"),
-    "a frame count of 0": (edit(lambda m: m["profiles"][0].update(frames=0)), "expected numbers of at least 1"),
+    "no frames": (edit(lambda m: m["profiles"][0].update(frames=0)), "expected numbers of at least 1"),
     "a text for a number": (edit(lambda m: m["model"].update(rho="7")), "type must be number"),
     "a missing tensor": (edit(without_guidance), "guidance float32 [1,3], -> denoised"),
     "a missing network": (edit(without_encoder), "network vae_encoder-b1-32x48 of bundle"),

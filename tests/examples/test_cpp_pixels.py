@@ -47,7 +47,7 @@ def check(programs: Programs, picture: Path, height: int, width: int, size: int)
 def test_the_photograph_at_every_size(
     programs: Programs, tmp_path: Path, height: int, width: int, size: int
 ) -> None:
-    """Down, up, and both; wide, square, and tall, where Pillow resizes rows first; the picture's own width."""
+    """Down, up and both; wide, square, and tall, where Pillow resizes rows first; the picture's own width."""
     picture = tmp_path / "photo.jpg"
     picture.write_bytes(PHOTOGRAPH.read_bytes())
     check(programs, picture, height, width, size)
