@@ -83,6 +83,15 @@ def test_plans_of_two_profiles_share_the_weights(folder: Path, trt: TensorRT) ->
     assert trt.called("Refitter.__init__") == [(batched.key,), (single.key,)]
 
 
+def test_only_weights_that_the_engine_has_are_given(folder: Path, trt: TensorRT) -> None:
+    """A constant that the builder folded away is none of its weights, and TensorRT would refuse it."""
+    spec = denoiser(folder)
+    some = dict(list(weight_types(Bundle(folder).graph(spec)).items())[::2])
+    add_plan(folder, spec, plan_of(spec, weights=some))
+    TrtBackend(Bundle(folder), CPU).open(spec)
+    assert [name for name, *_ in trt.called("Refitter.set_named_weights")] == list(some)
+
+
 def test_a_plan_with_its_weights_is_not_refitted(folder: Path, trt: TensorRT) -> None:
     add_plan(folder, denoiser(folder))
     TrtBackend(Bundle(folder), CPU).open(denoiser(folder))
