@@ -181,8 +181,8 @@ STAGES = (
     Stage("encoders", 15, encoders),
     Stage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),
     Stage("ONNX Runtime", 30, onnxruntime),
-    Stage("TensorRT, small networks", 90, gpu_tensorrt.small),
+    Stage("TensorRT on small networks", 90, gpu_tensorrt.small),
     Stage("SVD with 14 frames", 150, svd_14),
     Stage("diffusers with torch.compile", 150, diffusers_compiled),
-    Stage("TensorRT", 480, gpu_tensorrt.full_size),  # by itself: --only TensorRT, with a longer --limit
+    Stage("TensorRT at full size", 480, gpu_tensorrt.full_size),  # alone: --only, with a longer --limit-s
 )

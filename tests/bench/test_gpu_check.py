@@ -13,6 +13,7 @@ import onnxruntime as runtime
 import pytest
 import torch
 
+from svd_bench.cli import names
 from svd_bench.gpu_check import OutOfTime, attempt, check, deadline, run
 from svd_bench.gpu_context import Context, DeviceWeights, Skipped
 from svd_bench.gpu_stage import Found, Stage
@@ -60,7 +61,7 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     }  # fmt: skip
     profiles = {o.stage: o.lines for o in results.outcomes if o.stage.startswith("kernels")}
     assert all("convolution" in "".join(lines) for lines in profiles.values())
-    assert done.stdout.splitlines()[-1].startswith("skipped TensorRT ")
+    assert done.stdout.splitlines()[-1].startswith("skipped TensorRT at full size")
 
 
 def failing(error: BaseException) -> Stage:
@@ -192,3 +193,7 @@ def test_weights_are_counted_once_whoever_shares_them() -> None:
     assert networks[1] == sum(parameter.numel() for parameter in unet.parameters())
     assert held("vae_decoder", "ours") > 0
     assert held("whole_video", "ours") > held("denoiser_step", "ours")
+
+
+def test_every_stage_can_be_asked_for_by_its_name() -> None:
+    assert [name for stage in STAGES for name in names(stage.name)] == [stage.name for stage in STAGES]
