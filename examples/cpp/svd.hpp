@@ -81,7 +81,6 @@ struct Network {
 struct Profile {
   int frames, height, width, batch, decode_chunk;
   std::string guidance;  // batched: both halves of guidance in one call; single: one half a call
-
   std::string text() const {
     return std::to_string(frames) + " frames, " + std::to_string(height) + "x" + std::to_string(width) +
            ", batch " + std::to_string(batch) + ", " + guidance + " guidance, decode chunk " +

@@ -1,9 +1,8 @@
 // svd_generate: a photograph and a bundle in, a video out.  The command around svd.hpp.
 
-#include <cstdio>
+#include <cerrno>
 #include <cstdlib>
 #include <iostream>
-#include <optional>
 
 #include "noise.hpp"
 #include "picture.hpp"

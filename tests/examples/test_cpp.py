@@ -375,7 +375,7 @@ def test_a_spoilt_bundle_is_refused(generate: Generate, tiny_bundle: Path, tmp_p
 
 def test_the_header_can_be_read_at_a_sitting(programs: Programs) -> None:
     """And compilers have nothing to say about any of it."""
-    assert len((CPP / "svd.hpp").read_text().splitlines()) <= 500
+    assert len((CPP / "svd.hpp").read_text().splitlines()) < 500
     assert not re.search(r"warning", programs.compiling, re.IGNORECASE)
 
 
