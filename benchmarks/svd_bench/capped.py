@@ -7,6 +7,7 @@ outside it.  Knows nothing of tiers or of which attempts are worth making.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -66,38 +67,23 @@ def open_engine(attempt: Attempt) -> VideoEngine:
     import torch
 
     from svd_bench.subjects import checkpoint_of
-    from svd_engine.arguments import torch_dtype
-    from svd_engine.backends.choose import Choice, resolve
-    from svd_engine.backends.compiled import CompiledBackend
-    from svd_engine.backends.eager import EagerBackend, rewrites_for
-    from svd_engine.backends.network import Backend
+    from svd_engine import source
+    from svd_engine.backends.choose import resolve
     from svd_engine.engine import VideoEngine
-    from svd_engine.networks.modules import Modules
-    from svd_engine.networks.rewrites import REWRITES
     from svd_engine.networks.spec import Profile
 
-    device = resolve(attempt.device)
     if attempt.cap is not None:
+        device = resolve(attempt.device)
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(attempt.cap / total, device)
-    checkpoint = checkpoint_of(attempt.checkpoint)
-    eager = attempt.backend == "eager"
-    wanted = rewrites_for(device) if eager else REWRITES
-    swapped = attempt.networks == "swapped"
-    modules = Modules(checkpoint, torch_dtype("auto", device), device, rewrites=wanted, one_at_a_time=swapped)
-    backend: Backend = EagerBackend(modules) if eager else CompiledBackend(modules)
     profile = Profile(
         attempt.frames, attempt.height, attempt.width, 1, attempt.guidance, attempt.decode_chunk
     )
-    choice = Choice(attempt.backend, device, "asked for")
-
-    def rewrites() -> dict[str, int]:
-        return {f"{part}/{a.name}": a.places for part, done in modules.applied.items() for a in done}
-
-    return VideoEngine(
-        checkpoint.model, backend, checkpoint.source, choice, profile, lambda *_: profile, rewrites,
-        swap_networks=swapped,
+    opened = source.of_checkpoint(
+        checkpoint_of(attempt.checkpoint), attempt.backend, attempt.device, "auto", (),
+        attempt.networks == "swapped",
     )  # fmt: skip
+    return VideoEngine(replace(opened, default=profile, profile_for=lambda *_: profile))
 
 
 def attempt_videos(attempt: Attempt, engine: VideoEngine) -> Answer:

@@ -1,4 +1,4 @@
-"""`VideoEngine`: what users call.  Opens a bundle or a checkpoint and runs the pipeline over it.
+"""`VideoEngine`: what users call.  Runs the pipeline over a bundle or a checkpoint (`source`).
 
 Holds no tensor arithmetic: pixels are made in `image`, the story is in `pipeline`.
 """
@@ -16,15 +16,12 @@ from torch import Tensor
 
 from svd_engine import image as images
 from svd_engine import pipeline, report, video
-from svd_engine.arguments import CALLBACK_TENSORS, OUTPUT_TYPES, check_generators, one_of, torch_dtype
-from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
-from svd_engine.backends.network import Backend, Network
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.arguments import CALLBACK_TENSORS, OUTPUT_TYPES, check_generators, one_of
+from svd_engine.backends.network import Network
 from svd_engine.clock import Clock
-from svd_engine.model import Model
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
 from svd_engine.settings import Settings
+from svd_engine.source import Source, of_bundle, of_checkpoint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,22 +47,9 @@ class VideoEngine:
     One engine serves one call at a time.  `close()`, or leaving a `with` block, frees its memory.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        backend: Backend,
-        source: str,
-        choice: Choice,
-        default: Profile,
-        profile_for: Callable[[Settings, int], Profile],
-        rewrites: Callable[[], dict[str, int]] = dict,
-        without_rewrites: Collection[str] = (),
-        swap_networks: bool = False,
-    ) -> None:
-        self.model, self.backend, self.source, self.choice = model, backend, source, choice
-        self.default = default
-        self._profile_for, self._rewrites, self._without_rewrites = profile_for, rewrites, without_rewrites
-        self.swap_networks = swap_networks
+    def __init__(self, source: Source) -> None:
+        self.source, self.model, self.backend = source, source.model, source.backend
+        self.choice, self.default = source.choice, source.default
         self._open: dict[str, Network] = {}
 
     @classmethod
@@ -81,37 +65,7 @@ class VideoEngine:
 
         swap_networks: hold one network at a time, opened for its stage and closed after it.
         """
-        from svd_engine.backends.ort import OrtBackend
-        from svd_engine.backends.swapped import SwappedBackend
-        from svd_engine.backends.trt import TrtBackend
-
-        bundle = Bundle(folder)
-        choice = choose_for_bundle(backend, device, bundle)
-        made: Backend = (TrtBackend if choice.backend == "tensorrt" else OrtBackend)(bundle, choice.device)
-        if swap_networks:
-            made = SwappedBackend(made)
-        manifest = bundle.manifest
-
-        def profile_for(settings: Settings, _videos: int) -> Profile:
-            return bundle.profile_for(
-                frames=settings.frames,
-                height=settings.height,
-                width=settings.width,
-                decode_chunk=settings.decode_chunk_size and min(settings.decode_chunk_size, settings.frames),
-                guided=settings.guided,
-            )
-
-        return cls(
-            manifest.model,
-            made,
-            str(folder),
-            choice,
-            manifest.profiles[0],
-            profile_for,
-            lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
-            manifest.without_rewrites,
-            swap_networks,
-        )
+        return cls(of_bundle(folder, backend, device, swap_networks))
 
     @classmethod
     def from_checkpoint(
@@ -130,45 +84,7 @@ class VideoEngine:
         network at a time on the device, the others in host memory.  Raises CheckpointError,
         BackendUnavailable, SettingsError.
         """
-        from svd_engine.backends.compiled import CompiledBackend
-        from svd_engine.backends.eager import EagerBackend, rewrites_for
-        from svd_engine.networks.modules import Modules
-        from svd_engine.networks.rewrites import REWRITES
-
-        choice = choose_for_checkpoint(backend, device)
-        opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
-        wanted = rewrites_for(choice.device) if choice.backend == "eager" else REWRITES
-        modules = Modules(
-            opened, torch_dtype(dtype, choice.device), choice.device, without_rewrites, wanted, swap_networks
-        )
-        made: Backend = EagerBackend(modules) if choice.backend == "eager" else CompiledBackend(modules)
-
-        def profile_for(settings: Settings, videos: int) -> Profile:
-            return Profile(
-                settings.frames,
-                settings.height,
-                settings.width,
-                videos,
-                "batched" if settings.guided else "single",
-                min(settings.decode_chunk_size or settings.frames, settings.frames),
-            )
-
-        def rewrites() -> dict[str, int]:
-            return {f"{part}/{a.name}": a.places for part, done in modules.applied.items() for a in done}
-
-        model = opened.model
-        default = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
-        return cls(
-            model,
-            made,
-            opened.source,
-            choice,
-            default,
-            profile_for,
-            rewrites,
-            without_rewrites,
-            swap_networks,
-        )
+        return cls(of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks))
 
     @torch.no_grad()
     def __call__(
@@ -231,7 +147,7 @@ class VideoEngine:
         videos = len(pixels) * settings.videos_per_image
         check_generators(generator, videos)
         with clock.stage("load"):
-            stages = self._stages(self._profile_for(settings, videos))
+            stages = self._stages(self.source.profile_for(settings, videos))
 
         def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
             if callback_on_step_end is None:
@@ -282,15 +198,15 @@ class VideoEngine:
         return report.RunReport(
             model=self.model.name,
             random_weights=self.model.random_weights,
-            source=self.source,
+            source=self.source.name,
             profile=str(stages.profile),
             settings=settings,
             seeds=[g.initial_seed() for g in generators],
             chosen_because=self.choice.reason,
             stages={n.spec.network: report.StagePlacement(**asdict(n.placement)) for n in used},
-            rewrites=self._rewrites(),
-            without_rewrites=list(self._without_rewrites),
-            swap_networks=self.swap_networks,
+            rewrites=self.source.rewrites(),
+            without_rewrites=list(self.source.without_rewrites),
+            swap_networks=self.source.swap_networks,
             stage_ms=clock.stages,
             step_ms=clock.steps,
             total_ms=total_ms,

@@ -122,12 +122,11 @@ def test_the_halves_one_after_the_other_equal_both_at_once(tiny_engine: VideoEng
     import dataclasses
 
     at_once = tiny_engine(images(1), generator=seeded(), **CALL).frames
-    with pytest.MonkeyPatch.context() as patch:
-        chosen = tiny_engine._profile_for
-        patch.setattr(
-            tiny_engine, "_profile_for", lambda s, n: dataclasses.replace(chosen(s, n), guidance="single")
-        )
-        result = tiny_engine(images(1), generator=seeded(), **CALL)
+    source = tiny_engine.source
+    halves = dataclasses.replace(
+        source, profile_for=lambda s, n: dataclasses.replace(source.profile_for(s, n), guidance="single")
+    )
+    result = VideoEngine(halves)(images(1), generator=seeded(), **CALL)
     assert "single" in result.report.profile
     assert float((result.frames - at_once).abs().max()) <= 1e-4
 

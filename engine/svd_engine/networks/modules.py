@@ -70,6 +70,10 @@ class Modules:
     def dtype_of(self, spec: NetworkSpec) -> torch.dtype:
         return torch.float32 if spec.network == "vae_encoder" else self.dtype
 
+    def places(self) -> dict[str, int]:
+        """How many places each rewrite found in what is loaded so far, by "component/rewrite"."""
+        return {f"{part}/{a.name}": a.places for part, done in self.applied.items() for a in done}
+
     def release(self, spec: NetworkSpec) -> None:
         """Forgets the network and the weights under it, so that the next one can have the memory."""
         component = COMPONENTS[spec.network]

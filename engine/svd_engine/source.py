@@ -1,0 +1,116 @@
+"""What an engine runs over: the networks of a bundle or of a checkpoint, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from svd_engine.arguments import torch_dtype
+from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
+from svd_engine.backends.network import Backend
+from svd_engine.bundle import Bundle
+from svd_engine.checkpoint import open_checkpoint
+from svd_engine.model import Model
+from svd_engine.networks.spec import Profile
+from svd_engine.settings import Settings
+
+if TYPE_CHECKING:
+    from svd_engine.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    name: str  # as the user gave it
+    model: Model
+    backend: Backend
+    choice: Choice
+    default: Profile  # of a call that says nothing of size and frames
+    profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
+    rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
+    without_rewrites: Collection[str] = ()
+    swap_networks: bool = False
+
+
+def of_bundle(folder: str | Path, backend: str, device: str, swap_networks: bool) -> Source:
+    """Raises BundleError, BackendUnavailable, SettingsError."""
+    from svd_engine.backends.ort import OrtBackend
+    from svd_engine.backends.swapped import SwappedBackend
+    from svd_engine.backends.trt import TrtBackend
+
+    bundle = Bundle(folder)
+    choice = choose_for_bundle(backend, device, bundle)
+    made: Backend = (TrtBackend if choice.backend == "tensorrt" else OrtBackend)(bundle, choice.device)
+    manifest = bundle.manifest
+
+    def profile_for(settings: Settings, _videos: int) -> Profile:
+        return bundle.profile_for(
+            frames=settings.frames,
+            height=settings.height,
+            width=settings.width,
+            decode_chunk=settings.decode_chunk_size and min(settings.decode_chunk_size, settings.frames),
+            guided=settings.guided,
+        )
+
+    return Source(
+        name=str(folder),
+        model=manifest.model,
+        backend=SwappedBackend(made) if swap_networks else made,
+        choice=choice,
+        default=manifest.profiles[0],
+        profile_for=profile_for,
+        rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
+        without_rewrites=manifest.without_rewrites,
+        swap_networks=swap_networks,
+    )
+
+
+def of_checkpoint(
+    checkpoint: str | Checkpoint,
+    backend: str,
+    device: str,
+    dtype: str,
+    without_rewrites: Collection[str],
+    swap_networks: bool,
+) -> Source:
+    """Raises CheckpointError, BackendUnavailable, SettingsError."""
+    from svd_engine.backends.compiled import CompiledBackend
+    from svd_engine.backends.eager import EagerBackend, rewrites_for
+    from svd_engine.networks.modules import Modules
+    from svd_engine.networks.rewrites import REWRITES
+
+    choice = choose_for_checkpoint(backend, device)
+    opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    eager = choice.backend == "eager"
+    modules = Modules(
+        opened,
+        torch_dtype(dtype, choice.device),
+        choice.device,
+        without_rewrites,
+        rewrites_for(choice.device) if eager else REWRITES,
+        swap_networks,
+    )
+
+    def profile_for(settings: Settings, videos: int) -> Profile:
+        return Profile(
+            settings.frames,
+            settings.height,
+            settings.width,
+            videos,
+            "batched" if settings.guided else "single",
+            min(settings.decode_chunk_size or settings.frames, settings.frames),
+        )
+
+    model = opened.model
+    return Source(
+        name=opened.source,
+        model=model,
+        backend=EagerBackend(modules) if eager else CompiledBackend(modules),
+        choice=choice,
+        default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
+        profile_for=profile_for,
+        rewrites=modules.places,
+        without_rewrites=without_rewrites,
+        swap_networks=swap_networks,
+    )
