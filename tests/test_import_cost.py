@@ -11,7 +11,7 @@ import pytest
 
 HEAVY = {
     "av", "diffusers", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL",
-    "safetensors", "tensorrt", "torch", "transformers",
+    "safetensors", "tensorrt", "torch", "transformers", "tritonclient",
 }  # fmt: skip
 
 SCRIPT = """
@@ -37,6 +37,7 @@ STATEMENTS = {
     "svd-export verify": ("from svd_export.cli import main; main()", ("verify", "--help")),
     "svd-export check": ("from svd_export.cli import main; main()", ("check", "--help")),
     "svd-export tensorrt": ("from svd_export.cli import main; main()", ("tensorrt", "--help")),
+    "svd-export triton": ("from svd_export.cli import main; main()", ("triton", "--help")),
 }
 
 

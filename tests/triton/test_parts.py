@@ -162,28 +162,36 @@ def execute(model: Any) -> Any:
     return response
 
 
-def failing(error: type[BackendError]) -> Any:
+def failing(error: Exception) -> Any:
     def fail(*_: object, **__: object) -> None:
-        raise error("network", expected="a run", got="a failure", remedy="None.")
+        raise error
 
     return fail
 
 
-def test_what_fails_for_good_is_not_ready(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+BROKEN = BackendError("network", expected="a run", got="a failure", remedy="None.")
+
+
+@pytest.mark.parametrize("error", [BROKEN, MemoryError("out of memory")], ids=str)
+def test_what_fails_for_good_is_not_ready(
+    model: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     """A network fails, and fails again when everything was loaded anew; then it works, and is ready again."""
     assert model.is_ready()
     with monkeypatch.context() as broken:
-        broken.setattr("svd_engine.pipeline.generate", failing(BackendError))
-        assert execute(model).error.code == "internal"
+        broken.setattr("svd_engine.pipeline.generate", failing(error))
+        refused = execute(model)
+        assert (refused.error.code, str(refused.error)) == ("internal", str(error))
         assert not model.is_ready()
-    broken_no_more = execute(model)
-    assert broken_no_more.error is None
+    assert execute(model).error is None
     assert model.is_ready()
+    assert model.metrics._requests.values == {**dict.fromkeys(OUTCOMES, 0.0), "failed": 1.0, "done": 1.0}
 
 
 def test_black_frames_fail_one_request(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN is the request's or the checkpoint's fault; the networks are as good as before."""
-    monkeypatch.setattr("svd_engine.pipeline.generate", failing(NonFiniteOutput))
+    black = NonFiniteOutput("network", expected="numbers", got="NaN", remedy="None.")
+    monkeypatch.setattr("svd_engine.pipeline.generate", failing(black))
     assert execute(model).error.code == "internal"
     assert model.is_ready()
 

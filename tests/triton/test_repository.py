@@ -15,12 +15,10 @@ from tritonclient.grpc import model_config_pb2
 from svd_engine import VideoEngine
 from svd_engine.bundle import Bundle
 from svd_engine.errors import SettingsError
-from svd_engine.networks.spec import Profile, specs_of
 from svd_export.cli import main
-from svd_export.triton import Service, seconds
-from svd_export.triton_config import network_model
+from svd_export.triton import Service, seconds, write_repository
 from svd_export.triton_model.inputs import DEFAULT_FPS, SAMPLING
-from tests import damage
+from tests import damage, tensorrt_double
 from tests.commands import call
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 
@@ -123,12 +121,21 @@ def test_the_networks_warm_up_with_every_input(written: Path, tiny_bundle: Path)
                 assert data.zero_data
 
 
-def test_a_plan_is_a_tensorrt_model_on_a_gpu(tiny_bundle: Path) -> None:
-    manifest = Bundle(tiny_bundle).manifest
-    for spec in specs_of(Profile(2, HEIGHT, WIDTH), manifest.model.architecture):
-        parsed = text_format.Parse(network_model(spec, "tensorrt", "name"), model_config_pb2.ModelConfig())
-        assert (parsed.name, parsed.backend) == ("name", "tensorrt")
-        assert parsed.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+def test_a_plan_is_a_tensorrt_model_on_a_gpu(tiny_bundle: Path, tmp_path: Path) -> None:
+    """When it holds its weights; a stripped one, which Triton cannot complete, is left out."""
+    folder = damage.copy(tiny_bundle, tmp_path)
+    specs = {spec.network: spec for spec in tensorrt_double.specs(folder)}
+    whole = tensorrt_double.add_plan(folder, specs["denoiser"], stripped=False)
+    tensorrt_double.add_plan(folder, specs["vae_decoder"], stripped=True)
+    names = write_repository(Bundle(folder), tmp_path / "models", Service())
+    (name,) = set(names) - {*VIDEO_MODELS, *(entry.spec.key for entry in Bundle(folder).manifest.networks)}
+    assert f"{name}.plan" == whole.file
+    model = config(tmp_path / "models" / name / "config.pbtxt")
+    assert (model.name, model.backend) == (name, "tensorrt")
+    assert model.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert [tensor.name for tensor in model.input] == [tensor.name for tensor in specs["denoiser"].inputs]
+    copied = tmp_path / "models" / name / "1/model.plan"
+    assert copied.read_bytes() == (folder / whole.file).read_bytes()
 
 
 @pytest.mark.parametrize(("text", "value"), [("120s", 120.0), ("2m", 120.0), ("500ms", 0.5), ("1.5s", 1.5)])

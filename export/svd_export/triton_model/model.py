@@ -8,6 +8,7 @@ while it waits, Triton releases; a running request is asked before every call of
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from svd_engine.errors import BackendError, ImageError, NonFiniteOutput, SettingsError, SvdEngineError
+from svd_engine.errors import ImageError, NonFiniteOutput, SettingsError
 from svd_export.triton_model import inputs
 from svd_export.triton_model.metrics import Metrics
 
@@ -71,9 +72,10 @@ class TritonPythonModel:
             response, outcome = _error(pb_utils.TritonError.CANCELLED, "cancelled by the client"), "cancelled"
         except (SettingsError, ImageError) as error:
             response, outcome = _error(pb_utils.TritonError.INVALID_ARG, str(error)), "refused"
-        except SvdEngineError as error:
+        except Exception as error:  # of a network or the machine: this request fails, the next may not
+            pb_utils.Logger.log_error(traceback.format_exc())
             response, outcome = _error(pb_utils.TritonError.INTERNAL, str(error)), "failed"
-            if isinstance(error, BackendError) and not isinstance(error, NonFiniteOutput):
+            if not isinstance(error, NonFiniteOutput):
                 self._reopen()
         self.metrics.count(outcome)
         return response
@@ -102,7 +104,7 @@ class TritonPythonModel:
         self.service.close()
         try:
             self.service.warm_up()
-        except SvdEngineError as error:
+        except Exception as error:
             self.serves = False
             pb_utils.Logger.log_error(f"not ready: {error}")
 
