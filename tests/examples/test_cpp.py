@@ -182,7 +182,9 @@ def refused(
 ) -> None:
     """The four parts, the exit code, and no file that was not there before."""
     assert done.returncode == code, done.stderr
-    assert re.search(r"^error: .+: expected .+, got .+\. .+", done.stderr, re.DOTALL), done.stderr
+    assert re.search(r"^error: .+: expected .+, got .+\. .+", done.stderr, re.DOTALL | re.MULTILINE), (
+        done.stderr
+    )
     assert message in done.stderr
     assert {path.name for path in folder.iterdir()} == left
 
