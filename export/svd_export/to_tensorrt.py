@@ -57,11 +57,10 @@ def build_plans(
                 progress(f"{entry.spec.key}: building, {number} of {len(entries)}")
                 timings = timing_cache.read_bytes() if timing_cache.is_file() else b""
                 built = build(bundle.graph(entry.spec), options, timings, progress)
-                _write(aside / "timings", built.timings)
-                move_out(aside / "timings", timing_cache)
                 row = _row(bundle, entry, here, options, built)
                 _write(aside / row.file, built.plan)
                 _place(bundle.folder, row, aside)
+                _keep(timing_cache, built.timings)
             made.append(row)
     return made
 
@@ -132,6 +131,16 @@ def _place(folder: Path, row: PlanEntry, aside: Path) -> None:
     update_manifest(folder, without)
     move_out(aside / row.file, folder / row.file)
     update_manifest(folder, lambda manifest: listed(manifest, entry))
+
+
+def _keep(path: Path, content: memoryview) -> None:
+    """Whole or not at all, by way of its own folder, for it may lie on another disk than the bundle."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        _write(aside, content)
+        move_out(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: memoryview) -> None:

@@ -119,13 +119,23 @@ def test_the_timing_cache_grows_beside_the_plans(trt: Any, folder: Path) -> None
     assert trt.called("IBuilderConfig.create_timing_cache")[1] == (f"{keys[0]};".encode(),)
 
 
-def test_a_timing_cache_elsewhere_and_one_of_another_gpu(trt: Any, folder: Path, tmp_path: Path) -> None:
-    cache, said = tmp_path / "mine", []
+def test_a_timing_cache_on_another_disk_and_of_another_gpu(
+    trt: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, said, real = tmp_path / "mine", [], Path.replace
     cache.write_bytes(b"other GPU")
+
+    def replace(path: Path, target: Path) -> Path:
+        if (path.parent == tmp_path) != (target.parent == tmp_path):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
     build_plans(Bundle(folder), networks=["denoiser"], timing_cache=cache, progress=said.append)
     assert any("is of another TensorRT or GPU" in line for line in said)
     assert cache.read_bytes().startswith(b"denoiser-")
     assert not list(folder.glob("*.cache"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_is_there_is_not_built_again(trt: Any, folder: Path) -> None:
