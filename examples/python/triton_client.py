@@ -4,7 +4,8 @@
     python triton_client.py photo.jpg -o video.mp4 --progress --preview preview.webp
     python triton_client.py photo.jpg -o video.mp4 --protocol http --url localhost:8000
 
-Ctrl-C, --timeout and the end of this process cancel the request: the server stops it at its next step.
+Over gRPC, Ctrl-C, --timeout and the end of this process cancel the request: the server stops it at its next
+step.  Over HTTP the server does not see a client leave (tritonserver 2.51), and makes the video to its end.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def tensors(client: Any, image: bytes, parameters: dict[str, Any]) -> list[Any]:
 
 
 def over_http(url: str, image: bytes, parameters: dict[str, Any], timeout: float, wait: float) -> bytes:
-    """The mp4.  Closing the connection is what cancels, so it is closed however this ends."""
+    """The mp4.  `timeout` ends the waiting here, not the work there."""
     import tritonclient.http as triton
 
     with triton.InferenceServerClient(url, connection_timeout=timeout, network_timeout=timeout) as client:

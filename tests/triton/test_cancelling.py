@@ -62,7 +62,7 @@ def test_at_a_step(server: Server) -> None:
 def test_during_the_decoder(server: Server) -> None:
     """After the only step nothing is left but the decoder, called 100 times here."""
     before = outcomes(server, "svd_stream")
-    call = {**LONG_CALL, "num_inference_steps": np.int32([1]), "num_videos_per_prompt": np.int32([4])}
+    call = {**LONG_CALL, "num_inference_steps": np.int32([1])}
     stream = Stream(server, request(**call))
     assert stream.next().as_numpy("step").tolist() == [1]
     stream.cancel()
@@ -97,19 +97,18 @@ def start_client(server: Server, tmp_path: Path, *arguments: str) -> subprocess.
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill -9", "timeout"])
 def test_the_client_leaves(server: Server, tmp_path: Path, how: str) -> None:
-    """The example, while its progress shows that the request runs."""
+    """The example program, while its request runs."""
     before = outcomes(server, "svd_stream")
-    arguments = [*LONG_SET, "--progress", *(["--timeout=1.5"] if how == "timeout" else [])]
+    arguments = [*LONG_SET, "--progress", *(["--timeout=3"] if how == "timeout" else [])]
     client = start_client(server, tmp_path, *arguments)
     assert client.stderr is not None
-    assert client.stderr.readline().startswith("step 1")
     if how != "timeout":
+        assert client.stderr.readline().startswith("step 1")
         client.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
     counted(server, before, "svd_stream", cancelled=1)
-    code = client.wait(60)
-    assert code == {"Ctrl-C": 130, "kill -9": -signal.SIGKILL, "timeout": 1}[how]
-    last = client.stderr.read().splitlines()[-1:]
-    assert {"Ctrl-C": ["cancelled"], "kill -9": last}.get(how) in (last, None)
+    assert client.wait(60) == {"Ctrl-C": 130, "kill -9": -signal.SIGKILL, "timeout": 1}[how]
+    said = {"Ctrl-C": "cancelled", "kill -9": "", "timeout": "Deadline Exceeded"}[how]
+    assert said in client.stderr.read()
     assert not (tmp_path / "video.mp4").exists()
 
 
