@@ -20,6 +20,7 @@ from svd_engine.networks.rewrites import REWRITES
 from svd_engine.networks.spec import Architecture
 
 Rungs = Literal["all", "ends"]
+LADDERS = ("eager", "compiled", "onnxruntime")  # backends that run one network by itself
 STAGE_OF = {"unet": "denoiser_step", "vae_decoder": "vae_decoder"}
 
 

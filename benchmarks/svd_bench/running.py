@@ -14,14 +14,14 @@ from svd_bench.contest import Bench
 from svd_bench.environment import environment
 from svd_bench.floor import measure_ceiling, profile_of
 from svd_bench.harness import timer_for
-from svd_bench.ladder import STAGE_OF, Rungs, measure_ladder
+from svd_bench.ladder import LADDERS, STAGE_OF, Rungs, measure_ladder
 from svd_bench.memory import Peaks, peaks_in_child
 from svd_bench.nvml import open_gpu
 from svd_bench.opening import open_case
 from svd_bench.recorder import Recorder, out_folder
 from svd_bench.results import Kind, Results, Setting
 from svd_bench.stages import STAGES, measure_stages
-from svd_bench.subjects import BACKENDS, Subject, checkpoint_of, subjects
+from svd_bench.subjects import BUNDLED, Subject, checkpoint_of, subjects
 from svd_engine.arguments import one_of, torch_dtype
 from svd_engine.backends.choose import resolve
 from svd_engine.bundle import Bundle
@@ -66,7 +66,7 @@ def measure_run(asked: Asked, say: Say) -> Results:
     chosen = subjects(
         backends, asked.peers, source, str(device), dtype, str(asked.bundle) if asked.bundle else None
     )
-    with _bench(asked, "run", device, [dtype], say) as bench, _bundle(chosen, setting, say) as ready:
+    with _bench(asked, "run", device, [dtype], say) as bench, ready_subjects(chosen, setting, say) as ready:
         measure_stages(bench, ready, setting, asked.stages or STAGES)
         return bench.recorder.results()
 
@@ -75,7 +75,7 @@ def measure_rungs(asked: Asked, rungs: Rungs, say: Say) -> Results:
     for network in asked.stages:
         one_of("network", network, tuple(STAGE_OF))
     for backend in asked.backends or ():
-        one_of("backend", backend, BACKENDS)
+        one_of("backend", backend, LADDERS)
     device = resolve(asked.device)
     source, dtype, setting = _of_checkpoint(asked, device)
     theirs = dtype if asked.peer_dtype == "auto" else dtype_name(torch_dtype(asked.peer_dtype, device))
@@ -178,9 +178,9 @@ def _setting(asked: Asked, model: Model, frames: int, height: int, width: int, c
 
 
 @contextmanager
-def _bundle(chosen: Sequence[Subject], setting: Setting, say: Say) -> Iterator[list[Subject]]:
-    """Subjects that can be opened: without a bundle of the user's, one is exported and removed again."""
-    needy = [s for s in chosen if s.backend == "onnxruntime" and not s.bundle]
+def ready_subjects(chosen: Sequence[Subject], setting: Setting, say: Say) -> Iterator[list[Subject]]:
+    """Subjects that can be opened: without a bundle of the user's, one is made and removed again."""
+    needy = [s for s in chosen if s.backend in BUNDLED and not s.bundle]
     if not needy:
         yield list(chosen)
         return
@@ -192,6 +192,10 @@ def _bundle(chosen: Sequence[Subject], setting: Setting, say: Say) -> Iterator[l
         export_bundle(
             checkpoint, made, [profile_of(setting)], dtype, (), lambda line: say(f"exporting {line}")
         )
+        if any(subject.backend == "tensorrt" for subject in needy):
+            from svd_export.to_tensorrt import build_plans
+
+            build_plans(Bundle(made), progress=lambda line: say(f"TensorRT, {line}"))
         yield [s.model_copy(update={"bundle": str(made)}) if s in needy else s for s in chosen]
 
 

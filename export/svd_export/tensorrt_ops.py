@@ -1,8 +1,9 @@
 """Which ONNX operators, types and forms TensorRT's parser takes, by version.  Data only.
 
 Sources: docs/operators.md of github.com/onnx/onnx-tensorrt, as of TensorRT 10.15; its docs/Changelog.md says
-what came after 10.13 and is marked `SINCE` here; opsets from operators.md and, for 11, from the ONNX Opset
-Guide in NVIDIA's documentation.  Operators that the table has as unsupported are left out.
+what came after 10.13 and is marked `SINCE` here; the opsets of 11 are from the ONNX Opset Guide in NVIDIA's
+documentation, those of 10.14 follow from Attention, those of 10.13 are second-hand.  Operators that the
+table has as unsupported are left out.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from svd_bench import running
 from svd_bench import stages as module
 from svd_bench.contest import Bench
 from svd_bench.harness import timer_for
@@ -19,7 +21,7 @@ from svd_bench.results import Setting
 from svd_bench.stages import check_video, measure_stages, panning
 from svd_bench.subjects import Case, checkpoint_of, subjects
 from svd_engine.backends.network import check_inputs
-from svd_engine.errors import BackendError, SettingsError
+from svd_engine.errors import BackendError, BackendUnavailable, SettingsError
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES
 from svd_engine.networks.spec import Architecture
@@ -128,10 +130,37 @@ def test_a_compiled_peer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert running.placements[0].backend == "torch.compile"
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "Eager", ""])
+@pytest.mark.parametrize("name", ["openvino", "Eager", ""])
 def test_a_backend_that_there_is_not(name: str) -> None:
-    with pytest.raises(SettingsError, match="backend: expected eager, compiled, onnxruntime, got '"):
+    with pytest.raises(
+        SettingsError, match="backend: expected eager, compiled, onnxruntime, tensorrt, got '"
+    ):
         subjects([name], [], "demo", "cpu", "float32", None)
+
+
+def test_tensorrt_runs_a_bundle_or_says_what_to_install(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    (subject,) = subjects(["tensorrt"], [], str(tiny_checkpoint), "cpu", "float32", str(tiny_bundle))
+    assert subject.bundle == str(tiny_bundle)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'svd-engine\[tensorrt\]'"):
+        open_case(Case(subject=subject, stage="denoiser_step", setting=TINY))
+
+
+def test_without_a_bundle_tensorrt_gets_one_with_plans(
+    tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+
+    def export(_checkpoint: Any, folder: Path, *_: Any) -> None:
+        shutil.copytree(tiny_bundle, folder)
+
+    monkeypatch.setattr("svd_export.to_onnx.export_bundle", export)
+    monkeypatch.setattr("svd_export.to_tensorrt.build_plans", lambda bundle, **_: built.append(bundle.folder))
+    chosen = subjects(["eager", "tensorrt"], [], str(tiny_checkpoint), "cpu", "float32", None)
+    with running.ready_subjects(chosen, TINY, lambda _: None) as (eager, tensorrt):
+        assert eager.bundle is None
+        assert built == [Path(str(tensorrt.bundle))]
+        assert built[0].is_dir()
+    assert not built[0].exists()
 
 
 def test_a_peer_that_there_is_not() -> None:
