@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from svd_engine.backends.fake import FakeBackend
-from svd_engine.errors import BackendError, NonFiniteOutput, SettingsError
-from svd_engine.image import decode_image, to_vae_pixels
+from svd_engine.errors import BackendError, ImageError, NonFiniteOutput, SettingsError
+from svd_engine.image import decode_image, load_image, to_vae_pixels
 from svd_engine.networks.spec import Architecture, Profile, specs_of
 from svd_export.triton_model import inputs, preview
 from svd_export.triton_model.metrics import OUTCOMES
@@ -48,6 +48,14 @@ def test_inputs_become_python_s_numbers() -> None:
     given = asked(fps=np.int32([5]), noise_aug_strength=np.float32([0.5]), sigmas=np.float32([2, 1]))
     assert given.sampling == {"fps": 5, "noise_aug_strength": 0.5, "sigmas": [2.0, 1.0]}
     assert type(given.sampling["fps"]) is int
+
+
+def test_a_picture_s_content_reads_like_its_file() -> None:
+    content = PHOTOGRAPH.read_bytes()
+    assert np.array_equal(decode_image(content), load_image(PHOTOGRAPH))
+    for spoiled, got in ((b"", "an empty file"), (content[: len(content) // 2], "a whole picture")):
+        with pytest.raises(ImageError, match=got):
+            decode_image(spoiled)
 
 
 def test_no_picture_is_refused() -> None:
