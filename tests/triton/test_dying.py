@@ -43,7 +43,7 @@ def test_a_damaged_bundle_is_not_served(repository: Path, tritonserver: None, tm
 
 def test_kill_9_of_the_model_s_process(repository: Path, tritonserver: None, tmp_path: Path) -> None:
     """Its requests end with an error; this server's readiness says nothing of it, the probe of the docs does;
-    loading the model again brings it back.
+    unloading and loading the model brings it back.
     """
     with Server(repository, tmp_path / "log", "svd", options=("--exit-timeout-secs=2",)) as server:
         server.wait_ready()
@@ -59,7 +59,8 @@ def test_kill_9_of_the_model_s_process(repository: Path, tritonserver: None, tmp
             ask(server, "http", request(**SHORT_CALL))
         assert server.get("v2/models/svd/ready") == 200
         assert f"/proc/{model.pid}/cmdline" not in alive()
-        assert server.get("v2/repository/models/svd/load", post=True) == 200
+        for verb in ("unload", "load"):
+            assert server.get(f"v2/repository/models/svd/{verb}", post=True) == 200
         assert ask(server, "http", request(**SHORT_CALL)).as_numpy("video") is not None
 
 
