@@ -15,7 +15,7 @@ from svd_bench.floor import profile_of
 from svd_bench.memory import release
 from svd_bench.peers import COMPONENTS, PeerBackend, pipeline
 from svd_bench.results import Setting
-from svd_bench.subjects import Case, Running, Subject, checkpoint_of
+from svd_bench.subjects import BUNDLED, Case, Running, Subject, checkpoint_of
 from svd_engine.arguments import DTYPES
 from svd_engine.backends.network import Backend, Placement
 from svd_engine.networks.parity import example_inputs
@@ -53,9 +53,10 @@ class Opened:
 
 def open_backend(subject: Subject) -> Opened:
     device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
-    if subject.backend == "onnxruntime":
+    if subject.backend in BUNDLED:
         from svd_bench.one_graph import OneGraph
         from svd_engine.backends.ort import OrtBackend
+        from svd_engine.backends.trt import TrtBackend
         from svd_engine.bundle import Bundle
 
         if subject.graph is not None:
@@ -67,7 +68,7 @@ def open_backend(subject: Subject) -> Opened:
         bundle = Bundle(subject.bundle)
         applied = bundle.manifest.rewrites
         return Opened(
-            OrtBackend(bundle, device),
+            (TrtBackend if subject.backend == "tensorrt" else OrtBackend)(bundle, device),
             bundle.manifest.model.architecture,
             lambda part: tuple(r.name for r in applied if r.network == part and r.places),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -15,8 +15,9 @@ from svd_engine.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from svd_engine.random_weights import Family
 
 Name = Literal["svd-engine", "diffusers", "diffusers-compile"]
-BACKENDS = ("eager", "compiled", "onnxruntime")
-FAMILIES: dict[str, Family] = {"random:svd": "svd", "random:svd-xt": "svd-xt"}
+BACKENDS = ("eager", "compiled", "onnxruntime", "tensorrt")
+BUNDLED = ("onnxruntime", "tensorrt")  # of these, those that run a bundle
+FAMILIES: dict[str, Family] = {f"random:{family}": family for family in get_args(Family)}
 NETWORK_STAGES = ("image_encoder", "vae_encoder", "denoiser_step", "vae_decoder")
 
 
@@ -26,12 +27,12 @@ class Subject(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
-    backend: str  # "eager", "compiled", "onnxruntime"; of a peer "eager", "torch.compile"
+    backend: str  # of BACKENDS; of a peer "eager", "torch.compile"
     checkpoint: str  # what `checkpoint_of` takes
     device: str
     dtype: str  # "float16"
-    bundle: str | None = None  # for onnxruntime
-    graph: str | None = None  # or a folder of `one_graph`
+    bundle: str | None = None  # for BUNDLED
+    graph: str | None = None  # or a folder of `one_graph`, for onnxruntime
     without_rewrites: tuple[str, ...] = ()
 
 
@@ -69,7 +70,10 @@ class Running(Protocol):
 def subjects(
     backends: list[str], peers: list[str], checkpoint: str, device: str, dtype: str, bundle: str | None
 ) -> list[Subject]:
-    """Peers first, then ours; `bundle` goes to onnxruntime.  Raises SettingsError for a name that is none."""
+    """Peers first, then ours; `bundle` goes to those that run one.
+
+    Raises SettingsError for a name that is none.
+    """
     for backend in backends:
         one_of("backend", backend, BACKENDS)
     for peer in peers:
@@ -81,7 +85,7 @@ def subjects(
             {
                 "name": "svd-engine",
                 "backend": backend,
-                "bundle": bundle if backend == "onnxruntime" else None,
+                "bundle": bundle if backend in BUNDLED else None,
                 **common,
             }
         )
@@ -91,5 +95,5 @@ def subjects(
 
 
 def checkpoint_of(source: str) -> Checkpoint:
-    """Of "random:svd", "random:svd-xt", or of anything that `open_checkpoint` takes."""
+    """Of "random:svd", "random:svd-xt", "random:small", or of anything that `open_checkpoint` takes."""
     return random_checkpoint(FAMILIES[source]) if source in FAMILIES else open_checkpoint(source)
