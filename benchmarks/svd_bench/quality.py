@@ -1,0 +1,253 @@
+"""What a checkpoint's videos are worth, on photographs it never saw, and what each inexact setting costs.
+
+Every figure is a mean over the held-out photographs unless its name says otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from svd_bench.held_out import held_out
+from svd_bench.likeness import (
+    Frames,
+    contrast_kept,
+    flow_difference,
+    optical_flow,
+    psnr,
+    speeds,
+    ssim,
+    warp_error,
+)
+from svd_bench.table import Table, figure, milliseconds
+from svd_engine import VideoEngine
+from svd_engine.checkpoint import Checkpoint, open_checkpoint
+from svd_engine.image import to_vae_pixels
+from svd_engine.networks.spec import Profile
+
+BUCKETS = (20, 127, 220)
+STEPS = (5, 25, 50)
+ALONE = 6  # frames of the video that is put together from frames of one video each: the last ones
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure and the value that it must reach; `must` is None where it is for information."""
+
+    name: str
+    value: float
+    must: float | None = None
+    better: Literal["more", "less"] = "more"
+
+    @property
+    def met(self) -> bool | None:
+        if self.must is None:
+            return None
+        return self.value >= self.must if self.better == "more" else self.value <= self.must
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting against float32 in eager torch: decibels, [0, 1], pixels a frame, seconds."""
+
+    setting: str
+    psnr: float
+    ssim: float
+    flow: float
+    seconds: float
+
+
+class Videos:
+    """Clips of one engine, on the CPU, made once each."""
+
+    def __init__(self, engine: VideoEngine) -> None:
+        self.engine = engine
+        self._made: dict[tuple[Any, ...], tuple[Frames, float]] = {}
+
+    def __call__(self, name: str, image: Image, seed: int = 0, **settings: Any) -> Frames:
+        return self.timed(name, image, seed, **settings)[0]
+
+    def timed(self, name: str, image: Image, seed: int = 0, **settings: Any) -> tuple[Frames, float]:
+        """(frames, seconds) of the photograph `name`."""
+        settings = {"motion_bucket_id": 127, "num_inference_steps": 25, **settings}
+        key = (name, seed, *sorted(settings.items()))
+        if key not in self._made:
+            started = time.perf_counter()
+            generator = torch.Generator().manual_seed(seed)
+            frames = self.engine(image, generator=generator, output_type="np", **settings).frames[0]
+            self._made[key] = frames, time.perf_counter() - started
+        return self._made[key]
+
+
+def reconstructions(
+    checkpoint: Checkpoint, photographs: dict[str, Image]
+) -> dict[str, tuple[Frames, Frames]]:
+    """Each photograph at the model's size, and what the autoencoder makes of it: [1, H, W, 3] each."""
+    vae, model = checkpoint.load("vae", torch.float32), checkpoint.model
+    pairs = {}
+    for name, image in photographs.items():
+        pixels = to_vae_pixels(image, model.height, model.width)
+        with torch.no_grad():
+            latent = vae.encode(pixels).latent_dist.mode()
+            decoded = vae.decode(latent, num_frames=1).sample.clamp(-1, 1)
+        pairs[name] = (_frames(pixels), _frames(decoded))
+    return pairs
+
+
+def targets(checkpoint: Checkpoint, count: int, report: Report) -> Iterator[Figure]:
+    """The figures that the demo checkpoint is held to; videos of the first `count` photographs."""
+    photographs = held_out(checkpoint.model.height, checkpoint.model.width)
+    pairs = reconstructions(checkpoint, photographs)
+    scores = {name: psnr(*pair) for name, pair in pairs.items()}
+    yield Figure("autoencoder: PSNR of reconstruction, dB", mean(scores.values()), 23)
+    for name, score in scores.items():
+        yield Figure(f"  {name}", score)
+
+    photographs = dict(list(photographs.items())[:count])
+    with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32") as engine:
+        videos = Videos(engine)
+        clips: dict[int, list[Frames]] = {}
+        for bucket in BUCKETS:
+            clips[bucket] = [videos(name, p, motion_bucket_id=bucket) for name, p in photographs.items()]
+            report(f"{len(photographs)} videos at motion bucket {bucket}")
+        middle = clips[BUCKETS[1]]
+        firsts = [psnr(clip[:1], pairs[name][1]) for name, clip in zip(photographs, middle, strict=True)]
+        yield Figure("first frame against the reconstruction: PSNR, dB", mean(firsts), 22)
+        yield Figure("contrast of the last frame over the first, least", min(map(contrast_kept, middle)), 0.7)
+        moves = {bucket: [speeds(optical_flow(c)) for c in those] for bucket, those in clips.items()}
+        low, mid, high = (mean(s.mean() for s in moves[bucket]) for bucket in BUCKETS)
+        for bucket, speed in zip(BUCKETS, (low, mid, high), strict=True):
+            yield Figure(f"  optical flow at motion bucket {bucket}, pixels a frame", speed)
+        yield Figure("optical flow, bucket 127 over 20", mid / low, 1)
+        yield Figure("optical flow, bucket 220 over 127", high / mid, 1)
+        yield Figure("optical flow, bucket 220 over 20", high / low, 1.5)
+        jumps = [float(s.max() / np.median(s)) for those in moves.values() for s in those]
+        yield Figure("a frame's flow over its clip's median, largest", max(jumps), 3, "less")
+
+        name, photograph = next(iter(photographs.items()))
+        seeds = [videos(name, photograph, seed) for seed in range(ALONE)]
+        single = np.stack([clip[i - ALONE] for i, clip in enumerate(seeds)])
+        report("frames generated one by one")
+        ratio = warp_error(seeds[0][-ALONE:]) / warp_error(single)
+        yield Figure("unexplained change, video over frames of one video each", ratio, 1, "less")
+        yield Figure("two seeds: optical flow difference, pixels a frame", flow_difference(*seeds[:2]), 0.1)
+        by_steps = [videos(name, photograph, num_inference_steps=steps) for steps in STEPS]
+        report(f"{STEPS} steps")
+        near, far = psnr(by_steps[1], by_steps[2]), psnr(by_steps[0], by_steps[2])
+        yield Figure("50 steps: PSNR of 25 less that of 5, dB", near - far, 0)
+
+
+def differences(checkpoint: Checkpoint, report: Report, device: str = "cpu") -> Iterator[Difference]:
+    """Each setting that is not exact, beside its time, on one photograph at the model's own size."""
+    model = checkpoint.model
+    name, photograph = next(iter(held_out(model.height, model.width).items()))
+    with VideoEngine.from_checkpoint(checkpoint, backend="eager", device=device, dtype="fp32") as engine:
+        warm(engine, photograph)
+        videos = Videos(engine)
+        reference, seconds = videos.timed(name, photograph)
+        yield Difference("float32, eager, 25 steps, decoded whole", float("inf"), 1.0, 0.0, seconds)
+        settings: dict[str, dict[str, Any]] = {
+            "decode chunk 4": {"decode_chunk_size": 4},
+            "decode chunk 1": {"decode_chunk_size": 1},
+            **{f"{n} steps": {"num_inference_steps": n} for n in (15, 10, 5)},
+            "without guidance": {"max_guidance_scale": 1.0},
+        }
+        for setting, changed in settings.items():
+            yield difference(setting, reference, *videos.timed(name, photograph, **changed))
+            report(setting)
+    for dtype in ("bf16", "fp16"):
+        with VideoEngine.from_checkpoint(checkpoint, backend="eager", device=device, dtype=dtype) as engine:
+            warm(engine, photograph)
+            yield difference(dtype, reference, *Videos(engine).timed(name, photograph))
+            report(dtype)
+    with TemporaryDirectory() as folder:
+        bundle = Path(folder) / "bundle"
+        export(checkpoint, bundle)
+        with VideoEngine.from_bundle(bundle, backend="onnxruntime", device=device) as engine:
+            warm(engine, photograph)
+            yield difference("ONNX Runtime, float32", reference, *Videos(engine).timed(name, photograph))
+
+
+def difference(setting: str, reference: Frames, frames: Frames, seconds: float) -> Difference:
+    return Difference(
+        setting, psnr(reference, frames), ssim(reference, frames), flow_difference(reference, frames), seconds
+    )
+
+
+def export(checkpoint: Checkpoint, folder: Path) -> None:
+    from svd_export.to_onnx import export_bundle
+
+    model = checkpoint.model
+    profile = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
+    export_bundle(checkpoint, folder, [profile], torch.float32)
+
+
+def warm(engine: VideoEngine, photograph: Image) -> None:
+    engine(photograph, num_inference_steps=1)
+
+
+def tables(figures: list[Figure], settings: list[Difference]) -> list[Table]:
+    held = [
+        [
+            f.name,
+            figure(f.value),
+            "" if f.must is None else f"{'>=' if f.better == 'more' else '<='} {figure(f.must)}",
+            {True: "yes", False: "no", None: ""}[f.met],
+        ]
+        for f in figures
+    ]
+    beside = [
+        [d.setting, decibels(d.psnr), f"{d.ssim:.4f}", f"{d.flow:.3f}", milliseconds(d.seconds * 1e3)]
+        for d in settings
+    ]
+    return [
+        Table("Quality on held-out photographs", ("figure", "value", "must be", "met"), held),
+        Table(
+            "Settings that are not exact",
+            ("setting", "PSNR, dB", "SSIM", "flow difference, px a frame", "time"),
+            beside,
+            note="Against the first row, on one photograph. Times of one call each.",
+        ),
+    ]
+
+
+def document(source: str, figures: list[Figure], settings: list[Difference]) -> dict[str, Any]:
+    """For JSON; an infinite PSNR, of equal videos, is null."""
+    rows = [asdict(d) | {"psnr": d.psnr if np.isfinite(d.psnr) else None} for d in settings]
+    return {
+        "checkpoint": source,
+        "figures": [asdict(f) | {"met": f.met} for f in figures],
+        "settings": rows,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def measure(source: str, count: int, report: Report, only: str) -> tuple[list[Figure], list[Difference]]:
+    """`only`: "targets", "settings" or "all"."""
+    checkpoint = open_checkpoint(source)
+    figures = list(targets(checkpoint, count, report)) if only != "settings" else []
+    return figures, list(differences(checkpoint, report)) if only != "targets" else []
+
+
+def mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def decibels(value: float) -> str:
+    return f"{value:.1f}" if np.isfinite(value) else "equal"
+
+
+def _frames(pixels: torch.Tensor) -> Frames:
+    """[N, 3, H, W] in [-1, 1] -> [N, H, W, 3] in [0, 1]."""
+    frames: Frames = (pixels / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    return frames

@@ -1,0 +1,54 @@
+"""Command of `svd-bench` about quality: arguments in, exit codes out.  Measures nothing itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+class Part(StrEnum):
+    all = "all"
+    targets = "targets"
+    settings = "settings"
+
+
+@app.command("quality")
+def quality_command(
+    checkpoint: Annotated[str, typer.Option(help="demo, a diffusers folder, or a hub id.")] = "demo",
+    only: Annotated[
+        Part,
+        typer.Option(
+            help="targets: figures on held-out photographs; settings: inexact ones beside their time."
+        ),
+    ] = Part.all,
+    photographs: Annotated[
+        int, typer.Option(min=1, max=5, help="Of which videos are made; the autoencoder is measured on all.")
+    ] = 5,
+    markdown: Annotated[bool, typer.Option(help="Tables as Markdown.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File for the JSON document.")] = None,
+) -> None:
+    """What a checkpoint's videos are worth on photographs it never saw.  Exit code 1 if a target fails."""
+    from svd_bench.quality import document, measure, tables
+
+    started = time.monotonic()
+    figures, settings = measure(
+        checkpoint,
+        photographs,
+        lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
+        only.value,
+    )
+    for table in tables(figures, settings):
+        if table.rows:
+            typer.echo(f"{table.markdown() if markdown else table.text()}\n")
+    text = json.dumps(document(checkpoint, figures, settings))
+    if out is not None:
+        out.write_text(text + "\n")
+    typer.echo(text)
+    raise SystemExit(0 if all(f.met is not False for f in figures) else 1)

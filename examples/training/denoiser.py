@@ -1,0 +1,126 @@
+"""Trains the denoiser on clips of latents: EDM's loss with SVD's preconditioning and conditions.
+
+F is the UNet, r^2 = sigma^2 + 1: D(x; sigma) = x / r^2 - sigma / r F(x / r; ln(sigma) / 4).
+EDM's weight makes the loss the plain squared error of F, the prediction of v.  Most steps see windows of 8x8
+latent pixels, which cost a seventh; every eighth sees whole clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import canvases
+import configs
+import numpy as np
+import run_state
+import torch
+import workers
+from diffusers import UNetSpatioTemporalConditionModel
+from latent_clips import draw_clip
+from numpy.random import Generator
+from run_state import Run, learning_rate
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+P_MEAN, P_STD = 0.7, 1.6  # of ln(sigma): shifted to more noise, as in the paper's section 4 and appendix D
+DROPOUT = 0.12  # of the image: embedding and latent zeroed together, the unconditional half of guidance
+WINDOW = (8, 8)  # latent pixels
+
+
+def make(seed: int) -> UNetSpatioTemporalConditionModel:
+    torch.manual_seed(seed)
+    unet = UNetSpatioTemporalConditionModel(**configs.UNET)
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet
+
+
+def draw_batch(
+    data: dict[str, Tensor], rng: Generator, count: int, window: tuple[int, int]
+) -> dict[str, Tensor]:
+    """`count` clips of `window` latent pixels, and the conditions as the UNet gets them."""
+    rows = rng.integers(len(data["clean"]), size=count)
+    clips = [draw_clip(data, int(row), rng, window) for row in rows]
+    kept = torch.from_numpy(rng.random(count) >= DROPOUT).float()
+    ids = [
+        [c.fps - 1, c.motion_bucket, float(data["strength"][row])] for c, row in zip(clips, rows, strict=True)
+    ]
+    return {
+        "video": torch.stack([c.video for c in clips]),
+        "first_latent": torch.stack([c.first for c in clips]) * kept[:, None, None, None],
+        "embedding": data["embedding"][rows][:, None] * kept[:, None, None],
+        "time_ids": torch.tensor(ids),
+        "sigma": torch.from_numpy(np.exp(rng.normal(P_MEAN, P_STD, count))).float(),
+    }
+
+
+def loss_of(
+    unet: UNetSpatioTemporalConditionModel, batch: dict[str, Tensor], scale: float, noise: Tensor
+) -> Tensor:
+    """Squared error of F for each clip, [count]."""
+    y, sigma = batch["video"] * scale, batch["sigma"][:, None, None, None, None]
+    root = (sigma**2 + 1).sqrt()
+    x = (y + sigma * noise) / root
+    first = batch["first_latent"][:, None].expand(-1, y.shape[1], -1, -1, -1)
+    # the fused attention's backward pass takes a third of a step on a CPU
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        f = unet(
+            torch.cat([x, first], 2), 0.25 * batch["sigma"].log(), batch["embedding"], batch["time_ids"],
+            return_dict=False,
+        )[0]  # fmt: skip
+    target = (noise - sigma * y) / root  # v
+    return (f.float() - target).square().mean((1, 2, 3, 4))
+
+
+def latent_scale(data: dict[str, Tensor]) -> float:
+    """The VAE's scaling_factor: makes latents of standard deviation one."""
+    return 1 / float(data["clean"].std())
+
+
+def train(
+    folder: Path, encoded: Path, shards: int, seed: int, steps: int, count: int = 20, lr: float = 1.5e-3
+) -> None:
+    data = canvases.load(encoded, shards)
+    scale = latent_scale(data)
+    unet = make(seed)
+    run = Run(folder, unet, ema_decay=0.999)
+    whole = tuple(configs.UNET["sample_size"])
+    losses: list[Tensor] = []
+    sigmas: list[Tensor] = []
+    while run.step < steps:
+        rng = np.random.default_rng([seed, 4, run.step, workers.rank()])
+        small = run.step % 8 != 7
+        share = count // workers.count()
+        batch = draw_batch(data, rng, share if small else max(share // 4, 1), WINDOW if small else whole)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        loss = loss_of(unet, batch, scale, torch.randn(batch["video"].shape, generator=generator))
+        losses.append(loss.detach())
+        sigmas.append(batch["sigma"])
+        run.update(loss.mean(), learning_rate(run.step, steps, lr))
+        if run.step % run_state.SAVE_EVERY == 0 or run.step == steps:
+            every, at = torch.cat(losses), torch.cat(sigmas)
+            low, high = at < 1, at > 6
+            middle = ~low & ~high
+            parts = {
+                k: round(float(every[m].mean()), 4)
+                for k, m in (("low", low), ("mid", middle), ("high", high))
+            }
+            run.log(loss=round(float(every.mean()), 4), **parts)
+            losses.clear()
+            sigmas.clear()
+            run.save()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("canvases", type=Path)
+    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--workers", type=int, default=5)
+    a = parser.parse_args()
+    workers.run(a.workers, partial(train, a.folder, a.canvases, a.shards, a.seed, a.steps, a.count, a.lr))

@@ -1,0 +1,87 @@
+"""The command and its arithmetic, on made-up figures; the demo checkpoint is held to them in test_demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from svd_bench import held_out, quality
+from svd_bench.cli import main
+from svd_bench.quality import Difference, Figure, Videos, document, tables
+from svd_engine.errors import BackendUnavailable
+from tests.commands import call
+
+FIGURES = [
+    Figure("sharp", 24.0, 23),
+    Figure("jumps", 4.0, 3, "less"),
+    Figure("  for information", 1.5),
+]
+SETTINGS = [Difference("same", float("inf"), 1.0, 0.0, 2.0), Difference("10 steps", 31.25, 0.9, 0.12, 0.5)]
+
+
+def test_a_figure_is_met_on_the_right_side_of_its_bound() -> None:
+    assert [f.met for f in FIGURES] == [True, False, None]
+    assert Figure("at the bound", 3, 3, "less").met
+
+
+def test_tables_say_what_is_met() -> None:
+    held, beside = (table.text() for table in tables(FIGURES, SETTINGS))
+    assert [line.split()[-1] for line in held.splitlines()[2:4]] == ["yes", "no"]
+    assert "<= 3" in held
+    assert "equal" in beside
+    assert beside.splitlines()[3].split()[2:] == ["31.2", "0.9000", "0.120", "500", "ms"]
+
+
+def test_the_document_is_json_without_infinities() -> None:
+    text = json.dumps(document("demo", FIGURES, SETTINGS), allow_nan=False)
+    assert [d["psnr"] for d in json.loads(text)["settings"]] == [None, 31.25]
+
+
+@pytest.mark.parametrize(("figures", "code"), [(FIGURES[:1], 0), (FIGURES, 1)])
+def test_the_command_fails_when_a_figure_does(
+    figures: list[Figure],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[Any] = []
+
+    def measured(*arguments: Any) -> tuple[list[Figure], list[Difference]]:
+        asked.append(arguments)
+        return figures, []
+
+    monkeypatch.setattr(quality, "measure", measured)
+    out = tmp_path / "quality.json"
+    assert call(main, "quality", "--photographs", 2, "--only", "targets", "--out", out) == code
+    ((source, count, _, only),) = asked
+    assert (source, count, only) == ("demo", 2, "targets")
+    printed = capsys.readouterr().out
+    assert "Quality on held-out photographs" in printed
+    assert "Settings that are not exact" not in printed
+    assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
+
+
+def test_videos_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    class Engine:
+        def __call__(self, image: object, **settings: Any) -> Any:
+            calls.append(settings)
+            return type("Output", (), {"frames": np.zeros((1, 2, 4, 4, 3), np.float32)})()
+
+    videos = Videos(Engine())  # type: ignore[arg-type]
+    videos("coffee", None)  # type: ignore[arg-type]
+    videos("coffee", None, motion_bucket_id=127)  # type: ignore[arg-type]
+    videos("coffee", None, seed=1)  # type: ignore[arg-type]
+    assert [call["generator"].initial_seed() for call in calls] == [0, 1]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_out, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"package skimage.*not installed.*svd-engine\[bench\]"):
+        held_out.held_out(64, 64)

@@ -1,0 +1,118 @@
+"""Training at a tiny size: it learns, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import assemble
+import autoencoder
+import canvases
+import configs
+import denoiser
+import latent_clips
+import numpy as np
+import pytest
+import run_state
+import temporal
+import torch
+from images import HELD_OUT, PHOTOGRAPHS, Source
+from numpy.typing import NDArray
+
+from svd_bench import held_out
+from svd_engine.checkpoint import open_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "SAVE_EVERY", 1)
+    monkeypatch.setattr(canvases, "SHARD", 2)
+    monkeypatch.setitem(configs.UNET, "block_out_channels", [32, 32, 32])
+    monkeypatch.setattr(Source.__init__, "__defaults__", (2, 64))
+
+
+def encoded(tmp_path: Path) -> Path:
+    canvases.encode(tmp_path / "canvases", 0, 1)
+    return tmp_path / "canvases"
+
+
+def state(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
+    return loaded
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = run_state.Run.save
+
+    def then_stop(run: run_state.Run) -> None:
+        save(run)
+        if run.step == steps:
+            raise Interrupted
+
+    monkeypatch.setattr(run_state.Run, "save", then_stop)
+
+
+def test_a_run_that_was_interrupted_gives_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(tmp_path)
+    denoiser.train(tmp_path / "whole", data, 1, seed=0, steps=3, count=2)
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        with pytest.raises(Interrupted):
+            denoiser.train(tmp_path / "cut", data, 1, seed=0, steps=3, count=2)
+    assert state(tmp_path / "cut")["step"] == 1
+    denoiser.train(tmp_path / "cut", data, 1, seed=0, steps=3, count=2)
+    whole, cut = state(tmp_path / "whole"), state(tmp_path / "cut")
+    assert cut["step"] == whole["step"] == 3
+    for part in ("network", "ema"):
+        for name, tensor in whole[part].items():
+            assert torch.equal(tensor, cut[part][name]), name
+
+
+def test_the_parts_make_a_checkpoint_that_the_engine_opens(tmp_path: Path) -> None:
+    data = encoded(tmp_path)
+    autoencoder.train(tmp_path / "still", seed=0, steps=2, count=2)
+    temporal.train(tmp_path / "vae", tmp_path / "still", seed=0, steps=2)
+    denoiser.train(tmp_path / "unet", data, 1, seed=0, steps=2, count=2)
+    log = (tmp_path / "unet" / "log.jsonl").read_text()
+    assert '"step": 2' in log
+    assert '"loss"' in log
+    assemble.assemble(tmp_path / "vae", tmp_path / "unet", 0.5, 0, tmp_path / "made")
+    model = open_checkpoint(str(tmp_path / "made")).model
+    assert (model.frames, model.height, model.width, model.latent_scale) == (14, 128, 224, 0.5)
+
+
+@pytest.mark.parametrize("kind", latent_clips.KINDS)
+def test_clips_move_at_the_speed_that_their_condition_says(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents that hold their own position say where each pixel of a clip was taken from."""
+    monkeypatch.setattr(latent_clips, "KINDS", {kind: 1.0})
+    y, x = np.mgrid[0:60, 0:80].astype(np.float32)
+    canvas = torch.from_numpy(np.stack([x, y, 0 * x, 0 * x]))[None]
+    data = {"clean": canvas, "noisy": canvas}
+    for seed in range(5):
+        clip = latent_clips.draw_clip(data, 0, np.random.default_rng(seed), (8, 8))
+        assert torch.equal(clip.video[0], clip.first) or kind == "object"
+        positions: NDArray[np.float32] = clip.video[:, :2].numpy()
+        moved = np.linalg.norm(np.diff(positions, axis=0), axis=1).mean((1, 2)) * configs.VAE_SCALE
+        if (
+            kind == "pan"
+            and positions.min() > 2
+            and positions[:, 0].max() < 77
+            and positions[:, 1].max() < 57
+        ):
+            expected = latent_clips.speed_of(clip.motion_bucket, clip.fps)
+            np.testing.assert_allclose(moved, expected, rtol=0.02)
+        assert moved.max() > 0
+
+
+def test_no_held_out_photograph_is_trained_on() -> None:
+    measured = {Path(place).name for _, place, _ in held_out.HELD_OUT.values()}
+    assert measured == set(HELD_OUT)
+    assert not measured & set(PHOTOGRAPHS)
