@@ -3,4 +3,4 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PHOTOGRAPH = ROOT / "engine" / "svd_engine" / "assets" / "rocket.jpg"
+PHOTOGRAPH = ROOT / "engine" / "svd_engine" / "assets" / "coffee.png"

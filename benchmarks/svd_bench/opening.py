@@ -24,7 +24,7 @@ from svd_engine.networks.spec import Architecture, NetworkSpec, specs_of
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine
 
-PHOTOGRAPH = Path(svd_engine.__file__).parent / "assets" / "rocket.jpg"
+PHOTOGRAPH = Path(svd_engine.__file__).parent / "assets" / "coffee.png"
 SEED = 0
 FPS = 7
 

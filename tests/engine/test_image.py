@@ -53,7 +53,7 @@ def test_the_photograph_is_the_one_that_its_readme_describes() -> None:
     assert hashlib.sha256(data).hexdigest() in readme
     assert f"{len(data):,} bytes" in readme
     photo = load_image(PHOTOGRAPH)
-    assert (photo.size, photo.mode) == ((640, 427), "RGB")
+    assert (photo.size, photo.mode) == ((600, 400), "RGB")
 
 
 def test_importing_image_and_video_costs_no_torch_and_no_av() -> None:

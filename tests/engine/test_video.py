@@ -35,9 +35,9 @@ def smooth_clip() -> np.ndarray:
 
 
 def photo_clip() -> np.ndarray:
-    """A camera move over the photograph, from the lamps up the rocket.  [F, H, W, 3] uint8"""
+    """A camera move over the photograph, from the saucer up to the cup.  [F, H, W, 3] uint8"""
     photo = np.asarray(Image.open(PHOTOGRAPH).convert("RGB"))
-    return np.stack([photo[320 - 8 * f :, 240 + 3 * f :][:HEIGHT, :WIDTH] for f in range(FRAMES)])
+    return np.stack([photo[240 - 8 * f :, 240 + 3 * f :][:HEIGHT, :WIDTH] for f in range(FRAMES)])
 
 
 def noise_clip(height: int = 64, width: int = 64) -> np.ndarray:
