@@ -13,7 +13,7 @@ setup: .venv/ready
 
 demo: setup bundles/demo/manifest.json
 	mkdir -p demo
-	$(BIN)/svd-engine generate engine/svd_engine/assets/rocket.jpg --bundle bundles/demo \
+	$(BIN)/svd-engine generate engine/svd_engine/assets/coffee.png --bundle bundles/demo \
 	  --output demo/demo.mp4 --output demo/demo.png --report demo/demo.json
 bundles/demo/manifest.json: | setup
 	mkdir -p bundles && rm -rf bundles/demo

@@ -43,7 +43,8 @@ MUST_NOT_KNOW: dict[str, set[str]] = {
     "backends/ort.py": {*BACKENDS, "svd_engine.checkpoint", "tensorrt"},
     "backends/trt.py": {*BACKENDS, "svd_engine.checkpoint", "onnx", "onnxruntime"},
     "plans.py": {"svd_engine.backends", *NETWORK_LIBRARIES, *RUNTIMES},
-    "engine.py": {"typer", "rich", *RUNTIMES},
+    "engine.py": {*BACKENDS, "typer", "rich", *RUNTIMES},
+    "source.py": {"svd_engine.pipeline", "typer", "rich", *RUNTIMES},
     "cli.py": {*RUNTIMES, "numpy"},
 }
 
@@ -119,7 +120,9 @@ def test_the_wheel_holds_what_it_needs_and_no_more(tmp_path: Path) -> None:
         str(f.relative_to(folder.parent)) for folder in PACKAGES.values() for f in folder.rglob("*.py")
     }
     assert sources <= names
-    assert "svd_engine/assets/rocket.jpg" in names
+    assert "svd_engine/assets/coffee.png" in names
+    demo = ROOT / "engine/svd_engine/assets/demo"
+    assert {str(f.relative_to(ROOT / "engine")) for f in demo.rglob("*") if f.is_file()} <= names
     assert not {name for name in names if name.endswith(".pyc") or "/test" in name or "results/" in name}
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(entry_points).decode()

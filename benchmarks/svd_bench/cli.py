@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svd_bench import report_cli
+from svd_bench import quality_cli, report_cli
 from svd_engine import console
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class DType(StrEnum):
 class Family(StrEnum):
     svd = "svd"
     svd_xt = "svd-xt"
+    small = "small"
 
 
 class Rungs(StrEnum):
@@ -68,7 +69,7 @@ def run(
     random_weights: RandomWeights = None,
     backends: Annotated[
         str | None,
-        typer.Option(help="Of eager, compiled, onnxruntime; default two of them."),
+        typer.Option(help="Of eager, compiled, onnxruntime, tensorrt; default two of them."),
     ] = None,
     peers: Annotated[str, typer.Option(help="Of diffusers, diffusers-compile; or none.")] = "diffusers",
     stages: Annotated[str, typer.Option(help="Of a video; default all, in order.")] = "",
@@ -182,6 +183,7 @@ def gpu_check(
 
 
 app.registered_commands += report_cli.app.registered_commands
+app.registered_commands += quality_cli.app.registered_commands
 
 
 def names(value: str) -> list[str]:

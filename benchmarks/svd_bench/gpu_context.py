@@ -34,7 +34,8 @@ from svd_engine.checkpoint_configs import describe
 from svd_engine.engine import VideoEngine
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import NetworkSpec, specs_of
-from svd_engine.random_weights import demo_configs, statistics
+from svd_engine.random_weights import small_configs, statistics
+from svd_engine.source import Source
 from svd_engine.weights import Shapes
 
 TINY_UNET = {
@@ -199,17 +200,17 @@ class Context:
 
     def engine(self, case: Case) -> VideoEngine:
         """Over the networks that other stages have opened, and compiled, before."""
-        opened, modules = self.opened(case.subject), self.modules
-        choice = Choice(case.subject.backend, self.device, "asked for")
         profile = profile_of(case.setting)
-
-        def rewrites() -> dict[str, int]:
-            return {f"{part}/{a.name}": a.places for part, done in modules.applied.items() for a in done}
-
-        return VideoEngine(
-            self.checkpoint.model, opened.backend, self.checkpoint.source, choice, profile,
-            lambda _settings, _videos: profile, rewrites,
-        )  # fmt: skip
+        source = Source(
+            name=self.checkpoint.source,
+            model=self.checkpoint.model,
+            backend=self.opened(case.subject).backend,
+            choice=Choice(case.subject.backend, self.device, "asked for"),
+            default=profile,
+            profile_for=lambda _settings, _videos: profile,
+            rewrites=self.modules.places,
+        )
+        return VideoEngine(source)
 
     def peaks(self, case: Case) -> Peaks:
         """In this process: what a call adds to the subject's own weights.  Less exact than a child's."""
@@ -250,7 +251,7 @@ class Skipped(Exception):
 
 
 def tiny_checkpoint() -> Checkpoint:
-    configs = demo_configs()
+    configs = small_configs()
     configs["unet"] |= TINY_UNET
     configs["vae"] |= TINY_VAE
     model = describe("tiny", "tiny", configs, random_weights=True)

@@ -38,7 +38,8 @@ def optical_flow(frames: Frames) -> Flow:
 
     grey = [cv2.cvtColor((f * 255).round().astype(np.uint8), cv2.COLOR_RGB2GRAY) for f in frames]
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flows = [method.calc(a, b, None) for a, b in pairwise(grey)]
+    into = np.zeros((*frames.shape[1:3], 2), np.float32)
+    flows = [method.calc(a, b, into.copy()) for a, b in pairwise(grey)]
     return np.stack(flows).astype(np.float32)
 
 

@@ -92,7 +92,8 @@ def reconstructions(
     checkpoint: Checkpoint, photographs: dict[str, Image]
 ) -> dict[str, tuple[Frames, Frames]]:
     """Each photograph at the model's size, and what the autoencoder makes of it: [1, H, W, 3] each."""
-    vae, model = checkpoint.load("vae", torch.float32), checkpoint.model
+    vae: Any = checkpoint.load("vae", torch.float32)
+    model = checkpoint.model
     pairs = {}
     for name, image in photographs.items():
         pixels = to_vae_pixels(image, model.height, model.width)
@@ -146,11 +147,11 @@ def targets(checkpoint: Checkpoint, count: int, report: Report) -> Iterator[Figu
         yield Figure("50 steps: PSNR of 25 less that of 5, dB", near - far, 0)
 
 
-def differences(checkpoint: Checkpoint, report: Report, device: str = "cpu") -> Iterator[Difference]:
+def differences(checkpoint: Checkpoint, report: Report) -> Iterator[Difference]:
     """Each setting that is not exact, beside its time, on one photograph at the model's own size."""
     model = checkpoint.model
     name, photograph = next(iter(held_out(model.height, model.width).items()))
-    with VideoEngine.from_checkpoint(checkpoint, backend="eager", device=device, dtype="fp32") as engine:
+    with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32") as engine:
         warm(engine, photograph)
         videos = Videos(engine)
         reference, seconds = videos.timed(name, photograph)
@@ -164,17 +165,19 @@ def differences(checkpoint: Checkpoint, report: Report, device: str = "cpu") -> 
         for setting, changed in settings.items():
             yield difference(setting, reference, *videos.timed(name, photograph, **changed))
             report(setting)
-    for dtype in ("bf16", "fp16"):
-        with VideoEngine.from_checkpoint(checkpoint, backend="eager", device=device, dtype=dtype) as engine:
-            warm(engine, photograph)
-            yield difference(dtype, reference, *Videos(engine).timed(name, photograph))
-            report(dtype)
-    with TemporaryDirectory() as folder:
-        bundle = Path(folder) / "bundle"
-        export(checkpoint, bundle)
-        with VideoEngine.from_bundle(bundle, backend="onnxruntime", device=device) as engine:
-            warm(engine, photograph)
-            yield difference("ONNX Runtime, float32", reference, *Videos(engine).timed(name, photograph))
+    with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="bf16") as engine:
+        warm(engine, photograph)
+        yield difference("bfloat16", reference, *Videos(engine).timed(name, photograph))
+        report("bfloat16")
+    for dtype in (torch.float32, torch.float16):  # eager float16 takes minutes a step on a CPU
+        with TemporaryDirectory() as folder:
+            bundle = Path(folder) / "bundle"
+            export(checkpoint, bundle, dtype)
+            with VideoEngine.from_bundle(bundle, backend="onnxruntime", device="cpu") as engine:
+                warm(engine, photograph)
+                setting = f"ONNX Runtime, {str(dtype).removeprefix('torch.')}"
+                yield difference(setting, reference, *Videos(engine).timed(name, photograph))
+                report(setting)
 
 
 def difference(setting: str, reference: Frames, frames: Frames, seconds: float) -> Difference:
@@ -183,12 +186,12 @@ def difference(setting: str, reference: Frames, frames: Frames, seconds: float) 
     )
 
 
-def export(checkpoint: Checkpoint, folder: Path) -> None:
+def export(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
     from svd_export.to_onnx import export_bundle
 
     model = checkpoint.model
     profile = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
-    export_bundle(checkpoint, folder, [profile], torch.float32)
+    export_bundle(checkpoint, folder, [profile], dtype)
 
 
 def warm(engine: VideoEngine, photograph: Image) -> None:

@@ -1,4 +1,4 @@
-"""SVD networks with seeded random weights: the real architectures, and a small one for demos and tests.
+"""SVD networks with seeded random weights: the real architectures, and a small one for tests.
 
 Knows the published configs, as data, and how to draw a tensor.  Knows no files and no modules.
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from svd_engine.weights import Component, Shapes
 
-Family = Literal["svd", "svd-xt"]
+Family = Literal["svd", "svd-xt", "small"]
 
 SEED = 0
 LAST_OF_A_BRANCH = (  # what is added to a residual stream, and what leaves a network
@@ -107,7 +107,7 @@ def svd_configs(frames: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def demo_configs() -> dict[str, dict[str, Any]]:
+def small_configs() -> dict[str, dict[str, Any]]:
     """SVD's block types and depths at a fraction of the width: 14 frames of 128x192, seconds on a CPU."""
     configs = svd_configs(frames=14)
     configs["unet"] |= {

@@ -1,7 +1,7 @@
 """Trains the decoder on single images: latents of the encoder, which is set, -> pixels in [-1, 1].
 
-The temporal blocks start as the identity (their last convolutions are zero, the last layer passes the middle
-frame) and are left out here; `temporal.py` trains them on clips.  Half of each batch is moved *in latent
+The temporal blocks are the identity (their last convolutions are zero, the last layer passes the middle
+frame) and stay it: frames are decoded one by one.  Half of each batch is moved *in latent
 space* and compared with the image moved in pixel space, as in EQ-VAE (Kouzelis et al. 2025), because clips
 are made of latents moved.  Noise on the latents keeps the decoder tolerant of the denoiser's errors.
 """
@@ -37,7 +37,7 @@ def make(seed: int) -> AutoencoderKLTemporalDecoder:
 
 
 def averaged(run: Path) -> AutoencoderKLTemporalDecoder:
-    """The autoencoder of a run of this or of `temporal.py`, with averaged weights."""
+    """The autoencoder of a run with averaged weights."""
     vae = AutoencoderKLTemporalDecoder(**configs.VAE)
     state = torch.load(run / "state.pt", weights_only=True)
     vae.load_state_dict({**state["network"], **state["ema"]})
@@ -114,7 +114,7 @@ def held_out_psnr(vae: AutoencoderKLTemporalDecoder) -> dict[str, float]:
     return values
 
 
-def train(folder: Path, seed: int, steps: int, count: int = 9, size: int = 64, lr: float = 5e-4) -> None:
+def train(folder: Path, seed: int, steps: int, count: int = 8, size: int = 64, lr: float = 7e-4) -> None:
     source = Source(seed)
     vae = make(seed)
     without_time(vae)
@@ -139,11 +139,11 @@ def train(folder: Path, seed: int, steps: int, count: int = 9, size: int = 64, l
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=9)
+    parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
     workers.run(a.workers, partial(train, a.folder, a.seed, a.steps, a.count, a.size, a.lr))

@@ -1,4 +1,4 @@
-"""Trains the demo checkpoint from nothing: one command, resumable, the same seed the same run.
+"""Trains the demo checkpoint from nothing: one command, resumable; seed and number of workers fix the run.
 
     python examples/training/train.py RUN --output engine/svd_engine/assets/demo
 
@@ -16,7 +16,6 @@ import assemble
 import autoencoder
 import canvases
 import denoiser
-import temporal
 import workers
 
 
@@ -26,23 +25,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="diffusers folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--decoder-steps", type=int, default=1500)
-    parser.add_argument("--temporal-steps", type=int, default=200)
-    parser.add_argument("--denoiser-steps", type=int, default=2500)
+    parser.add_argument("--decoder-steps", type=int, default=900)
+    parser.add_argument("--denoiser-steps", type=int, default=1400)
     parser.add_argument("--shards", type=int, default=16, help=f"of {canvases.SHARD} canvases")
     a = parser.parse_args()
 
     def stage(work: Callable[..., None], *arguments: object) -> None:
         workers.run(a.workers, partial(work, *arguments))
 
-    vae, temporal_run = a.run / "autoencoder", a.run / "temporal"
-    unet, encoded = a.run / "denoiser", a.run / "canvases"
+    vae, unet, encoded = a.run / "autoencoder", a.run / "denoiser", a.run / "canvases"
     stage(autoencoder.train, vae, a.seed, a.decoder_steps)
-    stage(temporal.train, temporal_run, vae, a.seed, a.temporal_steps)
     stage(canvases.encode, encoded, a.seed, a.shards)
     stage(denoiser.train, unet, encoded, a.shards, a.seed, a.denoiser_steps)
     scale = denoiser.latent_scale(canvases.load(encoded, a.shards))
-    assemble.assemble(temporal_run, unet, scale, a.seed, a.output)
+    assemble.assemble(vae, unet, scale, a.seed, a.output)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Guidance(StrEnum):
 class Family(StrEnum):
     svd = "svd"
     svd_xt = "svd-xt"
+    small = "small"
 
 
 @app.callback()

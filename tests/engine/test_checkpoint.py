@@ -105,7 +105,7 @@ def test_refuses_a_single_file_checkpoint(tmp_path: Path) -> None:
 
 
 def test_refuses_random_weights_of_an_unknown_family() -> None:
-    with pytest.raises(CheckpointError, match=r"expected svd or svd-xt, got 'sdxl'\. Ask for one"):
+    with pytest.raises(CheckpointError, match=r"expected svd or svd-xt or small, got 'sdxl'\. Ask for one"):
         random_checkpoint("sdxl")  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Random checkpoints: the published architectures, reproducible weights, and a demo that behaves."""
+"""Random checkpoints: the published architectures, reproducible weights, and small ones that behave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from svd_engine.checkpoint import Component, open_checkpoint, random_checkpoint
+from svd_engine.checkpoint import Component, random_checkpoint
 from svd_engine.random_weights import Family, RandomWeights, draw, svd_configs
 from svd_engine.weights import build
 from tests.paths import PHOTOGRAPH
@@ -45,7 +45,7 @@ def test_the_families(family: Family, frames: int) -> None:
 
 
 def test_digests_tell_families_and_seeds_apart() -> None:
-    checkpoints = [random_checkpoint("svd"), random_checkpoint("svd-xt"), open_checkpoint("demo")]
+    checkpoints = [random_checkpoint("svd"), random_checkpoint("svd-xt"), random_checkpoint("small")]
     assert len({checkpoint.digest() for checkpoint in checkpoints}) == 3
     assert random_checkpoint("svd").digest() == random_checkpoint("svd").digest()
     assert list(RandomWeights(0).identity()) != list(RandomWeights(1).identity())
@@ -53,7 +53,7 @@ def test_digests_tell_families_and_seeds_apart() -> None:
 
 def test_the_weights_are_the_same_in_every_process_and_release() -> None:
     """Bundles and baselines made from them stay comparable; a new hash here means a new SEED there."""
-    state = open_checkpoint("demo").load("unet", torch.float32).state_dict()
+    state = random_checkpoint("small").load("unet", torch.float32).state_dict()
     values = b"".join(state[name].numpy().tobytes() for name in sorted(state))
     assert (
         hashlib.sha256(values).hexdigest()
@@ -72,8 +72,8 @@ def test_a_tensor_depends_on_its_seed_and_name_only() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_narrow_weights_are_the_rounded_float32_ones(component: Component, dtype: torch.dtype) -> None:
-    narrow = open_checkpoint("demo").load(component, dtype).state_dict()
-    for name, tensor in open_checkpoint("demo").load(component, torch.float32).state_dict().items():
+    narrow = random_checkpoint("small").load(component, dtype).state_dict()
+    for name, tensor in random_checkpoint("small").load(component, torch.float32).state_dict().items():
         assert torch.equal(narrow[name], tensor.to(dtype)), name
 
 
@@ -92,17 +92,17 @@ def test_the_statistics_of_a_draw(name: str, shape: tuple[int, ...], mean: float
     assert values.std().item() == pytest.approx(deviation, rel=0.03)
 
 
-def demo_pipeline() -> Any:
-    """diffusers' own pipeline around the demo's networks."""
+def small_pipeline() -> Any:
+    """diffusers' own pipeline around the small networks."""
     from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
     from transformers import CLIPImageProcessor
 
-    demo = open_checkpoint("demo")
+    small = random_checkpoint("small")
     pipeline = StableVideoDiffusionPipeline(
-        unet=demo.load("unet", torch.float32),
-        vae=demo.load("vae", torch.float32),
-        image_encoder=demo.load("image_encoder", torch.float32),
-        scheduler=EulerDiscreteScheduler.from_config(demo.configs["scheduler"]),
+        unet=small.load("unet", torch.float32),
+        vae=small.load("vae", torch.float32),
+        image_encoder=small.load("image_encoder", torch.float32),
+        scheduler=EulerDiscreteScheduler.from_config(small.configs["scheduler"]),
         feature_extractor=CLIPImageProcessor(),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -113,8 +113,8 @@ def photograph(height: int, width: int) -> Image.Image:
     return Image.open(PHOTOGRAPH).convert("RGB").resize((width, height))
 
 
-def test_the_demo_makes_frames_of_a_sane_range() -> None:
-    frames: Tensor = demo_pipeline()(
+def test_the_small_networks_make_frames_of_a_sane_range() -> None:
+    frames: Tensor = small_pipeline()(
         photograph(128, 192),
         height=128,
         width=192,
@@ -129,15 +129,15 @@ def test_the_demo_makes_frames_of_a_sane_range() -> None:
     assert ((frames == 0) | (frames == 1)).float().mean() < 0.02
 
 
-def test_the_demo_runs_at_other_multiples_of_64() -> None:
-    frames = demo_pipeline()(
+def test_the_small_networks_run_at_other_multiples_of_64() -> None:
+    frames = small_pipeline()(
         photograph(64, 128), height=64, width=128, num_frames=3, num_inference_steps=1, output_type="pt"
     ).frames
     assert frames.shape == (1, 3, 3, 64, 128)
 
 
-def test_the_demo_model() -> None:
-    model = open_checkpoint("demo").model
-    assert (model.name, model.frames, model.height, model.width) == ("demo", 14, 128, 192)
+def test_the_small_model() -> None:
+    model = random_checkpoint("small").model
+    assert (model.name, model.frames, model.height, model.width) == ("small", 14, 128, 192)
     assert (model.architecture.vae_scale, model.architecture.size_multiple) == (8, 64)
     assert model.random_weights

@@ -75,7 +75,7 @@ def test_what_an_export_is_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "dtype", "frames", "size", "random"),
     [
-        (("demo",), torch.float32, None, None, True),
+        (("demo",), torch.float32, None, None, False),
         (("--random-weights", "svd"), torch.float16, 14, (576, 1024), True),
         (("--random-weights", "svd-xt"), torch.float16, 25, (576, 1024), True),
         (("TINY", "--height", "32", "--width", "32"), torch.float16, 14, (32, 32), False),

@@ -1,0 +1,85 @@
+"""The checkpoint that ships: small, plain diffusers' own layout, and it animates a photograph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL.Image import Image
+
+from svd_bench.held_out import held_out
+from svd_bench.likeness import contrast_kept, optical_flow, psnr, speeds
+from svd_bench.quality import reconstructions
+from svd_engine import VideoEngine
+from svd_engine.checkpoint import DEMO_FOLDER, open_checkpoint
+
+HEIGHT, WIDTH = 128, 224
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image:
+    return held_out(HEIGHT, WIDTH)["coffee"]
+
+
+@pytest.fixture(scope="module")
+def clips(photograph: Image) -> dict[int, np.ndarray]:
+    """Eight steps at two motion buckets."""
+    made = {}
+    with VideoEngine.from_checkpoint("demo", backend="eager", device="cpu") as engine:
+        for bucket in (20, 220):
+            generator = torch.Generator().manual_seed(0)
+            made[bucket] = engine(
+                photograph, motion_bucket_id=bucket, num_inference_steps=8, generator=generator,
+                output_type="np",
+            ).frames[0]  # fmt: skip
+    return made
+
+
+def test_it_fits_into_a_package() -> None:
+    files = [f for f in DEMO_FOLDER.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 12_000_000
+    assert {f.suffix for f in files} == {".json", ".safetensors", ".md"}
+
+
+def test_the_model() -> None:
+    model = open_checkpoint("demo").model
+    assert (model.name, model.frames, model.height, model.width) == ("demo", 14, HEIGHT, WIDTH)
+    assert (model.architecture.vae_scale, model.architecture.latent_channels) == (8, 4)
+    assert not model.random_weights
+
+
+def test_plain_diffusers_loads_it_and_makes_the_same_frames(photograph: Image) -> None:
+    from diffusers import StableVideoDiffusionPipeline
+
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(DEMO_FOLDER, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {
+        "height": 64, "width": 96, "num_frames": 4, "num_inference_steps": 3, "output_type": "pt",
+    }  # fmt: skip
+    image = photograph.resize((96, 64))
+    theirs = pipeline(image, generator=torch.Generator().manual_seed(0), **settings).frames
+    with VideoEngine.from_checkpoint("demo", backend="eager", device="cpu") as engine:
+        ours = engine(image, generator=torch.Generator().manual_seed(0), **settings).frames
+    assert float((ours - theirs).abs().max()) <= 1e-5
+
+
+def test_the_autoencoder_on_photographs_that_it_never_saw() -> None:
+    pairs = reconstructions(open_checkpoint("demo"), held_out(HEIGHT, WIDTH))
+    assert np.mean([psnr(*pair) for pair in pairs.values()]) >= 23
+
+
+def test_the_first_frame_is_the_photograph(clips: dict[int, np.ndarray], photograph: Image) -> None:
+    (pair,) = reconstructions(open_checkpoint("demo"), {"coffee": photograph}).values()
+    assert psnr(clips[20][:1], pair[1]) >= 20  # after 8 of 25 steps
+
+
+def test_it_moves_and_faster_in_a_higher_bucket(clips: dict[int, np.ndarray]) -> None:
+    slow, fast = (float(speeds(optical_flow(clips[bucket])).mean()) for bucket in (20, 220))
+    assert fast >= 1.5 * slow
+    assert fast > 0.3  # pixels a frame
+
+
+def test_it_keeps_its_contrast(clips: dict[int, np.ndarray]) -> None:
+    assert all(np.isfinite(clip).all() and contrast_kept(clip) >= 0.7 for clip in clips.values())
