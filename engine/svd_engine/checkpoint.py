@@ -107,7 +107,9 @@ def random_checkpoint(family: Family) -> Checkpoint:
         )
     configs = small_configs() if family == "small" else svd_configs(14 if family == "svd" else 25)
     source = f"random:{family}"
-    return Checkpoint(describe(family, source, configs, random_weights=True), source, configs, RandomWeights())
+    return Checkpoint(
+        describe(family, source, configs, random_weights=True), source, configs, RandomWeights()
+    )
 
 
 def _from_folder(source: str, path: Path) -> Checkpoint:
