@@ -114,7 +114,7 @@ def test_a_ladder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureF
         (("ladder",), "pass either --checkpoint or"),
         (("run", *DEMO, "--backends", "eager,trt"), "got 'trt'"),
         (("run", *DEMO, "--stages", "unet"), "stage: expected image_encoder"),
-        (("run", *DEMO, "--height", "100"), "a multiple of 64"),
+        (("run", *DEMO, "--height", "100"), "a multiple of"),
         (("run", *DEMO, "--peers", "oneflow"), "peer: expected diffusers"),
         (("ladder", *DEMO, "--networks", "vae"), "network: expected unet"),
         (("ladder", *DEMO, "--backends", "tensorrt"), "compiled, onnxruntime, got 'tensorrt'"),

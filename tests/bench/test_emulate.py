@@ -226,8 +226,9 @@ def test_one_attempt_with_real_networks() -> None:
     assert "single guidance, decode chunk 2" in single.report.profile
     assert answer.row is not None
     assert answer.row.setting == documents.setting(
-        model="demo", frames=3, height=64, width=64, guidance="single", decode_chunk=2, steps=1
-    )
+        model="demo", random_weights=False, frames=3, height=64, width=64, guidance="single",
+        decode_chunk=2, steps=1,
+    )  # fmt: skip
     assert (answer.row.subject, answer.row.backend, answer.row.device) == ("svd-engine", "eager", "cpu")
     assert answer.row.peak_torch_bytes is None  # no GPU
 

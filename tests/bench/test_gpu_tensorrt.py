@@ -53,7 +53,7 @@ def trt(monkeypatch: pytest.MonkeyPatch, exports: Callable[..., None]) -> Any:
     for module in (gpu_stage, gpu_tensorrt):  # so that one export serves every test
         monkeypatch.setattr(module, "SMALL", TINY)
     choice = Choice("tensorrt", torch.device("cpu"), "asked for")
-    monkeypatch.setattr("svd_engine.engine.choose_for_bundle", lambda *_: choice)
+    monkeypatch.setattr("svd_engine.source.choose_for_bundle", lambda *_: choice)
     return tensorrt_builder_double.install(monkeypatch)
 
 

@@ -45,7 +45,7 @@ def trt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
         assert (backend, device) == ("tensorrt", "auto")
         return Choice("tensorrt", CPU, "asked for")
 
-    monkeypatch.setattr("svd_engine.engine.choose_for_bundle", choose)
+    monkeypatch.setattr("svd_engine.source.choose_for_bundle", choose)
     return double
 
 
