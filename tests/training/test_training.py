@@ -96,7 +96,7 @@ def test_clips_move_at_the_speed_that_their_condition_says(
     data = {"clean": canvas, "noisy": canvas}
     for seed in range(5):
         clip = latent_clips.draw_clip(data, 0, np.random.default_rng(seed), (8, 8))
-        assert torch.equal(clip.video[0], clip.first) or kind == "object"
+        assert torch.allclose(clip.video[0], clip.first, atol=1e-3) or kind == "object"
         positions: NDArray[np.float32] = clip.video[:, :2].numpy()
         moved = np.linalg.norm(np.diff(positions, axis=0), axis=1).mean((1, 2)) * configs.VAE_SCALE
         if (
