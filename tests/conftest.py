@@ -4,6 +4,7 @@ bundles exported from it.  Expensive things are made once a session and only rea
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the hub
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
 from svd_engine import VideoEngine
 from svd_engine.checkpoint import open_checkpoint
