@@ -13,12 +13,13 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the hub
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
 from svd_engine import VideoEngine
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
 HEIGHT, WIDTH = 32, 48  # pixels, of every tiny video
 FRAMES, CHUNK = 3, 2  # the chunk does not divide the frames
