@@ -390,6 +390,10 @@ def specs(folder: Path) -> list[NetworkSpec]:
     return list(dict.fromkeys(chain(*(specs_of(p, manifest.model.architecture) for p in manifest.profiles))))
 
 
+def denoiser(folder: Path) -> NetworkSpec:
+    return next(spec for spec in specs(folder) if spec.network == "denoiser")
+
+
 def add_plan(
     folder: Path,
     spec: NetworkSpec,

@@ -50,7 +50,7 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     Raises ExportError.
     """
     from svd_engine.networks.modules import Modules
-    from svd_export import to_onnx
+    from svd_export.to_onnx import export_network
     from svd_export.weights import WeightsFile
 
     checkpoint = checkpoint_of(subject.checkpoint)
@@ -58,7 +58,7 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
         folder = Path(name)
         with WeightsFile(folder / f"{spec.network}.bin") as weights:
-            entry = to_onnx.export_network(modules, spec, weights)
+            entry = export_network(modules, spec, weights)
         applied = modules.applied.get(COMPONENTS[spec.network], [])
         found = tuple(a.name for a in applied if a.places)
         modules.close()

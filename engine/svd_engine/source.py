@@ -12,6 +12,7 @@ from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_che
 from svd_engine.backends.network import Backend
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
+from svd_engine.errors import SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
 from svd_engine.settings import Settings
@@ -81,6 +82,13 @@ def of_checkpoint(
     from svd_engine.networks.rewrites import REWRITES
 
     choice = choose_for_checkpoint(backend, device)
+    if swap_networks and choice.device.type == "cpu":
+        raise SettingsError(
+            "swap_networks",
+            expected="a GPU, or a bundle",
+            got="a checkpoint on the CPU, where networks that wait lie in the same memory",
+            remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
+        )
     opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     eager = choice.backend == "eager"
     modules = Modules(

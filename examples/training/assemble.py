@@ -16,6 +16,8 @@ from diffusers import (
 )
 from transformers import CLIPImageProcessor
 
+from svd_engine.random_weights import svd_configs
+
 
 def assemble(vae_run: Path, unet_run: Path, latent_scale: float, seed: int, folder: Path) -> None:
     vae = autoencoder.averaged(vae_run)
@@ -28,7 +30,7 @@ def assemble(vae_run: Path, unet_run: Path, latent_scale: float, seed: int, fold
         vae=vae.half(),
         image_encoder=image_encoder(seed).half(),
         unet=unet.eval().half(),
-        scheduler=EulerDiscreteScheduler(**configs.SCHEDULER),
+        scheduler=EulerDiscreteScheduler.from_config(svd_configs(configs.FRAMES)["scheduler"]),
         feature_extractor=CLIPImageProcessor(
             size={"shortest_edge": size},
             crop_size={"height": size, "width": size},

@@ -45,18 +45,3 @@ UNET: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 96,
     "num_frames": FRAMES,
 }
-
-SCHEDULER: dict[str, Any] = {
-    "prediction_type": "v_prediction",
-    "timestep_type": "continuous",
-    "timestep_spacing": "leading",
-    "use_karras_sigmas": True,
-    "sigma_min": 0.002,
-    "sigma_max": 700.0,
-    "interpolation_type": "linear",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "steps_offset": 1,
-}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from onnx.external_data_helper import ExternalDataInfo
 
-from tests.contract.bindings import CACHE, PINNED, Bindings, NotHere, bindings
+from tests.contract.bindings import CACHE, Bindings
 from tests.contract.uses import GONE, names, probed, sources
 from tests.paths import ROOT
 
@@ -67,14 +67,6 @@ COMMON = {
     )
     for name in dir(thing)
 }
-
-
-@pytest.fixture(scope="session", params=PINNED)
-def real(request: pytest.FixtureRequest) -> Bindings:
-    try:
-        return bindings(request.param)
-    except NotHere as reason:
-        pytest.skip(str(reason))
 
 
 def mypy(real: Bindings, *arguments: str) -> str:

@@ -3,9 +3,7 @@ count, and that our logger is one."""
 
 from __future__ import annotations
 
-import pytest
-
-from tests.contract.bindings import PINNED, Bindings, NotHere, bindings
+from tests.contract.bindings import Bindings
 
 RUNTIME = """
 import torch
@@ -30,14 +28,6 @@ print([shape[axis] for axis in range(len(shape))])
 for member in (trt.DataType.HALF, trt.DataType.BF16, trt.TensorIOMode.INPUT, trt.TensorLocation.DEVICE):
     print(member.name)
 """
-
-
-@pytest.fixture(scope="module", params=PINNED)
-def real(request: pytest.FixtureRequest) -> Bindings:
-    try:
-        return bindings(request.param)
-    except NotHere as reason:
-        pytest.skip(str(reason))
 
 
 def test_what_the_double_takes_for_granted(real: Bindings) -> None:

@@ -14,9 +14,8 @@ from svd_engine.backends.trt import TrtBackend
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError, TensorMismatch
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.spec import NetworkSpec
 from tests import damage, tensorrt_double
-from tests.tensorrt_double import MACHINE, Fault, TensorRT, add_plan, plan_of, specs
+from tests.tensorrt_double import MACHINE, Fault, TensorRT, add_plan, denoiser, plan_of
 
 CPU = torch.device("cpu")
 NO_MEMORY = "[executionContext.cpp] Error Code 2: OutOfMemory (requested size was 86 GB)"
@@ -35,10 +34,6 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> TensorRT:
     double = tensorrt_double.install(monkeypatch)
     double.compute = lambda key, inputs: torch.zeros(inputs["x"].shape)
     return double
-
-
-def denoiser(folder: Path) -> NetworkSpec:
-    return next(spec for spec in specs(folder) if spec.network == "denoiser")
 
 
 def refusal(folder: Path, calls: int = 0, kind: type[BackendError] = BackendError) -> BackendError:

@@ -15,9 +15,8 @@ from svd_engine.backends.trt_refit import graph_weights
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BundleError
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.spec import NetworkSpec
 from tests import damage, tensorrt_double
-from tests.tensorrt_double import Fault, TensorRT, add_plan, plan_of, specs, weight_types
+from tests.tensorrt_double import Fault, TensorRT, add_plan, denoiser, plan_of, specs, weight_types
 
 CPU = torch.device("cpu")
 
@@ -32,10 +31,6 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> TensorRT:
     double = tensorrt_double.install(monkeypatch)
     double.compute = lambda key, inputs: torch.ones(inputs["x"].shape)
     return double
-
-
-def denoiser(folder: Path) -> NetworkSpec:
-    return next(spec for spec in specs(folder) if spec.network == "denoiser")
 
 
 def strip(folder: Path, **changed: str) -> dict[str, str]:

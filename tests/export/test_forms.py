@@ -17,12 +17,11 @@ from onnx import TensorProto, helper
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.manifest import Form, Manifest
-from svd_engine.networks.spec import Profile
 from svd_export import cli, forms
 from svd_export.primitives import take_apart
-from svd_export.to_onnx import export_bundle
 from svd_export.verify import verify
 from tests import damage
+from tests.export.conftest import half
 
 TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 TAKEN_APART = {
@@ -125,10 +124,7 @@ def test_group_normalization(kind: int, allowed: float, rest: tuple[int, ...]) -
 @pytest.fixture(scope="module")
 def primitive_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `half_bundle`, both operators taken apart."""
-    folder = tmp_path_factory.mktemp("primitive") / "tiny"
-    profile = Profile(2, 32, 16, 1, "single", 2)
-    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], torch.float16, form="primitives")
-    return folder
+    return half(tiny_checkpoint, tmp_path_factory.mktemp("primitive"), "primitives")
 
 
 def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
@@ -151,10 +147,7 @@ def test_the_manifest_and_every_graph_say_which(primitive_bundle: Path) -> None:
 @pytest.fixture(scope="module")
 def operator_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `half_bundle`, both operators whole."""
-    folder = tmp_path_factory.mktemp("operator") / "tiny"
-    profile = Profile(2, 32, 16, 1, "single", 2)
-    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], torch.float16, form="operators")
-    return folder
+    return half(tiny_checkpoint, tmp_path_factory.mktemp("operator"), "operators")
 
 
 @pytest.mark.parametrize("form", ["attention", "primitives"])
