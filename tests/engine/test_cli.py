@@ -83,6 +83,15 @@ def test_the_same_seed_gives_the_same_bytes(tiny_bundle: Path, tmp_path: Path) -
     assert a != c
 
 
+def test_networks_can_be_swapped(tiny_bundle: Path, tmp_path: Path) -> None:
+    code = call(
+        main, "generate", PHOTOGRAPH, "-o", tmp_path / "out.mp4", "--bundle", tiny_bundle, "--swap-networks",
+        "--report", tmp_path / "run.json", *QUICK,
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads((tmp_path / "run.json").read_text())["swap_networks"] is True
+
+
 def test_a_checkpoint_takes_any_size(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
