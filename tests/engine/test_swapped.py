@@ -98,9 +98,7 @@ def test_swapped_gives_the_same_frames(tiny_bundle: Path) -> None:
 
 
 def test_on_the_cpu_a_checkpoint_has_nowhere_to_swap_to(tiny_checkpoint: Path) -> None:
-    with pytest.raises(
-        SettingsError, match="swap_networks: expected a GPU, or a bundle, got"
-    ):
+    with pytest.raises(SettingsError, match="swap_networks: expected a GPU, or a bundle, got"):
         VideoEngine.from_checkpoint(str(tiny_checkpoint), device="cpu", swap_networks=True)
 
 
