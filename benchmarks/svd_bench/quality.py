@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict
 
 from svd_bench.held_out import held_out
 from svd_bench.likeness import (
@@ -27,6 +28,7 @@ from svd_bench.likeness import (
     ssim,
     warp_error,
 )
+from svd_bench.results import Environment
 from svd_bench.table import Table, figure, milliseconds
 from svd_engine import VideoEngine
 from svd_engine.checkpoint import Checkpoint, open_checkpoint
@@ -198,7 +200,7 @@ def warm(engine: VideoEngine, photograph: Image) -> None:
     engine(photograph, num_inference_steps=1)
 
 
-def tables(figures: list[Figure], settings: list[Difference]) -> list[Table]:
+def tables(document: Document) -> list[Table]:
     held = [
         [
             f.name,
@@ -206,11 +208,11 @@ def tables(figures: list[Figure], settings: list[Difference]) -> list[Table]:
             "" if f.must is None else f"{'>=' if f.better == 'more' else '<='} {figure(f.must)}",
             {True: "yes", False: "no", None: ""}[f.met],
         ]
-        for f in figures
+        for f in document.figures
     ]
     beside = [
         [d.setting, decibels(d.psnr), f"{d.ssim:.4f}", f"{d.flow:.3f}", milliseconds(d.seconds * 1e3)]
-        for d in settings
+        for d in document.settings
     ]
     return [
         Table("Quality on held-out photographs", ("figure", "value", "must be", "met"), held),
@@ -223,16 +225,15 @@ def tables(figures: list[Figure], settings: list[Difference]) -> list[Table]:
     ]
 
 
-def document(source: str, figures: list[Figure], settings: list[Difference]) -> dict[str, Any]:
-    """For JSON; an infinite PSNR, of equal videos, is null."""
-    rows = [asdict(d) | {"psnr": d.psnr if np.isfinite(d.psnr) else None} for d in settings]
-    return {
-        "checkpoint": source,
-        "figures": [asdict(f) | {"met": f.met} for f in figures],
-        "settings": rows,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+class Document(BaseModel):
+    """What `svd-bench quality` writes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    environment: Environment
+    checkpoint: str
+    figures: list[Figure]
+    settings: list[Difference]
 
 
 def measure(source: str, count: int, report: Report, only: str) -> tuple[list[Figure], list[Difference]]:

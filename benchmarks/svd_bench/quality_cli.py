@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -35,8 +35,12 @@ def quality_command(
     out: Annotated[Path | None, typer.Option(help="File for the JSON document.")] = None,
 ) -> None:
     """What a checkpoint's videos are worth on photographs it never saw.  Exit code 1 if a target fails."""
-    from svd_bench.quality import document, measure, tables
+    import torch
 
+    from svd_bench.environment import environment
+    from svd_bench.quality import Document, measure, tables
+
+    where = environment(torch.device("cpu"), None, ["svd-bench", *sys.argv[1:]])
     started = time.monotonic()
     figures, settings = measure(
         checkpoint,
@@ -44,10 +48,11 @@ def quality_command(
         lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
         only.value,
     )
-    for table in tables(figures, settings):
+    document = Document(environment=where, checkpoint=checkpoint, figures=figures, settings=settings)
+    for table in tables(document):
         if table.rows:
             typer.echo(f"{table.markdown() if markdown else table.text()}\n")
-    text = json.dumps(document(checkpoint, figures, settings))
+    text = document.model_dump_json()
     if out is not None:
         out.write_text(text + "\n")
     typer.echo(text)

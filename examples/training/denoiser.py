@@ -1,8 +1,8 @@
 """Trains the denoiser on clips of latents: EDM's loss with SVD's preconditioning and conditions.
 
 F is the UNet, r^2 = sigma^2 + 1: D(x; sigma) = x / r^2 - sigma / r F(x / r; ln(sigma) / 4).
-EDM's weight makes the loss the plain squared error of F, the prediction of v.  Most steps see windows of 8x8
-latent pixels, which cost a seventh; every fourth sees whole clips.
+EDM's weight makes the loss the plain squared error of F, the prediction of v.  The first steps see windows of
+8x8 latent pixels, which cost a seventh, and every fourth whole clips; later ones see whole clips only.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 P_MEAN, P_STD = 0.7, 1.6  # of ln(sigma): shifted to more noise, as in the paper's section 4 and appendix D
 DROPOUT = 0.12  # of the image: embedding and latent zeroed together, the unconditional half of guidance
 WINDOW = (8, 8)  # latent pixels
+WINDOWED = 1400  # steps
 
 
 def make(seed: int) -> UNetSpatioTemporalConditionModel:
@@ -90,7 +91,7 @@ def train(
     sigmas: list[Tensor] = []
     while run.step < steps:
         rng = np.random.default_rng([seed, 4, run.step, workers.rank()])
-        small = run.step % 4 != 3
+        small = run.step < WINDOWED and run.step % 4 != 3
         share = count // workers.count()
         batch = draw_batch(data, rng, share if small else max(share // 4, 1), WINDOW if small else whole)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -117,10 +118,10 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("canvases", type=Path)
     parser.add_argument("--shards", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--workers", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
     workers.run(a.workers, partial(train, a.folder, a.canvases, a.shards, a.seed, a.steps, a.count, a.lr))

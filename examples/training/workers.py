@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from multiprocessing import parent_process
 
 import torch
 from torch import distributed, multiprocessing
@@ -39,9 +40,15 @@ def count() -> int:
 
 
 def average(gradients: Iterable[torch.Tensor]) -> None:
-    """In place, over all workers."""
+    """In place, over all workers.
+
+    Ends a worker whose command was killed, for another run may begin in its folder.
+    """
     if count() == 1:
         return
+    parent = parent_process()
+    if parent is None or not parent.is_alive():
+        raise SystemExit("the command that started this worker is gone")
     tensors = list(gradients)
     flat = torch.cat([g.flatten() for g in tensors])
     distributed.all_reduce(flat)

@@ -11,9 +11,11 @@ import pytest
 
 from svd_bench import held_out, quality
 from svd_bench.cli import main
-from svd_bench.quality import Difference, Figure, Videos, document, tables
+from svd_bench.quality import Difference, Document, Figure, Videos, tables
 from svd_engine.errors import BackendUnavailable
+from tests.bench import documents
 from tests.commands import call
+from tests.paths import ROOT
 
 FIGURES = [
     Figure("sharp", 24.0, 23),
@@ -22,6 +24,14 @@ FIGURES = [
 ]
 SETTINGS = [Difference("same", float("inf"), 1.0, 0.0, 2.0), Difference("10 steps", 31.25, 0.9, 0.12, 0.5)]
 
+COMMITTED = ROOT / "benchmarks" / "svd_bench" / "results" / "quality" / "demo.json"
+
+
+def written(figures: list[Figure]) -> Document:
+    return Document(
+        environment=documents.environment(), checkpoint="demo", figures=figures, settings=SETTINGS
+    )
+
 
 def test_a_figure_is_met_on_the_right_side_of_its_bound() -> None:
     assert [f.met for f in FIGURES] == [True, False, None]
@@ -29,16 +39,26 @@ def test_a_figure_is_met_on_the_right_side_of_its_bound() -> None:
 
 
 def test_tables_say_what_is_met() -> None:
-    held, beside = (table.text() for table in tables(FIGURES, SETTINGS))
+    held, beside = (table.text() for table in tables(written(FIGURES)))
     assert [line.split()[-1] for line in held.splitlines()[2:4]] == ["yes", "no"]
     assert "<= 3" in held
     assert "equal" in beside
     assert beside.splitlines()[3].split()[2:] == ["31.2", "0.9000", "0.120", "500", "ms"]
 
 
-def test_the_document_is_json_without_infinities() -> None:
-    text = json.dumps(document("demo", FIGURES, SETTINGS), allow_nan=False)
-    assert [d["psnr"] for d in json.loads(text)["settings"]] == [None, 31.25]
+def test_the_document_is_strict_json_and_comes_back() -> None:
+    text = written(FIGURES).model_dump_json()
+    assert [d["psnr"] for d in json.loads(text)["settings"]] == ["Infinity", 31.25]
+    assert Document.model_validate_json(text) == written(FIGURES)
+
+
+@pytest.mark.parametrize("text", ["README.md", "engine/svd_engine/assets/demo/README.md"])
+def test_the_texts_show_the_committed_figures(text: str) -> None:
+    """They come from: svd-bench quality --photographs 5 --markdown --out COMMITTED."""
+    shown = (ROOT / text).read_text()
+    held, beside = tables(Document.model_validate_json(COMMITTED.read_text()))
+    assert held.markdown() in shown
+    assert beside.markdown() in shown
 
 
 @pytest.mark.parametrize(("figures", "code"), [(FIGURES[:1], 0), (FIGURES, 1)])
