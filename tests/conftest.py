@@ -18,6 +18,7 @@ from svd_engine import VideoEngine
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
+from tests import damage, tensorrt_double
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
@@ -106,6 +107,14 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     profiles = [Profile(FRAMES, HEIGHT, WIDTH, 1, guidance, CHUNK) for guidance in ("batched", "single")]
     export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, profiles, torch.float32)
+    return folder
+
+
+@pytest.fixture
+def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_bundle` with a plan of every network for the TensorRT double's GPU."""
+    folder = damage.copy(tiny_bundle, tmp_path)
+    tensorrt_double.add_plans(folder)
     return folder
 
 

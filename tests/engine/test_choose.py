@@ -67,14 +67,6 @@ def test_auto_with_a_gpu(gpu: Callable[..., None]) -> None:
     assert asked == Choice("onnxruntime", CUDA, "a bundle of ONNX graphs, and a CUDA GPU")
 
 
-@pytest.fixture
-def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle with a plan of every network for the double's GPU."""
-    folder = damage.copy(tiny_bundle, tmp_path)
-    tensorrt_double.add_plans(folder)
-    return folder
-
-
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_auto_prefers_plans(
     gpu: Callable[..., None], planned: Path, monkeypatch: pytest.MonkeyPatch, device: str

@@ -23,23 +23,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    folder = damage.copy(tiny_bundle, tmp_path)
-    tensorrt_double.add_plans(folder)
-    return folder
-
-
-@pytest.fixture
-def trt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
+def trt(planned: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
     """It computes what the fake backend does."""
     double = tensorrt_double.install(monkeypatch)
-    by_key = {spec.key: spec for spec in specs(folder)}
+    by_key = {spec.key: spec for spec in specs(planned)}
     double.compute = lambda key, inputs: FUNCTIONS[by_key[key].network](inputs, by_key[key].output.shape)
     return double
 
 
-def denoiser(folder: Path) -> NetworkSpec:
-    return next(spec for spec in specs(folder) if spec.network == "denoiser")
+def denoiser(planned: Path) -> NetworkSpec:
+    return next(spec for spec in specs(planned) if spec.network == "denoiser")
 
 
 def opened(backend: TrtBackend, spec: NetworkSpec) -> TrtNetwork:
@@ -48,9 +41,9 @@ def opened(backend: TrtBackend, spec: NetworkSpec) -> TrtNetwork:
     return network
 
 
-def test_opening_a_network(trt: TensorRT, folder: Path) -> None:
+def test_opening_a_network(trt: TensorRT, planned: Path) -> None:
     """Deserialised, checked, a context without memory of its own, every tensor bound to a buffer."""
-    network = opened(TrtBackend(Bundle(folder), CPU), denoiser(folder))
+    network = opened(TrtBackend(Bundle(planned), CPU), denoiser(planned))
     names = [*(tensor.name for tensor in network.spec.inputs), network.spec.output.name]
     assert trt.order() == [
         "Runtime.__init__",
@@ -62,22 +55,22 @@ def test_opening_a_network(trt: TensorRT, folder: Path) -> None:
     assert trt.called("ICudaEngine.create_execution_context") == [("USER_MANAGED",)]
     buffers = {**network.inputs, network.spec.output.name: network.output}
     assert trt.called("IExecutionContext.set_tensor_address") == [(n, buffers[n].data_ptr()) for n in names]
-    plan = Bundle(folder).plans(network.spec)[0]
+    plan = Bundle(planned).plans(network.spec)[0]
     assert network.placement.backend == "tensorrt"
     assert network.placement.dtype == "float32"
     assert network.placement.detail == f"TensorRT 10.13.3.9, {plan.file}"
 
 
-def test_one_runtime_for_all(trt: TensorRT, folder: Path) -> None:
-    backend = TrtBackend(Bundle(folder), CPU)
-    networks = [backend.open(spec) for spec in specs(folder)]
+def test_one_runtime_for_all(trt: TensorRT, planned: Path) -> None:
+    backend = TrtBackend(Bundle(planned), CPU)
+    networks = [backend.open(spec) for spec in specs(planned)]
     assert len(networks) == 6
     assert trt.order().count("Runtime.__init__") == 1
 
 
-def test_the_denoiser_is_recorded_once_and_replayed(trt: TensorRT, folder: Path) -> None:
+def test_the_denoiser_is_recorded_once_and_replayed(trt: TensorRT, planned: Path) -> None:
     """25 steps: the first launched, the second recorded, 24 replays, on inputs that change and go away."""
-    network = opened(TrtBackend(Bundle(folder), CPU), denoiser(folder))
+    network = opened(TrtBackend(Bundle(planned), CPU), denoiser(planned))
     trt.calls.clear()
     for step in range(25):
         inputs = example_inputs(network.spec)
@@ -101,8 +94,8 @@ def test_the_denoiser_is_recorded_once_and_replayed(trt: TensorRT, folder: Path)
     ]
 
 
-def test_without_graphs_every_call_is_launched(trt: TensorRT, folder: Path) -> None:
-    network = TrtBackend(Bundle(folder), CPU, graphs=False).open(denoiser(folder))
+def test_without_graphs_every_call_is_launched(trt: TensorRT, planned: Path) -> None:
+    network = TrtBackend(Bundle(planned), CPU, graphs=False).open(denoiser(planned))
     inputs = example_inputs(network.spec)
     for _ in range(3):
         assert torch.equal(network(**inputs), FUNCTIONS["denoiser"](inputs, network.spec.output.shape))
@@ -110,9 +103,9 @@ def test_without_graphs_every_call_is_launched(trt: TensorRT, folder: Path) -> N
     assert trt.called("cuda.capture", "cuda.replay") == []
 
 
-def test_other_networks_are_not_recorded(trt: TensorRT, folder: Path) -> None:
-    backend = TrtBackend(Bundle(folder), CPU)
-    for spec in specs(folder):
+def test_other_networks_are_not_recorded(trt: TensorRT, planned: Path) -> None:
+    backend = TrtBackend(Bundle(planned), CPU)
+    for spec in specs(planned):
         if spec.network != "denoiser":
             network = backend.open(spec)
             for _ in range(3):
@@ -120,17 +113,17 @@ def test_other_networks_are_not_recorded(trt: TensorRT, folder: Path) -> None:
     assert trt.called("cuda.capture", "cuda.replay") == []
 
 
-def test_nothing_waits_for_the_gpu_between_calls(trt: TensorRT, folder: Path) -> None:
-    network = TrtBackend(Bundle(folder), CPU).open(denoiser(folder))
+def test_nothing_waits_for_the_gpu_between_calls(trt: TensorRT, planned: Path) -> None:
+    network = TrtBackend(Bundle(planned), CPU).open(denoiser(planned))
     for _ in range(5):
         network(**example_inputs(network.spec))
     assert trt.called("cuda.synchronize") == []
 
 
-def test_one_block_of_memory_as_large_as_the_largest_needs(trt: TensorRT, folder: Path) -> None:
+def test_one_block_of_memory_as_large_as_the_largest_needs(trt: TensorRT, planned: Path) -> None:
     """Of all networks that were opened before the first call; each context gets the same."""
-    backend = TrtBackend(Bundle(folder), CPU)
-    networks = [backend.open(spec) for spec in specs(folder)]  # they need 1000, 2000, ... 6000 bytes
+    backend = TrtBackend(Bundle(planned), CPU)
+    networks = [backend.open(spec) for spec in specs(planned)]  # they need 1000, 2000, ... 6000 bytes
     assert ("TensorRT's activations", (6000,)) not in trt.called("cuda.empty")
     for _ in range(2):
         for network in networks:
@@ -142,15 +135,15 @@ def test_one_block_of_memory_as_large_as_the_largest_needs(trt: TensorRT, folder
     assert [key for key, *_ in given] == [network.spec.key for network in networks]  # once each
 
 
-def test_a_network_that_needs_more_comes_later(trt: TensorRT, folder: Path) -> None:
+def test_a_network_that_needs_more_comes_later(trt: TensorRT, planned: Path) -> None:
     """The old block is freed once nothing uses it; contexts get the new one and graphs are recorded anew."""
-    backend = TrtBackend(Bundle(folder), CPU)
-    network = backend.open(denoiser(folder))
+    backend = TrtBackend(Bundle(planned), CPU)
+    network = backend.open(denoiser(planned))
     inputs = example_inputs(network.spec)
     for _ in range(2):
         network(**inputs)
     trt.calls.clear()
-    larger = backend.open(specs(folder)[-1])
+    larger = backend.open(specs(planned)[-1])
     for _ in range(2):
         assert torch.equal(network(**inputs), FUNCTIONS["denoiser"](inputs, network.spec.output.shape))
     larger(**example_inputs(larger.spec))
@@ -170,8 +163,8 @@ def test_a_network_that_needs_more_comes_later(trt: TensorRT, folder: Path) -> N
     assert trt.called("cuda.empty")[-1] == ("TensorRT's activations", (6000,))
 
 
-def test_the_output_is_a_buffer_that_the_next_call_writes_over(trt: TensorRT, folder: Path) -> None:
-    network = TrtBackend(Bundle(folder), CPU).open(denoiser(folder))
+def test_the_output_is_a_buffer_that_the_next_call_writes_over(trt: TensorRT, planned: Path) -> None:
+    network = TrtBackend(Bundle(planned), CPU).open(denoiser(planned))
     inputs = example_inputs(network.spec)
     first = network(**inputs)
     kept = first.clone()
@@ -180,9 +173,9 @@ def test_the_output_is_a_buffer_that_the_next_call_writes_over(trt: TensorRT, fo
     assert not torch.equal(second, kept)
 
 
-def test_inputs_that_are_views_are_read_in_their_own_order(trt: TensorRT, folder: Path) -> None:
-    spec = specs(folder)[0]
-    network = TrtBackend(Bundle(folder), CPU).open(spec)
+def test_inputs_that_are_views_are_read_in_their_own_order(trt: TensorRT, planned: Path) -> None:
+    spec = specs(planned)[0]
+    network = TrtBackend(Bundle(planned), CPU).open(spec)
     pixels = example_inputs(spec)["pixels"]
     expected = network(pixels=pixels).clone()
     turned = pixels.transpose(2, 3).contiguous().transpose(2, 3)
@@ -190,9 +183,9 @@ def test_inputs_that_are_views_are_read_in_their_own_order(trt: TensorRT, folder
     assert torch.equal(network(pixels=turned), expected)
 
 
-def test_close_waits_and_frees_from_the_top_down(trt: TensorRT, folder: Path) -> None:
-    backend = TrtBackend(Bundle(folder), CPU)
-    network = backend.open(denoiser(folder))
+def test_close_waits_and_frees_from_the_top_down(trt: TensorRT, planned: Path) -> None:
+    backend = TrtBackend(Bundle(planned), CPU)
+    network = backend.open(denoiser(planned))
     for _ in range(2):
         network(**example_inputs(network.spec))
     trt.calls.clear()
@@ -212,23 +205,23 @@ def test_close_waits_and_frees_from_the_top_down(trt: TensorRT, folder: Path) ->
     assert trt.called("cuda.freed")[-1] == ("TensorRT's activations",)
 
 
-def test_a_closed_backend_opens_again(trt: TensorRT, folder: Path) -> None:
-    backend = TrtBackend(Bundle(folder), CPU)
+def test_a_closed_backend_opens_again(trt: TensorRT, planned: Path) -> None:
+    backend = TrtBackend(Bundle(planned), CPU)
     for _ in range(2):
-        network = backend.open(denoiser(folder))
+        network = backend.open(denoiser(planned))
         network(**example_inputs(network.spec))
         network.close()
         backend.close()
     assert trt.order().count("Runtime.__init__") == trt.order().count("Runtime.freed") == 2
 
 
-def test_the_fitting_plan_is_the_one_that_is_read(trt: TensorRT, folder: Path) -> None:
+def test_the_fitting_plan_is_the_one_that_is_read(trt: TensorRT, planned: Path) -> None:
     """Among plans for other machines, which are no plans at all here."""
-    spec = denoiser(folder)
-    damage.edit(folder, lambda m: m.update(plans=[]))
-    other = add_plan(folder, spec, machine=tensorrt_double.Machine("11.0.0.1", "Other", (8, 0)))
-    (folder / other.file).write_bytes(b"not for us")
-    damage.trust(folder, other.file)
-    add_plan(folder, spec, plan_of(spec))
-    network = TrtBackend(Bundle(folder), CPU).open(spec)
+    spec = denoiser(planned)
+    damage.edit(planned, lambda m: m.update(plans=[]))
+    other = add_plan(planned, spec, machine=tensorrt_double.Machine("11.0.0.1", "Other", (8, 0)))
+    (planned / other.file).write_bytes(b"not for us")
+    damage.trust(planned, other.file)
+    add_plan(planned, spec, plan_of(spec))
+    network = TrtBackend(Bundle(planned), CPU).open(spec)
     network(**example_inputs(spec))
