@@ -31,12 +31,13 @@ UNET: dict[str, Any] = {
     "sample_size": [HEIGHT // VAE_SCALE, WIDTH // VAE_SCALE],
     "in_channels": 8,
     "out_channels": 4,
+    # transformers at the finest level: the number of a frame enters in them, and moves the details
     "down_block_types": [
-        "DownBlockSpatioTemporal",
         "CrossAttnDownBlockSpatioTemporal",
         "DownBlockSpatioTemporal",
+        "DownBlockSpatioTemporal",
     ],
-    "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"],
+    "up_block_types": ["UpBlockSpatioTemporal", "UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
     "block_out_channels": [64, 64, 64],
     "num_attention_heads": [2, 2, 2],
     "layers_per_block": 1,

@@ -18,8 +18,9 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
-SPEED = 1.2  # pixels a frame
-KINDS = {"zoom": 0.5, "pan": 0.34, "turn": 0.06, "object": 0.1}
+SPEED = 1.0  # pixels a frame
+KINDS = {"pan": 0.9, "zoom": 0.04, "turn": 0.03, "object": 0.03}
+RIGHT = 0.95  # share of the camera's ways that go to the right
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def draw_clip(data: dict[str, Tensor], row: int, rng: Generator, window: tuple[i
     canvas = data["clean"][row]
     h, w = window
     y, x = np.mgrid[0:h, 0:w] - np.array([h - 1, w - 1])[:, None, None] / 2
-    rate, sign = speed / np.hypot(y, x).mean(), int(rng.choice([-1, 1]))
+    rate, sign = speed / np.hypot(y, x).mean(), 1 if rng.random() < RIGHT else -1
     pan = sign * {"pan": speed, "object": 0.3 * speed}.get(kind, 0.0)
     travel = math.ceil(abs(pan) * (configs.FRAMES - 1))  # what the camera passes over lies on the canvas
     top = int(rng.integers(canvas.shape[1] - h + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL.Image import Image
 
 from svd_bench.held_out import held_out
 from svd_bench.likeness import contrast_kept, optical_flow, psnr, speeds
-from svd_bench.quality import reconstructions
+from svd_bench.quality import export, reconstructions
 from svd_engine import VideoEngine
 from svd_engine.checkpoint import DEMO_FOLDER, open_checkpoint
 
@@ -83,3 +84,32 @@ def test_it_moves_and_faster_in_a_higher_bucket(clips: dict[int, np.ndarray]) ->
 
 def test_it_keeps_its_contrast(clips: dict[int, np.ndarray]) -> None:
     assert all(np.isfinite(clip).all() and contrast_kept(clip) >= 0.7 for clip in clips.values())
+
+
+@pytest.fixture(scope="module")
+def exact(photograph: Image) -> np.ndarray:
+    """float32, eager, four steps: what the same clip is compared with in other precisions."""
+    with VideoEngine.from_checkpoint("demo", backend="eager", device="cpu", dtype="fp32") as engine:
+        return four_steps(engine, photograph)
+
+
+def four_steps(engine: VideoEngine, photograph: Image) -> np.ndarray:
+    generator = torch.Generator().manual_seed(0)
+    frames: np.ndarray = engine(
+        photograph, num_inference_steps=4, generator=generator, output_type="np"
+    ).frames[0]
+    return frames
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 70), (torch.float16, 40)])
+def test_onnx_runtime_makes_the_same_clip(
+    dtype: torch.dtype, least: float, photograph: Image, exact: np.ndarray, tmp_path: Path
+) -> None:
+    export(open_checkpoint("demo"), tmp_path / "bundle", dtype)
+    with VideoEngine.from_bundle(tmp_path / "bundle", backend="onnxruntime", device="cpu") as engine:
+        assert psnr(exact, four_steps(engine, photograph)) >= least
+
+
+def test_bfloat16_makes_nearly_the_same_clip(photograph: Image, exact: np.ndarray) -> None:
+    with VideoEngine.from_checkpoint("demo", backend="eager", device="cpu", dtype="bf16") as engine:
+        assert psnr(exact, four_steps(engine, photograph)) >= 25
