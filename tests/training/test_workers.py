@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -12,9 +13,10 @@ import psutil
 from tests.paths import ROOT
 
 ENDLESS = """
-import torch, workers
+import os, pathlib, torch, workers
 
 def work():
+    pathlib.Path(f"worker-{os.getpid()}").touch()
     while True:
         workers.average([torch.zeros(1)])
 
@@ -28,12 +30,13 @@ def test_workers_end_with_the_command_that_started_them(tmp_path: Path) -> None:
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS)
     path = f"{ROOT / 'examples' / 'training'}"
-    with subprocess.Popen([sys.executable, str(script)], env={"PYTHONPATH": path}) as command:
-        process = psutil.Process(command.pid)
-        started: list[psutil.Process] = []
-        while len(started) < 2:
+    with subprocess.Popen([sys.executable, str(script)], env={"PYTHONPATH": path}, cwd=tmp_path) as command:
+        started: list[Path] = []
+        while len(started) < 2:  # at work: before that they wait for each other
             assert command.poll() is None
-            started = [c for c in process.children() if "spawn_main" in " ".join(c.cmdline())]
+            time.sleep(0.05)
+            started = list(tmp_path.glob("worker-*"))
+        processes = [psutil.Process(int(path.name.removeprefix("worker-"))) for path in started]
         command.send_signal(signal.SIGKILL)
-    _, left = psutil.wait_procs(started, timeout=60)
+    _, left = psutil.wait_procs(processes, timeout=60)
     assert left == []
