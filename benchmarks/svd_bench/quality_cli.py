@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from svd_engine import console
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -53,7 +55,7 @@ def quality_command(
         if table.rows:
             typer.echo(f"{table.markdown() if markdown else table.text()}\n")
     text = document.model_dump_json()
-    if out is not None:
-        out.write_text(text + "\n")
     typer.echo(text)
+    if out is not None:
+        console.write_text(out, text + "\n")
     raise SystemExit(0 if all(f.met is not False for f in figures) else 1)

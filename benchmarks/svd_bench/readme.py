@@ -69,8 +69,9 @@ def _tables(marker: re.Match[str], document: Results) -> str:
 def _where(environment: Environment) -> str:
     torch = environment.versions.get("torch", "unknown")
     threads = "" if environment.device_memory else f", {environment.threads} threads"
+    commit, dirty, _ = environment.commit.partition("+")  # "+dirty": with changes that no commit holds
     day = environment.measured_at[:10]
-    return f"{environment.device}{threads}, torch {torch}, commit {environment.commit[:9]}, {day}"
+    return f"{environment.device}{threads}, torch {torch}, commit {commit[:9]}{dirty and '+dirty'}, {day}"
 
 
 def _refusal(what: str, expected: str, got: str) -> SettingsError:

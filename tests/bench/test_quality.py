@@ -86,6 +86,16 @@ def test_the_command_fails_when_a_figure_does(
     assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
 
 
+def test_figures_are_printed_before_a_place_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quality, "measure", lambda *_: (FIGURES[:1], []))
+    assert call(main, "quality", "--out", tmp_path / "missing" / "quality.json") != 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["checkpoint"] == "demo"
+    assert "a place that can be written" in printed.err
+
+
 def test_videos_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
 

@@ -81,6 +81,12 @@ def test_a_cpu_says_its_threads() -> None:
     assert "Some CPU, 2 threads, torch" in text
 
 
+def test_changes_that_no_commit_holds_are_said() -> None:
+    dirty = documents.environment(commit="0123456789abcdef+dirty")
+    text = render(TEXT.replace("/peers", ""), {"run": results(row(), environment=dirty)})
+    assert "commit 012345678+dirty, 2026" in text
+
+
 def test_the_command_renders_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme, document = tmp_path / "README.md", tmp_path / "run.json"
     readme.write_text(TEXT)

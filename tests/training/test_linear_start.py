@@ -43,6 +43,7 @@ def test_the_encoder_computes_block_colours_and_their_change(
     torch.testing.assert_close(linear_start.encoded(pixels), torch.stack(expected, 1), atol=1e-5, rtol=0)
 
 
+# at 0.8 this colour's latents are no longer small against K, and it comes back 0.23 off: the card says so
 @torch.no_grad()
 @pytest.mark.parametrize("grey", [-0.4, 0.0, 0.4])
 def test_the_mean_colour_passes_the_norms(vae: AutoencoderKLTemporalDecoder, grey: float) -> None:

@@ -97,6 +97,8 @@ def test_clips_move_at_the_speed_that_their_condition_says(
 ) -> None:
     """Latents that hold their own position say where each pixel of a clip was taken from."""
     monkeypatch.setattr(latent_clips, "KINDS", {kind: 1.0})
+    read = latent_clips.F.grid_sample  # bilinear reading, unlike bicubic, keeps ramps straight
+    monkeypatch.setattr(latent_clips.F, "grid_sample", lambda *a, **k: read(*a, **k | {"mode": "bilinear"}))
     y, x = np.mgrid[0:60, 0:80].astype(np.float32)
     canvas = torch.from_numpy(np.stack([x, y, 0 * x, 0 * x]))[None]
     data = {"clean": canvas, "noisy": canvas}
@@ -106,11 +108,11 @@ def test_clips_move_at_the_speed_that_their_condition_says(
         positions: NDArray[np.float32] = clip.video[:, :2].numpy()
         moved = np.linalg.norm(np.diff(positions, axis=0), axis=1).mean((1, 2)) * configs.VAE_SCALE
         expected = latent_clips.speed_of(clip.motion_bucket, clip.fps)
-        if kind == "zoom":  # the mean distance from the middle of 8x8 pixels is 3.04 of them
+        if kind == "zoom":  # the mean distance from the middle of 8x8 pixels is 3.0434 of them
             shrunk = float(np.ptp(positions[-1, 0]) / np.ptp(positions[0, 0]))
-            assert shrunk == pytest.approx(np.exp(-13 * expected / 8 / 3.04), rel=0.1)
+            assert shrunk == pytest.approx(np.exp(-13 * expected / 8 / 3.0434), rel=0.02)
         elif kind != "object":
-            np.testing.assert_allclose(moved.mean(), expected, rtol=0.1)  # bicubic bends ramps
+            np.testing.assert_allclose(moved, expected, rtol=0.02)
         assert moved.max() > 0
 
 
