@@ -15,8 +15,7 @@ from svd_bench.results import Results, Row, Setting
 from svd_bench.stages import reference_output
 from svd_bench.subjects import Case, Subject, checkpoint_of
 from svd_bench.table import Table, gibibytes, milliseconds, percent, times
-from svd_engine.backends.eager import rewrites_for
-from svd_engine.networks.rewrites import REWRITES
+from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.networks.spec import Architecture
 
 Rungs = Literal["all", "ends"]
@@ -82,8 +81,7 @@ def steps_of(backend: str, rungs: Rungs, device: torch.device) -> list[tuple[str
     """Note and left-out rewrites of each rung.  Eager without rewrites is diffusers' module itself."""
     if rungs == "ends":
         return [("all rewrites", ())]
-    applied = rewrites_for(device) if backend == "eager" else REWRITES
-    names = tuple(rewrite.name for rewrite in applied)
+    names = tuple(rewrite.name for rewrite in rewrites_for(backend, device.type))
     added = [(f"+ {name}", names[number + 1 :]) for number, name in enumerate(names)]
     return added if backend == "eager" else [("no rewrites", names), *added]
 

@@ -14,7 +14,7 @@ from svd_bench.memory import release
 from svd_bench.peers import COMPONENTS
 from svd_bench.subjects import Subject, checkpoint_of
 from svd_engine.bundle import Bundle
-from svd_engine.manifest import NetworkEntry
+from svd_engine.manifest import Form, NetworkEntry
 from svd_engine.networks.spec import Architecture, NetworkSpec
 
 RECORD = "exported.json"
@@ -50,15 +50,19 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     Raises ExportError.
     """
     from svd_engine.networks.modules import Modules
+    from svd_export.forms import rewrites_of
     from svd_export.to_onnx import export_network
     from svd_export.weights import WeightsFile
 
     checkpoint = checkpoint_of(subject.checkpoint)
-    modules = Modules(checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites)
+    form: Form = "cpu" if subject.device == "cpu" else "attention"
+    modules = Modules(
+        checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites, rewrites_of(form)
+    )
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
         folder = Path(name)
         with WeightsFile(folder / f"{spec.network}.bin") as weights:
-            entry = export_network(modules, spec, weights)
+            entry = export_network(modules, spec, weights, form)
         applied = modules.applied.get(COMPONENTS[spec.network], [])
         found = tuple(a.name for a in applied if a.places)
         modules.close()

@@ -78,12 +78,12 @@ def open_backend(subject: Subject) -> Opened:
         peer = PeerBackend(checkpoint, dtype, device, compiled=subject.backend == "torch.compile")
         return Opened(peer, architecture, lambda _: ())
     from svd_engine.backends.compiled import CompiledBackend
-    from svd_engine.backends.eager import EagerBackend, rewrites_for
+    from svd_engine.backends.eager import EagerBackend
     from svd_engine.networks.modules import Modules
-    from svd_engine.networks.rewrites import REWRITES
+    from svd_engine.networks.rewrites import rewrites_for
 
     compiled = subject.backend == "compiled"
-    rewrites = REWRITES if compiled else rewrites_for(device)
+    rewrites = rewrites_for(subject.backend, device.type)
     modules = Modules(checkpoint, dtype, device, subject.without_rewrites, rewrites)
     backend: Backend = CompiledBackend(modules) if compiled else EagerBackend(modules)
     return Opened(

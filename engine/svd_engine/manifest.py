@@ -23,7 +23,7 @@ FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 SCHEMA = "manifest.schema.json"
 DType = Literal["float32", "float16", "bfloat16"]
-Form = Literal["attention", "operators", "primitives"]  # of the graphs: which operators stay whole
+Form = Literal["attention", "operators", "primitives", "cpu"]  # of the graphs: for which runtimes
 HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
 DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 

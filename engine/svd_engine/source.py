@@ -77,9 +77,9 @@ def of_checkpoint(
 ) -> Source:
     """Raises CheckpointError, BackendUnavailable, SettingsError."""
     from svd_engine.backends.compiled import CompiledBackend
-    from svd_engine.backends.eager import EagerBackend, rewrites_for
+    from svd_engine.backends.eager import EagerBackend
     from svd_engine.networks.modules import Modules
-    from svd_engine.networks.rewrites import REWRITES
+    from svd_engine.networks.rewrites import rewrites_for
 
     choice = choose_for_checkpoint(backend, device)
     if swap_networks and choice.device.type == "cpu":
@@ -96,7 +96,7 @@ def of_checkpoint(
         torch_dtype(dtype, choice.device),
         choice.device,
         without_rewrites,
-        rewrites_for(choice.device) if eager else REWRITES,
+        rewrites_for(choice.backend, choice.device.type),
         swap_networks,
     )
 

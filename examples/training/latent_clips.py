@@ -1,9 +1,9 @@
 """Clips of known motion, made of latents: zooms, pans, turns, and objects that move, over encoded canvases.
 
 The autoencoder learnt that a latent moved is an image moved.  The mean speed follows the conditioning: SPEED
-pixels a frame at motion bucket 127 and 7 frames a second, proportional to the bucket and to the time between
-frames.  The camera moves in, to either side, or turns; objects go anywhere.  The first frame lies on whole
-latent pixels: it is what an encoder gives.
+pixels a frame at motion bucket 127 and 7 frames a second, proportional to the root of the bucket and to the
+time between frames: a quarter of the bucket halves the speed.  The camera moves in, to either side, or turns;
+objects go anywhere.  The first frame lies on whole latent pixels: it is what an encoder gives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LatentClip:
 
 def speed_of(motion_bucket: int, fps: int) -> float:
     """Pixels a frame."""
-    return SPEED * motion_bucket / 127 * 7 / fps
+    return SPEED * math.sqrt(motion_bucket / 127) * 7 / fps
 
 
 def draw_clip(data: dict[str, Tensor], row: int, rng: Generator, window: tuple[int, int]) -> LatentClip:

@@ -31,6 +31,7 @@ class Form(StrEnum):
     attention = "attention"
     operators = "operators"
     primitives = "primitives"
+    cpu = "cpu"
 
 
 class Guidance(StrEnum):
@@ -85,12 +86,13 @@ def onnx(
         list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
     ] = None,
     form: Annotated[
-        Form,
+        Form | None,
         typer.Option(
             help="Of the graphs. attention: it is one operator; operators: group normalisation too; "
-            "primitives: neither, for TensorRT 10.12 and 10.13."
+            "primitives: neither, for TensorRT 10.12 and 10.13; cpu: as attention, shaped for ONNX Runtime "
+            "on a CPU. Default cpu for fp32, else attention."
         ),
-    ] = Form.attention,
+    ] = None,
 ) -> None:
     """Exports CHECKPOINT to a bundle.  Repeated --frames or --guidance share one file of weights."""
     if (checkpoint is None) == (random_weights is None):
@@ -110,7 +112,7 @@ def onnx(
     chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
     manifest = export_bundle(
         opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress(),
-        form.value,
+        form.value if form else None,
     )  # fmt: skip
     size = sum(entry.bytes for entry in manifest.files.values())
     typer.echo(f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.dtype}")

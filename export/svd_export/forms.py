@@ -10,8 +10,11 @@
     operators    opset 23.  GroupNormalization is one operator too: to be tried on TensorRT, from 10.14.
     primitives   opset 20.  Both are taken apart: TensorRT from 10.12, which looks for the patterns and fuses
                  them.
+    cpu          as attention, of networks that ORT_CPU_REWRITES shaped as well: for ONNX Runtime on a CPU.
+                 It runs elsewhere too, but nothing has shown that it pays there.
 
-Networks are traced as `operators` whichever form they take, so nothing else differs.  Half precision
+Networks are traced as `operators` whichever form they take, so nothing else differs between the first three.
+  Half precision
 networks keep their float32 islands by the operators' own definition, without casts, where those are whole:
 
     LayerNormalization, GroupNormalization   stash_type 1 (the default): statistics in float32
@@ -24,22 +27,34 @@ products of large keys do not overflow.
 from __future__ import annotations
 
 import onnx_ir as ir
+import torch
 
 from svd_engine.manifest import Form
+from svd_engine.networks.rewrites import Rewrite, rewrites_for
 from svd_export.primitives import take_apart
 
-OPSETS: dict[Form, int] = {"attention": 23, "operators": 23, "primitives": 20}
+OPSETS: dict[Form, int] = {"attention": 23, "operators": 23, "primitives": 20, "cpu": 23}
 APART: dict[Form, tuple[str, ...]] = {
     "attention": ("GroupNormalization",),
     "operators": (),
     "primitives": ("GroupNormalization", "Attention"),
+    "cpu": ("GroupNormalization",),
 }
-FORM: Form = "attention"  # the default
 TRACED = 23  # opset
 UNUSED = ("is_causal", "qk_matmul_output_mode", "softcap")  # of Attention; TensorRT knows not all of them
 
 
-def settle(model: ir.Model, form: Form = FORM) -> None:
+def default_form(dtype: torch.dtype) -> Form:
+    """float32 is what runs on a CPU."""
+    return "cpu" if dtype == torch.float32 else "attention"
+
+
+def rewrites_of(form: Form) -> tuple[Rewrite, ...]:
+    """What a network of that form has been through before it is traced."""
+    return rewrites_for("onnxruntime", "cpu" if form == "cpu" else "cuda")
+
+
+def settle(model: ir.Model, form: Form) -> None:
     """Edits a traced model in place: its form, boundary names kept free, no traces of its maker."""
     model.producer_name = "svd-engine"
     model.producer_version = None

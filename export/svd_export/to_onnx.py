@@ -51,15 +51,16 @@ def export_bundle(
     dtype: torch.dtype,
     without_rewrites: Collection[str] = (),
     progress: Progress = lambda line: None,
-    form: Form = forms.FORM,
+    form: Form | None = None,
 ) -> Manifest:
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
-    `form` is that of its graphs, see `forms`.  `progress` is told each network as its work
-    begins.  Raises ExportError when the place is taken or cannot be written or a network cannot be
-    exported, CheckpointError for the checkpoint's own faults.
+    `form` is that of its graphs, see `forms`; the default follows `dtype`.  `progress` is told each
+    network as its work begins.  Raises ExportError when the place is taken or cannot be written or a
+    network cannot be exported, CheckpointError for the checkpoint's own faults.
     """
-    modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites)
+    form = form or forms.default_form(dtype)
+    modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites, rewrites=forms.rewrites_of(form))
     specs = dict.fromkeys(chain(*(specs_of(p, checkpoint.model.architecture) for p in profiles)))
     with placed(folder) as aside:
         entries: list[NetworkEntry] = []
@@ -140,10 +141,11 @@ def dtype_name(dtype: torch.dtype) -> DType:
     return names[dtype]
 
 
-def export_network(
-    modules: Modules, spec: NetworkSpec, weights: WeightsFile, form: Form = forms.FORM
-) -> NetworkEntry:
-    """Writes the graph of one network beside `weights`, which receive its large tensors."""
+def export_network(modules: Modules, spec: NetworkSpec, weights: WeightsFile, form: Form) -> NetworkEntry:
+    """Writes the graph of one network beside `weights`, which receive its large tensors.
+
+    `modules` has the rewrites of `form`.
+    """
     model = trace(modules.network(spec), spec)
     forms.settle(model, form)
     model.graph.name = spec.key

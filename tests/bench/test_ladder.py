@@ -14,7 +14,7 @@ from svd_bench.one_graph import exported
 from svd_bench.opening import open_case, stage_spec
 from svd_bench.recorder import Recorder
 from svd_bench.subjects import Case, checkpoint_of
-from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES
+from svd_engine.networks.rewrites import REWRITES, rewrites_for
 from tests.bench import documents
 from tests.bench.fakes import CEILING, subject
 from tests.bench.test_stages import TINY
@@ -28,19 +28,23 @@ def bench() -> Bench:
     return Bench(CPU, timer_for(CPU), recorder, CEILING, open_case, lambda _: Peaks(host=2**30), repeat=1)
 
 
-EVERY = tuple(rewrite.name for rewrite in (*REWRITES, *CPU_REWRITES))
-PORTABLE = EVERY[: len(REWRITES)]
+EVERY, WITH_ONNX_RUNTIME = (
+    tuple(rewrite.name for rewrite in rewrites_for(backend, "cpu")) for backend in ("eager", "onnxruntime")
+)
+PORTABLE = tuple(rewrite.name for rewrite in REWRITES)
 
 
 def test_every_rung_adds_one_rewrite() -> None:
-    """Eager torch on a CPU has rungs of its own at the top."""
+    """Eager torch and ONNX Runtime on a CPU have rungs of their own at the top."""
     for backend, device, names in (("eager", "cpu", EVERY), ("eager", "cuda", PORTABLE)):
         rungs = steps_of(backend, "all", torch.device(device))
         assert [note for note, _ in rungs] == [f"+ {name}" for name in names]
         assert [without for _, without in rungs] == [names[n + 1 :] for n in range(len(names))]
     first, *rungs = steps_of("onnxruntime", "all", CPU)
-    assert first == ("no rewrites", PORTABLE)
-    assert rungs == steps_of("compiled", "all", CPU)[1:] == steps_of("eager", "all", torch.device("cuda"))
+    assert first == ("no rewrites", WITH_ONNX_RUNTIME)
+    assert [note for note, _ in rungs] == [f"+ {name}" for name in WITH_ONNX_RUNTIME]
+    assert rungs[-1][1] == ()
+    assert steps_of("compiled", "all", CPU)[1:] == steps_of("eager", "all", torch.device("cuda"))
     assert steps_of("eager", "ends", CPU) == [("all rewrites", ())]
 
 

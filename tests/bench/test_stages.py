@@ -23,7 +23,7 @@ from svd_bench.subjects import Case, checkpoint_of, subjects
 from svd_engine.backends.network import check_inputs
 from svd_engine.errors import BackendError, BackendUnavailable, SettingsError
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES
+from svd_engine.networks.rewrites import REWRITES, rewrites_for
 from svd_engine.networks.spec import Architecture
 from svd_engine.video import write_video
 from tests.bench import documents
@@ -62,11 +62,13 @@ def test_stages_of_the_smallest_networks(tiny_checkpoint: Path, tiny_bundle: Pat
         "video_encode": [("svd-engine", "libx264")],
     }
     steps = [row for row in rows if row.stage == "denoiser_step"]
-    everywhere, on_cpu = ({rewrite.name for rewrite in some} for some in (REWRITES, CPU_REWRITES))
+    everywhere = {rewrite.name for rewrite in REWRITES}
+    eager, in_bundle = (set(step.rewrites) for step in steps[1:])
+    assert eager - everywhere == {"linear-as-convolution", "channels-last"}
+    assert in_bundle - everywhere == {"temporal-rows"}
+    assert eager & everywhere == in_bundle & everywhere
     assert steps[0].rewrites == ()
-    assert set(steps[2].rewrites) <= everywhere
-    assert set(steps[1].rewrites) == set(steps[2].rewrites) | on_cpu
-    assert "single-token-cross-attention" in steps[1].rewrites
+    assert "single-token-cross-attention" in eager
     assert all(row.flop == steps[0].flop for row in steps)
     assert all(0 < (row.max_abs_difference or 0) < 1e-4 for row in steps[1:])
     assert {row.dtype for row in rows} == {"float32", "uint8"}
@@ -109,7 +111,7 @@ def test_whole_videos_of_both_are_the_same_frames() -> None:
     assert theirs.max_abs_difference == 0
     assert 0 < (ours.max_abs_difference or 0) < 1e-3
     assert ours.flop == theirs.flop
-    assert set(ours.rewrites) <= {rewrite.name for rewrite in (*REWRITES, *CPU_REWRITES)}
+    assert set(ours.rewrites) <= {rewrite.name for rewrite in rewrites_for("eager", "cpu")}
 
 
 def test_a_compiled_peer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,19 @@ import torch
 from diffusers.models.resnet import AlphaBlender
 
 from svd_engine.errors import SettingsError, TensorMismatch
-from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES, Rewrite, apply_rewrites, frames_in_place
+from svd_engine.networks.rewrites import (
+    ORT_CPU_REWRITES,
+    REWRITES,
+    TORCH_CPU_REWRITES,
+    Rewrite,
+    apply_rewrites,
+    frames_in_place,
+    rewrites_for,
+    temporal_rows,
+    winograd_rows,
+)
 from svd_engine.networks.rewrites._blend import spatial_share
+from svd_engine.networks.rewrites.temporal_conv2d import TemporalConv2d
 from tests.engine.rewrite_networks import (
     call_unet,
     call_vae,
@@ -23,7 +34,7 @@ from tests.engine.rewrite_networks import (
     unet_inputs,
 )
 
-EVERY = (*REWRITES, *CPU_REWRITES)
+EVERY = tuple(dict.fromkeys((*REWRITES, *ORT_CPU_REWRITES, *TORCH_CPU_REWRITES)))
 EXACT = 1e-12  # relative to the output's largest value, float64
 PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder with 8 resnets
     "single-token-cross-attention": (12, 0),
@@ -36,13 +47,22 @@ PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder wit
     "timestep-projections": (24, 0),
     "frame-positions": (6, 0),
     "phase-upsample": (1, 1),
+    "frames-apart": (0, 1),
+    "temporal-rows": (24, 17),
+    "winograd-rows": (0, 17),
     "linear-as-convolution": (90, 2),
-    "channels-last": (55, 39),
+    "channels-last": (55, 39 + 3 * 17),  # four weights for one
 }
 
 
 def named(rewrites: Sequence[Rewrite]) -> list[str]:
     return [rewrite.name for rewrite in rewrites]
+
+
+@pytest.fixture(autouse=True)
+def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks here have 64 at most."""
+    monkeypatch.setattr(winograd_rows, "LEAST", 32)
 
 
 @pytest.fixture(scope="module", params=["alone", "all but one"])
@@ -71,7 +91,7 @@ def test_vae(rewrite: Rewrite, some: str) -> None:
     assert relative_difference(call_vae(vae), expected) <= EXACT
 
 
-@pytest.mark.parametrize("rewrites", [REWRITES, EVERY], ids=["for every backend", "and for torch on a CPU"])
+@pytest.mark.parametrize("rewrites", [REWRITES, EVERY], ids=["for every backend", "and for a CPU"])
 def test_all_together(rewrites: Sequence[Rewrite]) -> None:
     """Frames come from the call: the same rewritten network serves 3, 14 and 1, and other sizes."""
     unet, vae = random_unet(), random_vae()
@@ -227,6 +247,31 @@ def test_more_frames_than_the_table_are_refused() -> None:
     assert refusal.value.expected == "at most 128, the rows of the position table"
     assert refusal.value.got == "129"
     assert "switch frame-positions off" in refusal.value.remedy
+
+
+@pytest.mark.parametrize("height", [1, 2, 5, 8])
+@torch.no_grad()
+def test_winograd_of_odd_and_even_heights(height: int) -> None:
+    conv, x = torch.nn.Conv2d(32, 5, 3, padding=1).double(), torch.randn(2, 32, height, 6).double()
+    assert relative_difference(winograd_rows.WinogradRows(conv)(x), conv(x)) <= EXACT
+
+
+@pytest.mark.parametrize("pixels", [1, 127, 128, 192, 251])
+@torch.no_grad()
+def test_rows_of_any_number_of_pixels(pixels: int) -> None:
+    """251 is a prime: its rows are of one pixel."""
+    conv = TemporalConv2d(torch.nn.Conv3d(4, 5, (3, 1, 1), padding=(1, 0, 0))).double()
+    x = torch.randn(2, 4, 3, pixels).double()
+    expected = conv(x)
+    temporal_rows.rewrite(conv)
+    assert relative_difference(conv(x), expected) <= EXACT
+
+
+def test_what_is_for_which_backend() -> None:
+    assert rewrites_for("eager", "cpu") == (*REWRITES, *TORCH_CPU_REWRITES)
+    assert rewrites_for("onnxruntime", "cpu") == (*REWRITES, *ORT_CPU_REWRITES)
+    elsewhere = [("compiled", "cpu"), ("eager", "cuda"), ("onnxruntime", "cuda"), ("tensorrt", "cuda")]
+    assert {rewrites_for(*where) for where in elsewhere} == {REWRITES}
 
 
 def test_a_size_that_upsampling_must_be_told_is_refused() -> None:

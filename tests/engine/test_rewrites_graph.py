@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -12,11 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES, apply_rewrites
+from svd_engine.networks.rewrites import (
+    ORT_CPU_REWRITES,
+    REWRITES,
+    TORCH_CPU_REWRITES,
+    apply_rewrites,
+    winograd_rows,
+)
 from tests.engine.rewrite_networks import random_unet, random_vae, unet_inputs
 
 TRANSFORMERS, RESNETS, DECODER_RESNETS = 6, 12, 8
-EVERY = (*REWRITES, *CPU_REWRITES)
+EVERY = tuple(dict.fromkeys((*REWRITES, *ORT_CPU_REWRITES, *TORCH_CPU_REWRITES)))
 Counts = Counter[str]
 
 
@@ -201,6 +208,51 @@ def test_onnx_of_the_decoder() -> None:
     assert count["DepthToSpace"] == 1
     assert not {"Resize", "Where", "ScatterND", "Pad"} & set(count)  # padding is the convolutions' own
     assert count["Transpose"] <= operators(exported("vae", ()))["Transpose"]
+
+
+@pytest.fixture
+def cpu_decoder(monkeypatch: pytest.MonkeyPatch) -> ir.Model:
+    """The decoder's graph for ONNX Runtime on a CPU, convolutions from 32 channels on split into rows."""
+    monkeypatch.setattr(winograd_rows, "LEAST", 32)
+    return exported("vae", (*REWRITES, *ORT_CPU_REWRITES))
+
+
+def convolutions(model: ir.Model) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of input and weight."""
+    return [tuple(tuple(v.shape) for v in node.inputs[:2]) for node in model.graph if node.op_type == "Conv"]  # type: ignore[union-attr, misc]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frames_apart_leaves_one_frame_to_every_spatial_convolution(cpu_decoder: ir.Model) -> None:
+    frames = [image[0] for image, weight in convolutions(cpu_decoder) if weight[2:] != (3, 1)]
+    assert frames.count(3) == 1  # conv_in, which has four channels
+    assert frames.count(1) == len(frames) - 1 > 3 * 18
+    together, apart = (operators(m)["Transpose"] for m in (exported("vae", REWRITES), cpu_decoder))
+    assert (
+        together >= 2 * DECODER_RESNETS > apart
+    )  # frames and channels no longer swap around a temporal half
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_are_short(cpu_decoder: ir.Model) -> None:
+    over_frames = [image for image, weight in convolutions(cpu_decoder) if weight[2:] == (3, 1)]
+    assert len(over_frames) == 2 * DECODER_RESNETS + 1
+    assert all(image[3] <= 128 for image in over_frames)
+    assert any(image[2] > 3 for image in over_frames)  # 192 pixels are two rows for each of 3 frames
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_winograd_takes_two_thirds_of_the_products(cpu_decoder: ir.Model) -> None:
+    def products(model: ir.Model) -> int:
+        taken = 0
+        for node in model.graph:
+            if node.op_type == "Conv":
+                weight, out = tuple(node.inputs[1].shape), tuple(node.outputs[0].shape)  # type: ignore[union-attr, arg-type]
+                if weight[1] >= 32 and weight[2:] in ((3, 3), (1, 3)):
+                    taken += prod(weight[1:]) * prod(out)
+        return taken
+
+    assert 3 * products(cpu_decoder) == 2 * products(exported("vae", (*REWRITES, *ORT_CPU_REWRITES[:2]))) > 0
 
 
 def test_torch_compile_takes_each_network_whole() -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+from diffusers.models.unets.unet_3d_blocks import UpBlockTemporalDecoder
 from torch import nn
 
-from svd_engine.networks.rewrites import REWRITES, apply_rewrites
+from svd_engine.networks.rewrites import ORT_CPU_REWRITES, REWRITES, apply_rewrites, winograd_rows
 from tests.engine.rewrite_networks import call_unet, call_vae, random_unet, random_vae, relative_difference
 
 TOKEN, CONV, BLEND = "single-token-cross-attention", "temporal-conv2d", "resnet-blend"
@@ -138,6 +140,52 @@ def test_the_path_is_named() -> None:
     (applied,) = [a for a in apply_rewrites(unet) if a.name == QKV]
     path = "mid_block.attentions.0.transformer_blocks.0.attn1"
     assert applied.left_alone == (f"{path}: its scores are scaled by 1.0",)
+
+
+class OtherDecoder(TemporalDecoder):
+    pass
+
+
+class OtherUpBlock(UpBlockTemporalDecoder):
+    pass
+
+
+APART: list[tuple[str, dict[str, Any], str]] = [
+    ("", {"__class__": OtherDecoder}, "the whole network: OtherDecoder has a forward of its own"),
+    ("up_blocks.1", {"__class__": OtherUpBlock}, "the whole network: OtherUpBlock has a forward of its own"),
+    (
+        "up_blocks.0.resnets.1",
+        {"__class__": OtherResBlock},
+        "the whole network: up_blocks.0.resnets.1: OtherResBlock has a forward of its own",
+    ),
+]
+
+
+@pytest.mark.parametrize(("part", "changes", "reason"), APART)
+def test_a_decoder_whose_frames_stay_together(part: str, changes: dict[str, Any], reason: str) -> None:
+    vae = random_vae()
+    for attribute, value in changes.items():
+        setattr(vae.decoder.get_submodule(part), attribute, value)
+    expected = call_vae(vae)
+    applied = {a.name: a for a in apply_rewrites(vae, rewrites=(*REWRITES, *ORT_CPU_REWRITES))}
+    assert (applied["frames-apart"].places, applied["frames-apart"].left_alone) == (0, (reason,))
+    assert relative_difference(call_vae(vae), expected) <= 1e-12
+
+
+def test_convolutions_that_winograd_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dilated one with its reason; one of few channels and those of the UNet without a word."""
+    monkeypatch.setattr(winograd_rows, "LEAST", 64)
+    unet, vae = random_unet(), random_vae()
+    resnet = vae.decoder.mid_block.resnets[0].spatial_res_block
+    resnet.conv1 = nn.Conv2d(64, 64, 3, padding=2, dilation=2).double()
+    expected = call_vae(vae)
+    (of_vae,), (of_unet,) = (apply_rewrites(n, rewrites=[ORT_CPU_REWRITES[2]]) for n in (vae, unet))
+    assert of_unet.places == len(of_unet.left_alone) == 0
+    (reason,) = of_vae.left_alone
+    assert reason.startswith("mid_block.resnets.0.spatial_res_block.conv1: it is not a plain 3x3 convolution")
+    assert type(vae.decoder.up_blocks[1].resnets[2].spatial_res_block.conv1) is nn.Conv2d  # of 32 channels
+    assert of_vae.places > 0
+    assert relative_difference(call_vae(vae), expected) <= 1e-12
 
 
 def test_the_decoder_of_a_vae() -> None:

@@ -10,11 +10,10 @@ import torch
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.manifest import Form
 from svd_engine.networks.spec import Profile
-from svd_export.forms import FORM
 from svd_export.to_onnx import export_bundle
 
 
-def half(tiny_checkpoint: Path, parent: Path, form: Form = FORM) -> Path:
+def half(tiny_checkpoint: Path, parent: Path, form: Form = "attention") -> Path:
     """float16, one profile without guidance: `tiny_checkpoint` at 2 frames of 32x16."""
     folder = parent / "tiny"
     profile = Profile(2, 32, 16, 1, "single", 2)

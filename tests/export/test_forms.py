@@ -163,6 +163,14 @@ def test_nothing_but_what_is_taken_apart_differs(
         assert set(forms.APART[form]) & set(counts) == set()
 
 
+def test_the_form_of_a_cpu_is_the_default_of_float32(tiny_bundle: Path, half_bundle: Path) -> None:
+    for folder, form, dtype in ((tiny_bundle, "cpu", "float32"), (half_bundle, "attention", "float16")):
+        manifest = Bundle(folder).manifest
+        assert (manifest.form, manifest.opset, manifest.dtype) == (form, 23, dtype)
+        names = [rewrite.name for rewrite in forms.rewrites_of(manifest.form)]
+        assert list(dict.fromkeys(entry.name for entry in manifest.rewrites)) == names
+
+
 @pytest.mark.parametrize(
     ("bundle", "kinds"),
     [("half_bundle", {"InstanceNormalization"}), ("primitive_bundle", {"InstanceNormalization", "Softmax"})],

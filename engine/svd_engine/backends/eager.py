@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from svd_engine.backends.network import Network, Placement
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.rewrites import CPU_REWRITES, REWRITES, Rewrite
 from svd_engine.networks.spec import NetworkSpec
-
-
-def rewrites_for(device: torch.device) -> tuple[Rewrite, ...]:
-    """On a CPU also those that choose torch's kernels there."""
-    return (*REWRITES, *CPU_REWRITES) if device.type == "cpu" else REWRITES
 
 
 class EagerNetwork(Network):

@@ -59,10 +59,25 @@ REWRITES: tuple[Rewrite, ...] = (  # in the order in which they are applied
 )
 
 
-CPU_REWRITES: tuple[Rewrite, ...] = (  # for torch itself on a CPU, after the others: they choose its kernels
+FRAMES_APART = Rewrite("frames-apart", "the VAE decoder's work on single frames, one after the other")
+
+# on a CPU, after the others: they fit the work to its caches and to the kernels there
+TORCH_CPU_REWRITES: tuple[Rewrite, ...] = (
+    FRAMES_APART,
     Rewrite("linear-as-convolution", "linear layers on tokens as 1x1 convolutions"),
     Rewrite("channels-last", "a pixel's channels side by side in memory"),
 )
+ORT_CPU_REWRITES: tuple[Rewrite, ...] = (
+    FRAMES_APART,
+    Rewrite("temporal-rows", "convolutions over frames on short rows of pixels"),
+    Rewrite("winograd-rows", "3x3 convolutions of many channels as four 1x3 ones of half the rows"),
+)
+
+
+def rewrites_for(backend: str, device: str) -> tuple[Rewrite, ...]:
+    """All that are of use to "eager", "compiled", "onnxruntime" or "tensorrt" on "cpu" or "cuda"."""
+    on_cpu = {"eager": TORCH_CPU_REWRITES, "onnxruntime": ORT_CPU_REWRITES}
+    return (*REWRITES, *(on_cpu.get(backend, ()) if device == "cpu" else ()))
 
 
 def check_names(without: Collection[str], rewrites: Sequence[Rewrite]) -> None:

@@ -67,14 +67,19 @@ class VideoResBlock(SpatioTemporalResBlock):  # type: ignore[misc]  # diffusers 
         spatial_shift, temporal_shift = self.shifts(temb, video)
         x = half(self.spatial_res_block, hidden_states, spatial_shift)  # [B*F, C, h, w]
         size = x.shape
-        if self.flat_pixels:
-            x = x.flatten(2)
-        x = x.unflatten(0, video).transpose(1, 2)  # [B, C, F, h, w] or [B, C, F, h*w]
-        y = half(self.temporal_res_block, x, temporal_shift)
-        if isinstance(self.time_mixer, AlphaBlender):  # which takes five dimensions only
-            x, y = (z.unflatten(3, size[2:]) if self.flat_pixels else z for z in (x, y))
-        mixed: Tensor = self.time_mixer(x_spatial=x, x_temporal=y, image_only_indicator=image_only_indicator)
+        x = x.unflatten(0, video).transpose(1, 2)  # [B, C, F, h, w]
+        mixed = self.over_frames(x, temporal_shift, image_only_indicator)
         return mixed.transpose(1, 2).flatten(0, 1).reshape(size)
+
+    def over_frames(self, x: Tensor, shift: Tensor | None, image_only_indicator: Tensor) -> Tensor:
+        """The temporal half and the blend, [B,C,F,h,w] -> the same."""
+        size = x.shape
+        x = x.flatten(3) if self.flat_pixels else x
+        y = half(self.temporal_res_block, x, shift)
+        if isinstance(self.time_mixer, AlphaBlender):  # which takes five dimensions only
+            x, y = x.reshape(size), y.reshape(size)
+        mixed: Tensor = self.time_mixer(x_spatial=x, x_temporal=y, image_only_indicator=image_only_indicator)
+        return mixed.reshape(size)
 
     def shifts(
         self, temb: Tensor | Shifts | None, video: Sequence[int]

@@ -73,5 +73,8 @@ class TemporalConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 5:
-            return self(x.flatten(3)).unflatten(3, x.shape[3:])  # type: ignore[no-any-return]
+            return self.convolve(x.flatten(3)).unflatten(3, x.shape[3:])  # type: ignore[no-any-return]
+        return self.convolve(x)
+
+    def convolve(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, padding=self.padding)
