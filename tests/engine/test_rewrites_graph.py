@@ -210,11 +210,12 @@ def test_onnx_of_the_decoder() -> None:
     assert count["Transpose"] <= operators(exported("vae", ()))["Transpose"]
 
 
-@pytest.fixture
-def cpu_decoder(monkeypatch: pytest.MonkeyPatch) -> ir.Model:
+@pytest.fixture(scope="module")
+def cpu_decoder() -> ir.Model:
     """The decoder's graph for ONNX Runtime on a CPU, convolutions from 32 channels on split into rows."""
-    monkeypatch.setattr(winograd_rows, "LEAST", 32)
-    return exported("vae", (*REWRITES, *ORT_CPU_REWRITES))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd_rows, "LEAST", 32)
+        return exported("vae", (*REWRITES, *ORT_CPU_REWRITES))
 
 
 def convolutions(model: ir.Model) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
