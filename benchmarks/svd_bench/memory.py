@@ -6,7 +6,6 @@ freed; a fresh process holds one subject and nothing else, and is measured the s
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from svd_bench.subjects import Case
 from svd_engine.errors import BackendError
+from svd_engine.host_memory import give_back_freed
 
 INTERVAL_S = 0.002
 
@@ -115,9 +115,7 @@ def release() -> None:
     gc.collect()  # the exporter leaves its network in a cycle
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc keeps freed blocks below 32 MiB, most of a UNet, until it is told not to
-        trim(0)
+    give_back_freed()  # most of a UNet
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
+from svd_engine.backends import ort
 from svd_engine.backends.ort import OrtBackend, OrtNetwork, load_runtime
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
@@ -55,6 +56,14 @@ def test_a_provider_that_is_not_available(tiny_bundle: Path, monkeypatch: pytest
         OrtBackend(Bundle(tiny_bundle), CUDA)
     assert "on cuda:0: expected CUDAExecutionProvider, got CPUExecutionProvider" in str(caught.value)
     assert "pip uninstall -y onnxruntime" in caught.value.remedy
+
+
+def test_what_loading_freed_goes_back(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That memory is given back then, `test_freed_memory_goes_back_to_the_system` shows."""
+    given_back: list[str] = []
+    monkeypatch.setattr(ort, "give_back_freed", lambda: given_back.append("once"))
+    OrtBackend(Bundle(tiny_bundle), CPU).open(encoder(tiny_bundle)).close()
+    assert given_back == ["once"]
 
 
 def test_a_session_that_fell_back_is_an_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,9 +49,9 @@ PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder wit
     "phase-upsample": (1, 1),
     "frames-apart": (0, 1),
     "temporal-rows": (24, 17),
-    "winograd-rows": (0, 17),
+    "winograd-rows": (0, 16),
     "linear-as-convolution": (90, 2),
-    "channels-last": (55, 39 + 3 * 17),  # four weights for one
+    "channels-last": (55, 39 + 3 * 16),  # four weights for one
 }
 
 

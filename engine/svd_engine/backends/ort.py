@@ -18,6 +18,7 @@ from torch import Tensor
 from svd_engine.backends.network import Network, Placement
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.host_memory import give_back_freed
 from svd_engine.networks.spec import NetworkSpec
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -88,7 +89,7 @@ class OrtBackend:
         options.enable_mem_pattern = False  # its block comes on top of what the first run's arena holds
         settings = {"device_id": str(self.device.index or 0)} if self.device.type == "cuda" else {}
         try:
-            return self.runtime.InferenceSession(str(path), options, providers=[(provider, settings)])
+            session = self.runtime.InferenceSession(str(path), options, providers=[(provider, settings)])
         except Exception as error:
             raise BackendError(
                 f"ONNX Runtime {self.runtime.__version__} loading {path.name}",
@@ -96,6 +97,8 @@ class OrtBackend:
                 got=str(error).strip(),
                 remedy="Try a newer onnxruntime, or export again with --dtype fp32.",
             ) from error
+        give_back_freed()  # weights that it copied into another layout
+        return session
 
     def close(self) -> None:
         """Sessions belong to their networks; nothing else is held."""

@@ -25,14 +25,14 @@ from torch.nn import functional as F
 
 from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
 
-LEAST = 256  # input channels
+LEAST = 256  # channels, in and out
 OF_IMAGE = (1.0, 0.0, -1.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, -1.0, 1.0, 0.0), (0.0, 1.0, 0.0, -1.0)
 OF_KERNEL = (1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, -1.0)  # m3 is added
 
 
 def apply(network: nn.Module) -> Report:
     convs = parts(network, nn.Conv2d) if isinstance(network, TemporalDecoder) else []
-    places = [(path, conv) for path, conv in convs if conv.in_channels >= LEAST]
+    places = [(path, conv) for path, conv in convs if min(conv.in_channels, conv.out_channels) >= LEAST]
     return rewrite_each([p for p in places if p[1].kernel_size == (3, 3)], obstacle, WinogradRows, network)
 
 
