@@ -143,7 +143,7 @@ def test_the_manifest(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     assert manifest.model == checkpoint.model
     assert (manifest.source.checkpoint, manifest.source.digest) == (str(tiny_checkpoint), checkpoint.digest())
-    assert (manifest.format, manifest.dtype, manifest.form, manifest.opset) == (1, "float32", "attention", 23)
+    assert (manifest.format, manifest.dtype, manifest.form, manifest.opset) == (1, "float32", "cpu", 23)
     assert [p.guidance for p in manifest.profiles] == ["batched", "single"]
     assert {(p.frames, p.height, p.width, p.decode_chunk) for p in manifest.profiles} == {
         (FRAMES, HEIGHT, WIDTH, CHUNK)
