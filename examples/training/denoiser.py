@@ -30,7 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 P_MEAN, P_STD = 0.7, 1.6  # of ln(sigma): shifted to more noise, as in the paper's section 4 and appendix D
 DROPOUT = 0.12  # of the image: embedding and latent zeroed together, the unconditional half of guidance
 WINDOW = (8, 14)  # latent pixels
-WINDOWED = 7000  # steps
+STEPS = 7700
+WINDOWED = 7000  # of these
 
 
 def split_geglu(layer: GEGLU, x: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("canvases", type=Path)
     parser.add_argument("--shards", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=7700)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)

@@ -182,7 +182,7 @@ def test_convolutions_that_winograd_leaves(monkeypatch: pytest.MonkeyPatch) -> N
     (of_vae,), (of_unet,) = (apply_rewrites(n, rewrites=[ORT_CPU_REWRITES[2]]) for n in (vae, unet))
     assert of_unet.places == len(of_unet.left_alone) == 0
     (reason,) = of_vae.left_alone
-    assert reason.startswith("mid_block.resnets.0.spatial_res_block.conv1: it is not a plain 3x3 convolution")
+    assert reason.startswith("mid_block.resnets.0.spatial_res_block.conv1: it is not a plain 3x3 one")
     assert type(vae.decoder.up_blocks[1].resnets[2].spatial_res_block.conv1) is nn.Conv2d  # of 32 channels
     assert of_vae.places > 0
     assert relative_difference(call_vae(vae), expected) <= 1e-12

@@ -48,6 +48,12 @@ def rewrite_each(
     return Report(done, tuple(left_alone))
 
 
+def is_plain_3x3(conv: nn.Conv2d) -> bool:
+    """Stride, dilation and groups of one, zero padding of one: an image of the same size, nothing else."""
+    once = conv.stride == conv.dilation == conv.padding == (1, 1) and conv.groups == 1
+    return once and conv.kernel_size == (3, 3) and conv.padding_mode == "zeros"
+
+
 def frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 

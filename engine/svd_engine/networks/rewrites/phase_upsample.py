@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svd_engine.errors import TensorMismatch
-from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
+from svd_engine.networks.rewrites._places import Report, frozen, is_plain_3x3, parts, rewrite_each
 
 SUMS = ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # [phase][tap of 2][tap of 3]
 
@@ -34,8 +34,7 @@ def obstacle(upsample: Upsample2D) -> str | None:
     conv = convolution(upsample)
     if not upsample.interpolate or upsample.norm is not None or not isinstance(conv, nn.Conv2d):
         return "it is not interpolation followed by a convolution"
-    plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
-    if conv.kernel_size != (3, 3) or conv.padding != (1, 1) or not plain:
+    if not is_plain_3x3(conv):
         return f"its convolution is not a plain 3x3 one with zero padding of 1: {conv}"
     return None
 

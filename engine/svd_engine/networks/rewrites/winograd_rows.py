@@ -23,9 +23,10 @@ from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import Tempor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
+from svd_engine.networks.rewrites._places import Report, frozen, is_plain_3x3, parts, rewrite_each
 
 LEAST = 256  # channels, in and out
+# [m][row of four, from 2i-1 on] and [m][row of the kernel]
 OF_IMAGE = (1.0, 0.0, -1.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, -1.0, 1.0, 0.0), (0.0, 1.0, 0.0, -1.0)
 OF_KERNEL = (1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, -1.0)  # m3 is added
 
@@ -37,10 +38,7 @@ def apply(network: nn.Module) -> Report:
 
 
 def obstacle(conv: nn.Conv2d) -> str | None:
-    plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
-    if not plain or conv.padding != (1, 1):
-        return f"it is not a plain 3x3 convolution with zero padding of 1: {conv}"
-    return None
+    return None if is_plain_3x3(conv) else f"it is not a plain 3x3 one with zero padding of 1: {conv}"
 
 
 class WinogradRows(nn.Module):
@@ -54,9 +52,8 @@ class WinogradRows(nn.Module):
         weight = conv.weight
         sums = torch.tensor(OF_KERNEL, dtype=torch.float64, device=weight.device)
         kernels = torch.einsum("my,oiyx->moix", sums, weight.double()).unsqueeze(3)
-        self.weights = nn.ParameterList(
-            frozen(k.to(weight.dtype, copy=True)) for k in kernels
-        )  # [out,in,1,3]
+        rounded = (kernel.to(weight.dtype, copy=True) for kernel in kernels)
+        self.weights = nn.ParameterList(frozen(kernel) for kernel in rounded)  # [out,in,1,3] each
         self.bias = None if conv.bias is None else frozen(conv.bias)
         sides = torch.tensor(OF_IMAGE, dtype=weight.dtype, device=weight.device)
         self.register_buffer("rows", sides[:, None, None, :, None].repeat(1, conv.in_channels, 1, 1, 1))
