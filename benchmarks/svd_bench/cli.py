@@ -12,24 +12,12 @@ import typer
 
 from svd_bench import quality_cli, report_cli
 from svd_engine import console
+from svd_engine.options import DType, Family, Version
 
 if TYPE_CHECKING:
     from svd_bench.results import Results
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
-
-
-class DType(StrEnum):
-    auto = "auto"
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
-
-class Family(StrEnum):
-    svd = "svd"
-    svd_xt = "svd-xt"
-    small = "small"
 
 
 class Rungs(StrEnum):
@@ -54,11 +42,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the JSON document, wr
 
 
 @app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=console.version_option, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
+def root(version: Version = False) -> None:
     """Measures SVD on this machine: every stage and the whole video, against peers and against the limit."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svd_engine import console
+from svd_engine.options import DType, Version
 
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine, VideoOutput
@@ -25,19 +26,8 @@ class Backend(StrEnum):
     eager = "eager"
 
 
-class DType(StrEnum):
-    auto = "auto"
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
-
 @app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=console.version_option, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
+def root(version: Version = False) -> None:
     """Animates photographs with Stable Video Diffusion."""
 
 

@@ -20,11 +20,14 @@ import torch
 import workers
 from diffusers import AutoencoderKLTemporalDecoder
 from diffusers.models.resnet import SpatioTemporalResBlock
-from images import Source, centre_crop, held_out
+from images import Source
 from numpy.random import Generator
 from run_state import Run, learning_rate
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from svd_bench.held_out import held_out
+from svd_engine.image import to_vae_pixels
 
 
 def make(seed: int) -> AutoencoderKLTemporalDecoder:
@@ -106,9 +109,8 @@ def evaluate(vae: AutoencoderKLTemporalDecoder, run: Run) -> dict[str, float]:
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKLTemporalDecoder) -> dict[str, float]:
     values = {}
-    for name, image in held_out().items():
-        crop = centre_crop(image, configs.HEIGHT, configs.WIDTH)
-        x = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 127.5 - 1
+    for name, image in held_out(configs.HEIGHT, configs.WIDTH).items():
+        x = to_vae_pixels(image, configs.HEIGHT, configs.WIDTH)
         y = vae.decode(vae.encode(x).latent_dist.mode(), num_frames=1).sample.clamp(-1, 1)
         values[name] = -10 * float(((y - x) / 2).square().mean().log10())
     return values

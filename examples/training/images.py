@@ -30,9 +30,6 @@ PHOTOGRAPHS = {
     "horse.png": "CC0, Andreas Preuss (openclipart 158377)",
     "text.png": "public domain (Wikipedia, Corner.png)",
 }
-# Never trained on.  clock_motion was released into the public domain, the others are CC0 (camera, chelsea,
-# coffee); grace_hopper, from matplotlib's sample data, is a public-domain photograph of the U.S. Navy.
-HELD_OUT = ("coffee.png", "chelsea.png", "camera.png", "clock_motion.png", "grace_hopper.jpg")
 
 FAVOURED = {"astronaut.png": 5.0, "retina.jpg": 1.5, "horse.png": 0.3, "text.png": 0.3, "cell.png": 0.5}
 
@@ -40,12 +37,6 @@ FAVOURED = {"astronaut.png": 5.0, "retina.jpg": 1.5, "horse.png": 0.3, "text.png
 def photographs() -> dict[str, Image]:
     folder = files("skimage") / "data"
     return {name: _read(str(folder / name)) for name in PHOTOGRAPHS}
-
-
-def held_out() -> dict[str, Image]:
-    skimage, matplotlib = files("skimage") / "data", files("matplotlib") / "mpl-data" / "sample_data"
-    found = {name: matplotlib if name == "grace_hopper.jpg" else skimage for name in HELD_OUT}
-    return {name: _read(str(folder / name)) for name, folder in found.items()}
 
 
 def _read(path: str) -> Image:
@@ -198,12 +189,3 @@ def recolour(rng: Generator, image: Image) -> Image:
     middle = np.float32(values.mean())
     values = middle + (values - middle) * np.float32(np.exp(rng.normal(0, 0.25)))
     return (np.clip(values + np.float32(rng.normal(0, 0.06)), 0, 1) * 255).astype(np.uint8)
-
-
-def centre_crop(image: Image, height: int, width: int) -> Image:
-    """The largest centred part of that aspect ratio, scaled: what the evaluation shows."""
-    scale = min(image.shape[0] / height, image.shape[1] / width)
-    h, w = round(height * scale), round(width * scale)
-    top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
-    part = np.ascontiguousarray(image[top : top + h, left : left + w])
-    return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)

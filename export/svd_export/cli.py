@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svd_engine import console
+from svd_engine.options import Family, Version
 from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
@@ -39,18 +40,8 @@ class Guidance(StrEnum):
     single = "single"
 
 
-class Family(StrEnum):
-    svd = "svd"
-    svd_xt = "svd-xt"
-    small = "small"
-
-
 @app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=console.version_option, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
+def root(version: Version = False) -> None:
     """Makes bundles of ONNX engines from Stable Video Diffusion checkpoints."""
 
 

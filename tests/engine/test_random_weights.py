@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from svd_engine import options
 from svd_engine.checkpoint import Component, random_checkpoint
 from svd_engine.random_weights import Family, RandomWeights, draw, svd_configs
 from svd_engine.weights import build
@@ -35,6 +36,10 @@ def test_the_unet_is_the_one_that_diffusers_makes_by_default() -> None:
     for key, value in svd_configs(25)["unet"].items():
         if key not in ("_class_name", "sample_size"):
             assert theirs[key] == (tuple(value) if isinstance(value, list) else value), key
+
+
+def test_the_commands_know_every_family() -> None:
+    assert [family.value for family in options.Family] == list(get_args(Family))
 
 
 @pytest.mark.parametrize(("family", "frames"), [("svd", 14), ("svd-xt", 25)])

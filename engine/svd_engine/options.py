@@ -1,0 +1,27 @@
+"""Options that several commands have, as typer reads them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from svd_engine.console import version_option
+
+Version = Annotated[bool, typer.Option("--version", callback=version_option, is_eager=True, help="Print it.")]
+
+
+class DType(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Family(StrEnum):
+    """Of random weights; those of `svd_engine.random_weights.Family`."""
+
+    svd = "svd"
+    svd_xt = "svd-xt"
+    small = "small"
