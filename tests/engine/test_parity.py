@@ -111,7 +111,7 @@ def test_a_photograph_goes_through_the_clip_resize(diffusers_pipeline: Any, tiny
     """PIL images take another way than tensors: Lanczos for the VAE, blur and bicubic for CLIP.
 
     diffusers resizes for a 224-pixel CLIP only, so the reference's image encoder is given what the
-    engine's own size asks for; the resize itself is held against diffusers in test_image.  Its pixels
+    engine's own size asks for; the resize itself is held against diffusers in test_pixels.  Its pixels
     are laid out in memory as ours, channels first: left as diffusers has them, channels last, torch's
     float32 VAE encoder is 3.8e-5 from its own float64 result on this photograph, and ours 3.7e-6.
     """
