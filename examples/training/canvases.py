@@ -21,6 +21,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 SHARD = 25  # canvases
 SIZE = (216, 312)  # pixels: a frame and 44 more on every side
+PLAIN = 0.2  # share of the canvases
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -47,8 +48,9 @@ def shard(
     rows: dict[str, list[Tensor]] = {}
     for i in range(index * SHARD, (index + 1) * SHARD):
         rng = np.random.default_rng([seed, 3, i])
-        image = torch.from_numpy(source.crop(rng, *SIZE, collage=0.35)).permute(2, 0, 1).contiguous()
-        pixels = image[None].float() / 127.5 - 1
+        plain = rng.random() < PLAIN
+        image = source.plain(rng, *SIZE) if plain else source.crop(rng, *SIZE, collage=0.35)
+        pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()[None].float() / 127.5 - 1
         strength = float(np.exp(rng.normal(-3.4, 0.8)))
         noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(i))
         both = encoded(torch.cat([pixels, pixels + strength * noise]))
@@ -86,7 +88,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--shards", type=int, default=24)
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
     workers.run(a.workers, partial(encode, a.folder, a.seed, a.shards))

@@ -95,6 +95,18 @@ class Source:
             canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 2))
         return canvas
 
+    def plain(self, rng: Generator, height: int, width: int) -> Image:
+        """A few leaves before a wall or a sky: on plain areas a clip's noise is seen first."""
+        size = max(height, width)
+        flat = np.broadcast_to(colour(rng), (size, size, 3)).astype(np.uint8)
+        canvas = cv2.addWeighted(gradient(rng, size), share := rng.random(), flat, 1 - share, 0)
+        for _ in range(rng.integers(5)):
+            radius = int(rng.integers(size // 16, size // 3))
+            leaf, mask = self._texture(rng, 2 * radius), shape_mask(rng, radius)
+            x, y = rng.integers(-radius, size - radius, 2)
+            paste(canvas, leaf, mask, int(x), int(y))
+        return np.ascontiguousarray(canvas[:height, :width])
+
     def _texture(self, rng: Generator, size: int) -> Image:
         kind = rng.random()
         if kind < 0.35:
