@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -67,13 +68,16 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(source: str) -> Checkpoint:
+def open_checkpoint(source: str | Path) -> Checkpoint:
     """Opens "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, or a hub id "owner/name".
 
     Tried in this order: a folder called "demo" is "./demo".  What exists, or begins with ".", "/" or
-    "~", is a path and never goes to the hub.  The commit found on opening is the one that is loaded.
+    "~", or is a Path, is a folder and never goes to the hub.  The commit found on opening is the one that
+    is loaded.
     Raises CheckpointError that says what to do.
     """
+    if isinstance(source, Path):
+        source = os.path.join(".", source.expanduser())  # an absolute path stays as it is
     if source == DEMO:
         return _from_folder(DEMO, DEMO_FOLDER)
     if source in HUB:

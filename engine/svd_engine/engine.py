@@ -70,7 +70,7 @@ class VideoEngine:
     @classmethod
     def from_checkpoint(
         cls,
-        checkpoint: str | Checkpoint,
+        checkpoint: str | Path | Checkpoint,
         *,
         backend: str = "auto",
         device: str = "auto",

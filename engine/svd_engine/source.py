@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from svd_engine.arguments import torch_dtype
 from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
 from svd_engine.backends.network import Backend
 from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.checkpoint import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
 from svd_engine.settings import Settings
-
-if TYPE_CHECKING:
-    from svd_engine.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +64,7 @@ def of_bundle(folder: str | Path, backend: str, device: str, swap_networks: bool
 
 
 def of_checkpoint(
-    checkpoint: str | Checkpoint,
+    checkpoint: str | Path | Checkpoint,
     backend: str,
     device: str,
     dtype: str,
@@ -89,7 +85,7 @@ def of_checkpoint(
             got="a checkpoint on the CPU, where networks that wait lie in the same memory",
             remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
         )
-    opened = open_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     eager = choice.backend == "eager"
     modules = Modules(
         opened,

@@ -72,6 +72,19 @@ def test_the_home_directory_is_expanded(folder: Path, monkeypatch: pytest.Monkey
     assert open_checkpoint("~/tiny").model.name == "tiny"
 
 
+def test_a_path_is_a_folder_whatever_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder.rename("demo")
+    checkpoint = open_checkpoint(Path("demo"))
+    assert checkpoint.source == "./demo"  # what opens the same folder again as a string
+    assert checkpoint.digest() == open_checkpoint("./demo").digest() != open_checkpoint("demo").digest()
+    assert open_checkpoint(tmp_path / "demo").source == str(tmp_path / "demo")
+    with pytest.raises(CheckpointError, match=r"checkpoint \./svd: .*no such folder"):
+        open_checkpoint(Path("svd"))
+
+
 def test_the_digest_follows_weights_and_configs_and_nothing_else(folder: Path) -> None:
     def digest() -> str:
         return open_checkpoint(str(folder)).digest()

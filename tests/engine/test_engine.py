@@ -228,7 +228,7 @@ def test_rewrites_are_on_by_default_and_reported(tiny_engine: VideoEngine, tiny_
     assert on.rewrites["vae/resnet-blend"] > 0
     assert on.without_rewrites == []
     without = ["phase-upsample", "resnet-blend"]
-    with VideoEngine.from_checkpoint(str(tiny_checkpoint), device="cpu", without_rewrites=without) as engine:
+    with VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu", without_rewrites=without) as engine:
         off = engine(images(1), generator=seeded(), **CALL).report
     assert off.without_rewrites == without
     assert not {name for name in off.rewrites if name.endswith(tuple(without))}
