@@ -18,7 +18,7 @@ from svd_engine import VideoEngine
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
-from tests import damage, tensorrt_double
+from tests import damage, tensorrt_plans
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
@@ -114,7 +114,7 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_bundle` with a plan of every network for the TensorRT double's GPU."""
     folder = damage.copy(tiny_bundle, tmp_path)
-    tensorrt_double.add_plans(folder)
+    tensorrt_plans.add_plans(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The part of the `tensorrt` double that builds: from an ONNX file to a plan of `tensorrt_double.plan_of`.
+"""The part of the `tensorrt` double that builds: from an ONNX file to a plan of `tensorrt_plans.plan_of`.
 
 Beyond recording, it holds what a real build would need: graphs are read from files, weights beside them.
 """
@@ -19,7 +19,8 @@ import torch
 
 from svd_engine.networks.spec import NetworkSpec, TensorSpec
 from tests import tensorrt_double
-from tests.tensorrt_double import Recorded, TensorRT, plan_of, weight_types
+from tests.tensorrt_double import Recorded, TensorRT
+from tests.tensorrt_plans import plan_of, weight_types
 
 DEVICE_MEMORY = 4096
 

@@ -3,7 +3,7 @@
 `install` puts it where `import tensorrt` finds it.  It records every call in order, fails where a test says
 so, and reads and writes memory at the addresses that it was given, so a wrong address is a wrong video.
 What a network computes is up to the test: `compute(key, inputs) -> output`.  A plan is JSON here, of the
-form that `plan_of` gives.
+form that `tensorrt_plans.plan_of` gives.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -27,12 +25,6 @@ import torch
 from torch import Tensor
 
 from svd_engine.backends import trt_library
-from svd_engine.backends.trt_refit import graph_weights
-from svd_engine.bundle import Bundle
-from svd_engine.manifest import PlanEntry
-from svd_engine.networks.spec import NetworkSpec, specs_of
-from svd_engine.plans import Machine, plan_file
-from tests import damage
 
 GPU, CAPABILITY, VERSION = "NVIDIA Any 80GB", (9, 0), "10.13.3.9"
 Compute = Callable[[str, Mapping[str, Tensor]], Tensor]
@@ -362,88 +354,3 @@ def memory_at(address: int, shape: tuple[int, ...]) -> Tensor:
     count = int(np.prod(shape))
     values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
     return torch.from_numpy(values).view(shape)
-
-
-def plan_of(
-    spec: NetworkSpec, device_memory: int = 1024, weights: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """A plan of a network's table; with `weights`, their TensorRT types by name, it is a stripped one."""
-    rows = [("INPUT", t) for t in spec.inputs] + [("OUTPUT", spec.output)]
-    return {
-        "key": spec.key,
-        "tensors": {
-            t.name: {"mode": mode, "dtype": "FLOAT", "shape": t.shape, "location": "DEVICE"}
-            for mode, t in rows
-        },
-        "device_memory": device_memory,
-        "weights": weights or {},
-        "stripped": weights is not None,
-    }
-
-
-MACHINE = Machine(VERSION, GPU, CAPABILITY)
-
-
-def specs(folder: Path) -> list[NetworkSpec]:
-    """Every network of a bundle, in the order in which its profiles call them."""
-    manifest = Bundle(folder).manifest
-    return list(dict.fromkeys(chain(*(specs_of(p, manifest.model.architecture) for p in manifest.profiles))))
-
-
-def denoiser(folder: Path) -> NetworkSpec:
-    return next(spec for spec in specs(folder) if spec.network == "denoiser")
-
-
-def add_plan(
-    folder: Path,
-    spec: NetworkSpec,
-    plan: dict[str, Any] | None = None,
-    machine: Machine = MACHINE,
-    **entry: Any,
-) -> PlanEntry:
-    """Writes a plan into a bundle and lists it; `entry` replaces fields of its row."""
-    bundle = Bundle(folder)
-    plan = plan or plan_of(spec)
-    network, files = bundle.entry(spec), bundle.manifest.files
-    row = PlanEntry.model_validate(
-        {
-            "network": spec.key,
-            "file": plan_file(spec.key, machine, entry.get("hardware_compatibility", "none"), network.dtype),
-            "tensorrt": machine.tensorrt,
-            "gpu": machine.gpu,
-            "compute_capability": machine.compute_capability,
-            "hardware_compatibility": "none",
-            "dtype": network.dtype,
-            "graph_sha256": files[network.graph].sha256,
-            "weights_sha256": files[network.weights].sha256,
-            "stripped": plan["stripped"],
-            "refittable": plan["stripped"],
-            "optimization_level": 3,
-            "workspace_bytes": 8 * 2**30,
-            "device_memory_bytes": plan["device_memory"],
-            **entry,
-        }
-    )
-    (folder / row.file).write_bytes(json.dumps(plan).encode())
-    damage.trust(folder, row.file)
-    damage.edit(folder, lambda m: m.setdefault("plans", []).append(row.model_dump(mode="json")))
-    return row
-
-
-def add_plans(folder: Path) -> None:
-    """One for every network, each with another need of memory."""
-    for number, spec in enumerate(specs(folder), 1):
-        add_plan(folder, spec, plan_of(spec, device_memory=1000 * number))
-
-
-def weight_types(graph: Path) -> dict[str, str]:
-    """TensorRT's types of a graph's weights, as a stripped plan of it lists them."""
-    types = {
-        "FLOAT": "FLOAT",
-        "FLOAT16": "HALF",
-        "BFLOAT16": "BF16",
-        "INT64": "INT64",
-        "INT32": "INT32",
-        "BOOL": "BOOL",
-    }
-    return {name: types[kind] for name, kind, _ in graph_weights(graph)}

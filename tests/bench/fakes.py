@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from svd_bench.capped import Attempt
 from svd_bench.contest import Bench
 from svd_bench.harness import Timer
 from svd_bench.memory import Peaks
@@ -23,6 +24,10 @@ CEILING = Ceiling(
     conv_flops={"float32": 4e9, "bfloat16": 1e9},
     copy_bytes=1e9,
 )
+ATTEMPT = Attempt(
+    checkpoint="demo", backend="eager", device="cpu", cap=None, note="", frames=14, height=128, width=192,
+    guidance="batched", networks="resident", decode_chunk=14, steps=2, repeat=1,
+)  # fmt: skip
 
 
 class FakeClock:

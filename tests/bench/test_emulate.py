@@ -1,37 +1,27 @@
-"""Emulated tiers: the walk over attempts with a made-up GPU, and one attempt with real small networks."""
+"""Emulated tiers: the walk over attempts with a made-up GPU, and the command."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from svd_bench import capped, cli, emulate, environment
-from svd_bench.capped import Answer, Attempt, attempt_videos, open_engine
+from svd_bench import cli, emulate, environment
+from svd_bench.capped import Answer, Attempt
 from svd_bench.cards import TIERS, Tier
 from svd_bench.emulate import CONTEXT, Tried, smaller_tiers, walk
 from svd_bench.recorder import Recorder
 from svd_bench.results import read_results
-from svd_engine import VideoEngine
 from svd_engine.backends import choose
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.errors import BackendUnavailable, SettingsError
 from tests.bench import documents
+from tests.bench.documents import GIB
+from tests.bench.fakes import ATTEMPT
 from tests.commands import call
-
-GIB = 2**30
-BASE = Attempt(
-    checkpoint="demo", backend="eager", device="cpu", cap=None, note="", frames=14, height=128, width=192,
-    guidance="batched", networks="resident", decode_chunk=14, steps=2, repeat=1,
-)  # fmt: skip
 
 
 class MadeUpGpu:
@@ -66,7 +56,7 @@ def tier(name: str) -> Tier:
 
 def test_the_walk_goes_down_until_the_answer_is_known() -> None:
     gpu = MadeUpGpu()
-    tried = list(walk(BASE, [tier("8"), tier("16")], ["eager"], [25], gpu))
+    tried = list(walk(ATTEMPT, [tier("8"), tier("16")], ["eager"], [25], gpu))
     said = [
         (t.tier.name, t.attempt.guidance, t.attempt.networks, t.attempt.decode_chunk, t.verdict)
         for t in tried
@@ -85,7 +75,7 @@ def test_the_walk_goes_down_until_the_answer_is_known() -> None:
 
 def test_the_walk_covers_backends_and_frames_under_a_hard_cap() -> None:
     gpu = MadeUpGpu()
-    list(walk(BASE, [tier("16"), tier("40/48")], ["eager", "compiled"], [14, 25], gpu))
+    list(walk(ATTEMPT, [tier("16"), tier("40/48")], ["eager", "compiled"], [14, 25], gpu))
     assert {(a.backend, a.frames) for a in gpu.attempts} == {
         (backend, frames) for backend in ("eager", "compiled") for frames in (14, 25)
     }
@@ -93,16 +83,16 @@ def test_the_walk_covers_backends_and_frames_under_a_hard_cap() -> None:
         (16 * GIB - CONTEXT, "emulated cap 16 GB"),
         (40 * GIB - CONTEXT, "emulated cap 40 GB"),
     }
-    assert {a.steps for a in gpu.attempts} == {BASE.steps}
+    assert {a.steps for a in gpu.attempts} == {ATTEMPT.steps}
 
 
 def test_an_attempt_that_breaks_does_not_stop_the_walk() -> None:
-    tried = list(walk(BASE, [tier("8")], ["eager"], [14], lambda _: Answer(failed="exit code 1: boom")))
+    tried = list(walk(ATTEMPT, [tier("8")], ["eager"], [14], lambda _: Answer(failed="exit code 1: boom")))
     assert [t.verdict for t in tried] == ["failed: exit code 1: boom"] * 2  # both guidance modes
 
 
 def test_chunks_are_smaller_than_the_frames() -> None:
-    tried = list(walk(BASE, [tier("8")], ["eager"], [4], lambda _: Answer(stopped_in="vae_decoder")))
+    tried = list(walk(ATTEMPT, [tier("8")], ["eager"], [4], lambda _: Answer(stopped_in="vae_decoder")))
     assert [t.attempt.decode_chunk for t in tried] == [4, 2, 1] * 4
 
 
@@ -132,7 +122,7 @@ def test_without_a_gpu_it_says_so(device: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_fits_becomes_a_row_and_what_does_not_a_misfit(tmp_path: Path) -> None:
     recorder = Recorder("tiers", documents.environment(), tmp_path / "tiers.json")
-    tried = list(walk(BASE, [tier("8")], ["eager"], [25], MadeUpGpu()))
+    tried = list(walk(ATTEMPT, [tier("8")], ["eager"], [25], MadeUpGpu()))
     model = open_checkpoint("demo").model
     for one in tried:
         emulate.record(recorder, one, model)
@@ -146,124 +136,13 @@ def test_what_fits_becomes_a_row_and_what_does_not_a_misfit(tmp_path: Path) -> N
         ("single", "swapped", "vae_decoder"),
     ]
     assert written.warnings == ()
-    broken = Tried(tier("8"), BASE, Answer(failed="exit code 1: boom"))
+    broken = Tried(tier("8"), ATTEMPT, Answer(failed="exit code 1: boom"))
     emulate.record(recorder, broken, model)
     assert recorder.results().warnings == (f"emulated cap {broken}",)
     text = emulate.table(tried, "NVIDIA H200").text()
     assert "What fits under an emulated cap, on NVIDIA H200" in text
     assert sum("swapped" in line for line in text.splitlines()) == 4  # and the note
     assert any(line.split()[-4:] == ["6.00", "GiB", "1.00", "s"] for line in text.splitlines())
-
-
-class FakeEngine:
-    """Calls back after every step and then does what it is told, once for each video."""
-
-    def __init__(self, steps: int, *ends: Exception | None, backend: str = "eager") -> None:
-        self.steps, self.ends, self.backend = steps, iter(ends), backend
-
-    def __call__(self, *_: object, callback_on_step_end: Any, **__: object) -> Any:
-        for step in range(self.steps):
-            callback_on_step_end(self, step, None, {})
-        if end := next(self.ends):
-            raise end
-        stage = SimpleNamespace(backend=self.backend, device="cpu", dtype="float32")
-        report = SimpleNamespace(
-            stages={"denoiser": stage, "vae_decoder": stage}, rewrites={"unet/a": 3, "vae/b": 0, "vae/a": 1},
-            model="demo", random_weights=True, total_ms=7.0, peak_device_bytes=11, peak_host_bytes=13,
-        )  # fmt: skip
-        return SimpleNamespace(report=report)
-
-
-def out_of_memory_in_another() -> Exception:
-    error = RuntimeError("compiling failed")
-    error.__cause__ = torch.OutOfMemoryError("no memory")
-    return error
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), out_of_memory_in_another()])
-@pytest.mark.parametrize(("steps", "stage"), [(1, "denoiser"), (2, "vae_decoder")])
-def test_running_out_of_memory_is_an_answer(error: Exception, steps: int, stage: str) -> None:
-    assert attempt_videos(BASE, FakeEngine(steps, None, error)) == Answer(stopped_in=stage)  # type: ignore[arg-type]
-
-
-def test_any_other_error_is_none() -> None:
-    with pytest.raises(ValueError, match="boom"):
-        attempt_videos(BASE, FakeEngine(2, ValueError("boom")))  # type: ignore[arg-type]
-
-
-def test_a_row_says_what_ran() -> None:
-    answer = attempt_videos(BASE, FakeEngine(2, None, None))  # type: ignore[arg-type]
-    assert answer.row is not None
-    assert answer.row.rewrites == ("a",)
-    assert answer.row.latency_ms.runs == 1
-    assert (answer.row.latency_ms.median, answer.row.first_call_ms) == (7.0, 7.0)
-    assert (answer.row.peak_torch_bytes, answer.row.peak_host_bytes) == (11, 13)
-    assert answer.row.setting.decode_chunk == 14
-
-
-def test_a_fallback_is_never_measured() -> None:
-    engine = FakeEngine(2, None, None, backend="compiled")
-    with pytest.raises(BackendUnavailable, match="attempt with backend eager: expected every stage on eager"):
-        attempt_videos(BASE, engine)  # type: ignore[arg-type]
-
-
-SMALL = BASE.model_copy(
-    update={"frames": 3, "height": 64, "width": 64, "guidance": "single", "decode_chunk": 2, "steps": 1}
-)
-
-
-def test_one_attempt_with_real_networks() -> None:
-    """Without guidance `VideoEngine.from_checkpoint` runs the same profile: the same numbers come out."""
-    asked: dict[str, Any] = {"num_frames": 3, "height": 64, "width": 64, "num_inference_steps": 1}
-    asked |= {"max_guidance_scale": 1.0, "decode_chunk_size": 2, "output_type": "pt"}
-    image = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(1))
-    with open_engine(SMALL) as engine:
-        answer = attempt_videos(SMALL, engine)
-        single = engine(image, generator=torch.manual_seed(0), **asked)
-    with VideoEngine.from_checkpoint("demo", backend="eager", device="cpu") as engine:
-        expected = engine(image, generator=torch.manual_seed(0), **asked)
-    assert torch.equal(single.frames, expected.frames)
-    assert "single guidance, decode chunk 2" in single.report.profile
-    assert answer.row is not None
-    assert answer.row.setting == documents.setting(
-        model="demo", random_weights=False, frames=3, height=64, width=64, guidance="single",
-        decode_chunk=2, steps=1,
-    )  # fmt: skip
-    assert (answer.row.subject, answer.row.backend, answer.row.device) == ("svd-engine", "eager", "cpu")
-    assert answer.row.peak_torch_bytes is None  # no GPU
-
-
-def test_a_subprocess_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    answer = emulate.in_subprocess(SMALL.model_copy(update={"note": "emulated cap 8 GB"}))
-    assert answer.row is not None
-    assert answer.row.note == "emulated cap 8 GB"
-    failed = emulate.in_subprocess(SMALL.model_copy(update={"device": "cuda:7"}))
-    assert not failed.fits
-    assert failed.failed.startswith("exit code 1: ")
-    assert "device cuda:7" in failed.failed
-
-
-def test_the_cap_is_a_share_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[float, torch.device]] = []
-    monkeypatch.setattr(choose, "resolve", lambda _: torch.device("cuda", 0))
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=140 * GIB)
-    )
-    monkeypatch.setattr(
-        torch.cuda, "set_per_process_memory_fraction", lambda share, device: asked.append((share, device))
-    )
-    open_engine(BASE.model_copy(update={"cap": 7 * GIB, "device": "cuda"}))
-    assert asked == [(pytest.approx(0.05), torch.device("cuda", 0))]
-
-
-def test_main_prints_the_answer_last(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", ["capped", BASE.model_dump_json()])
-    monkeypatch.setattr(capped, "open_engine", lambda _: nullcontext(FakeEngine(2, None, None)))
-    capped.main()
-    assert Answer.model_validate_json(capsys.readouterr().out.splitlines()[-1]).fits
 
 
 @pytest.fixture
@@ -326,7 +205,7 @@ def test_the_command_prints_tiers_without_a_gpu(capsys: pytest.CaptureFixture[st
 
 
 def test_tried_reads_as_a_sentence() -> None:
-    tried = Tried(tier("8"), BASE, Answer(stopped_in="vae_decoder"))
+    tried = Tried(tier("8"), ATTEMPT, Answer(stopped_in="vae_decoder"))
     assert str(tried) == (
         "8 GB, eager, 14 frames, batched guidance, decode chunk 14, networks resident: "
         "does not fit (vae_decoder)"

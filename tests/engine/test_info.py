@@ -16,7 +16,7 @@ from svd_engine.bundle import Bundle
 from svd_engine.cli import main
 from svd_engine.manifest import ParityEntry
 from svd_engine.plans import Machine
-from tests import damage, tensorrt_double
+from tests import damage, tensorrt_double, tensorrt_plans
 from tests.commands import call
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 
@@ -119,14 +119,14 @@ def test_bfloat16_is_nothing_for_onnx_runtime_on_the_cpu() -> None:
 def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle with three plans: for this card, for another, and a stripped one for a capability."""
     folder = damage.copy(tiny_bundle, tmp_path)
-    clip, vae, denoiser, *_ = tensorrt_double.specs(folder)
-    tensorrt_double.add_plan(folder, clip)
+    clip, vae, denoiser, *_ = tensorrt_plans.specs(folder)
+    tensorrt_plans.add_plan(folder, clip)
     other = Machine("10.12.0.36", "Other", (8, 6))
-    tensorrt_double.add_plan(folder, vae, machine=other)
-    tensorrt_double.add_plan(
+    tensorrt_plans.add_plan(folder, vae, machine=other)
+    tensorrt_plans.add_plan(
         folder,
         denoiser,
-        tensorrt_double.plan_of(denoiser, 3 * 2**20, {}),
+        tensorrt_plans.plan_of(denoiser, 3 * 2**20, {}),
         hardware_compatibility="same-cc",
         stripped=True,
     )

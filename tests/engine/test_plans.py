@@ -15,7 +15,7 @@ from svd_engine.manifest import HardwareCompatibility
 from svd_engine.networks.spec import NetworkSpec
 from svd_engine.plans import Machine, fitting_plan, plan_file
 from tests import damage
-from tests.tensorrt_double import MACHINE, add_plan, plan_of, specs
+from tests.tensorrt_plans import MACHINE, add_plan, plan_of, specs
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError, TensorMismatch
 from svd_engine.networks.parity import example_inputs
 from tests import damage, tensorrt_double
-from tests.tensorrt_double import MACHINE, Fault, TensorRT, add_plan, denoiser, plan_of
+from tests.tensorrt_double import Fault, TensorRT
+from tests.tensorrt_plans import MACHINE, add_plan, denoiser, plan_of
 
 CPU = torch.device("cpu")
 NO_MEMORY = "[executionContext.cpp] Error Code 2: OutOfMemory (requested size was 86 GB)"

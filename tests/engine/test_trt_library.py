@@ -12,7 +12,8 @@ import torch
 from svd_engine.backends.trt_library import log, machine, require_tensorrt
 from svd_engine.errors import BackendUnavailable
 from tests import tensorrt_double
-from tests.tensorrt_double import MACHINE, Severity
+from tests.tensorrt_double import Severity
+from tests.tensorrt_plans import MACHINE
 
 
 def refusal() -> str:

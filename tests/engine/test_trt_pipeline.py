@@ -21,7 +21,8 @@ from svd_engine.errors import BackendError
 from tests import tensorrt_double
 from tests.commands import call
 from tests.conftest import HEIGHT, WIDTH
-from tests.tensorrt_double import Fault, TensorRT, specs
+from tests.tensorrt_double import Fault, TensorRT
+from tests.tensorrt_plans import specs
 
 CPU = torch.device("cpu")
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
-from svd_engine.manifest import Form
+from svd_engine.manifest import Form, PlanEntry
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
+from tests import damage, tensorrt_builder_double
+
+NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
 
 
 def half(tiny_checkpoint: Path, parent: Path, form: Form = "attention") -> Path:
@@ -24,3 +29,25 @@ def half(tiny_checkpoint: Path, parent: Path, form: Form = "attention") -> Path:
 @pytest.fixture(scope="session")
 def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return half(tiny_checkpoint, tmp_path_factory.mktemp("half"))
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The recording double."""
+    return tensorrt_builder_double.install(monkeypatch)
+
+
+@pytest.fixture
+def folder(half_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return damage.copy(half_bundle, tmp_path)
+
+
+def plans(folder: Path) -> dict[str, PlanEntry]:
+    """By network."""
+    return {plan.network.partition("-")[0]: plan for plan in Bundle(folder).manifest.plans}
+
+
+def built(trt: Any) -> list[str]:
+    """Keys of the networks that the double was asked to build, in order."""
+    return [name for (name,) in trt.called("Builder.build_serialized_network")]

@@ -16,7 +16,7 @@ from svd_engine.errors import BundleError
 from svd_engine.manifest import Manifest, read_manifest
 from svd_export.manifest_file import update_manifest
 from svd_export.verify import verify
-from tests import damage, tensorrt_double
+from tests import damage, tensorrt_plans
 
 
 def named(manifest: Manifest) -> Manifest:
@@ -43,7 +43,7 @@ def test_verify_keeps_the_plans_that_came_meanwhile(
 ) -> None:
     folder = damage.copy(half_bundle, tmp_path)
     opened = Bundle(folder)
-    tensorrt_double.add_plans(folder)
+    tensorrt_plans.add_plans(folder)
     verify(opened, open_checkpoint(str(tiny_checkpoint)), torch.device("cpu"), lambda line: None)
     manifest = Bundle(folder).manifest
     assert (len(manifest.plans), len(manifest.parity)) == (4, 4)

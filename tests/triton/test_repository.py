@@ -18,7 +18,7 @@ from svd_engine.errors import SettingsError
 from svd_export.cli import main
 from svd_export.triton import Service, seconds, write_repository
 from svd_export.triton_model.inputs import DEFAULT_FPS, SAMPLING
-from tests import damage, tensorrt_double
+from tests import damage, tensorrt_plans
 from tests.commands import call
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 
@@ -124,9 +124,9 @@ def test_the_networks_warm_up_with_every_input(written: Path, tiny_bundle: Path)
 def test_a_plan_is_a_tensorrt_model_on_a_gpu(tiny_bundle: Path, tmp_path: Path) -> None:
     """When it holds its weights; a stripped one, which Triton cannot complete, is left out."""
     folder = damage.copy(tiny_bundle, tmp_path)
-    specs = {spec.network: spec for spec in tensorrt_double.specs(folder)}
-    whole = tensorrt_double.add_plan(folder, specs["denoiser"], stripped=False)
-    tensorrt_double.add_plan(folder, specs["vae_decoder"], stripped=True)
+    specs = {spec.network: spec for spec in tensorrt_plans.specs(folder)}
+    whole = tensorrt_plans.add_plan(folder, specs["denoiser"], stripped=False)
+    tensorrt_plans.add_plan(folder, specs["vae_decoder"], stripped=True)
     names = write_repository(Bundle(folder), tmp_path / "models", Service())
     (name,) = set(names) - {*VIDEO_MODELS, *(entry.spec.key for entry in Bundle(folder).manifest.networks)}
     assert f"{name}.plan" == whole.file
