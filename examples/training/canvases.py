@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 SHARD = 25  # canvases
+SHARDS = 24
 SIZE = (216, 312)  # pixels: a frame and 44 more on every side
 PLAIN = 0.2  # share of the canvases
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -88,7 +89,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shards", type=int, default=24)
+    parser.add_argument("--shards", type=int, default=SHARDS)
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
     workers.run(a.workers, partial(encode, a.folder, a.seed, a.shards))

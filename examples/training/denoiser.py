@@ -44,8 +44,7 @@ def make(seed: int) -> UNetSpatioTemporalConditionModel:
     torch.manual_seed(seed)
     unet = UNetSpatioTemporalConditionModel(**configs.UNET)
     nn.init.zeros_(unet.conv_out.weight)
-    # plain products and softmax: on a CPU torch's attention takes a tenth more of a window's step and a
-    # third more of a whole clip's, its fused kernel more still
+    # products and a softmax: torch's own attention takes longer to train on a CPU
     unet.set_attn_processor(AttnProcessor())
     for part in unet.modules():
         if isinstance(part, GEGLU):
@@ -132,7 +131,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("canvases", type=Path)
-    parser.add_argument("--shards", type=int, default=24)
+    parser.add_argument("--shards", type=int, default=canvases.SHARDS)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=16)

@@ -99,7 +99,8 @@ class Source:
         """A few leaves before a wall or a sky: on plain areas a clip's noise is seen first."""
         size = max(height, width)
         flat = np.broadcast_to(colour(rng), (size, size, 3)).astype(np.uint8)
-        canvas = cv2.addWeighted(gradient(rng, size), share := rng.random(), flat, 1 - share, 0)
+        ramp, share = gradient(rng, size), rng.random()
+        canvas = cv2.addWeighted(ramp, share, flat, 1 - share, 0)
         for _ in range(rng.integers(5)):
             radius = int(rng.integers(size // 16, size // 3))
             leaf, mask = self._texture(rng, 2 * radius), shape_mask(rng, radius)

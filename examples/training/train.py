@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--decoder-steps", type=int, default=900)
     parser.add_argument("--denoiser-steps", type=int, default=denoiser.STEPS)
-    parser.add_argument("--shards", type=int, default=24, help=f"of {canvases.SHARD} canvases")
+    parser.add_argument("--shards", type=int, default=canvases.SHARDS, help=f"of {canvases.SHARD} canvases")
     a = parser.parse_args()
 
     def stage(work: Callable[..., None], *arguments: object) -> None:

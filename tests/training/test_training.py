@@ -16,6 +16,7 @@ import pytest
 import run_state
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.activations import GEGLU
 from images import PHOTOGRAPHS, Source
 from numpy.typing import NDArray
 
@@ -84,6 +85,11 @@ def test_the_parts_make_a_checkpoint_that_the_engine_opens(tmp_path: Path) -> No
     assemble.assemble(tmp_path / "vae", tmp_path / "unet", 0.5, 0, tmp_path / "made")
     model = open_checkpoint(str(tmp_path / "made")).model
     assert (model.frames, model.height, model.width, model.latent_scale) == (14, 128, 224, 0.5)
+
+
+def test_two_products_are_geglu() -> None:
+    layer, x = GEGLU(8, 16), torch.randn(3, 8)
+    assert torch.allclose(denoiser.split_geglu(layer, x), layer(x), atol=1e-6)
 
 
 def test_the_network_in_training_computes_what_diffusers_does() -> None:
