@@ -82,9 +82,45 @@ def test_the_parts_make_a_checkpoint_that_the_engine_opens(tmp_path: Path) -> No
     log = (tmp_path / "unet" / "log.jsonl").read_text()
     assert '"step": 2' in log
     assert '"loss"' in log
+    assert '"blocks"' in log
     assemble.assemble(tmp_path / "vae", tmp_path / "unet", 0.5, 0, tmp_path / "made")
     model = open_checkpoint(str(tmp_path / "made")).model
     assert (model.frames, model.height, model.width, model.latent_scale) == (14, 128, 224, 0.5)
+
+
+def test_means_over_blocks_count_as_much_as_pixels_where_errors_are_independent() -> None:
+    everywhere = torch.full((2, 3, 4, 8, 14), 0.5)  # the last blocks are cut
+    assert torch.allclose(denoiser.errors_of(everywhere), torch.full((2, 2), 0.25))
+    checkered = (torch.arange(8)[:, None] + torch.arange(14)) % 2 - 0.5
+    plain, blocks = denoiser.errors_of(checkered.expand(1, 3, 4, 8, 14))[0].tolist()
+    assert (plain, blocks) == pytest.approx((0.25, 0.25 / (1 + 4 + 16 + 64)))
+    independent = torch.randn(16, 14, 4, 16, 32, generator=torch.Generator().manual_seed(0))
+    plain, blocks = denoiser.errors_of(independent).mean(0).tolist()
+    assert (plain, blocks) == pytest.approx((1, 4 / (1 + 4 + 16 + 64)), rel=0.02)
+
+
+def test_the_last_steps_see_whole_clips_and_means_over_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def errors(difference: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(difference.shape[-2:]))
+        return 0 * difference.mean((1, 2, 3, 4))[:, None] + torch.tensor([1.0, 2.0])
+
+    minimised: list[float] = []
+    update = run_state.Run.update
+
+    def noted(run: run_state.Run, loss: torch.Tensor, lr: float) -> float:
+        minimised.append(loss.item())
+        return update(run, loss, lr)
+
+    monkeypatch.setattr(denoiser, "errors_of", errors)
+    monkeypatch.setattr(run_state.Run, "update", noted)
+    monkeypatch.setattr(denoiser, "WINDOWED", 2)
+    denoiser.train(tmp_path / "unet", encoded(tmp_path), 1, seed=0, steps=4, count=2)
+    assert sizes == [denoiser.WINDOW] * 2 + [(16, 28)] * 2
+    assert minimised == [1, 1, 2, 2]
 
 
 def test_two_products_are_geglu() -> None:
