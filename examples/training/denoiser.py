@@ -5,8 +5,9 @@ EDM's weight makes the loss the plain squared error of F, the prediction of v.  
 8x14 latent pixels, which cost a quarter, and every fourth whole clips; later ones see whole clips only.
 
 In the last steps the error's means over blocks count, too.  To the plain loss an area that is a little too
-bright in one frame is next to nothing; to an eye it is a wall that flickers.  What minimises the loss stays as it
-is: the expectation of v.  At higher learning rates this would undo details; at the last, low ones it does not.
+bright in one frame is next to nothing; to an eye it is a wall that flickers.  What minimises it stays as it
+is: the expectation of v.  At higher learning rates this would undo details; at the last, low ones it does
+not.
 """
 
 from __future__ import annotations
