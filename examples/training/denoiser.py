@@ -6,8 +6,8 @@ EDM's weight makes the loss the plain squared error of F, the prediction of v.  
 
 In the last steps the error's means over blocks count, too.  To the plain loss an area that is a little too
 bright in one frame is next to nothing; to an eye it is a wall that flickers.  What minimises it stays as it
-is: the expectation of v.  At higher learning rates this would undo details; at the last, low ones it does
-not.
+is: the expectation of v.  At higher learning rates it undid details when it was tried; at the last, low ones
+it does not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BLOCKS = (1, 2, 4)  # latent pixels, each way
 WINDOW = (8, 14)  # latent pixels
 STEPS = 6000
 WINDOWED = 4800  # of these
-PLAIN = 5300  # of these count the plain error only
+PLAIN_STEPS = 5300  # of these: the blocks do not count yet
 
 
 def split_geglu(layer: GEGLU, x: Tensor) -> Tensor:
@@ -135,7 +135,8 @@ def train(
         loss = loss_of(unet, batch, scale, torch.randn(batch["video"].shape, generator=generator))
         losses.append(loss.detach())
         sigmas.append(batch["sigma"])
-        run.update(loss[:, int(run.step >= PLAIN)].mean(), learning_rate(run.step, steps, lr))
+        plain, with_blocks = loss.mean(0)
+        run.update(plain if run.step < PLAIN_STEPS else with_blocks, learning_rate(run.step, steps, lr))
         if run.step % run_state.SAVE_EVERY == 0 or run.step == steps:
             every, at = torch.cat(losses), torch.cat(sigmas)
             low, high = at < 1, at > 6
@@ -144,8 +145,8 @@ def train(
                 k: round(float(every[m, 0].mean()), 4)
                 for k, m in (("low", low), ("mid", middle), ("high", high))
             }
-            plain, blocks = every.mean(0).tolist()
-            run.log(loss=round(plain, 4), **parts, blocks=round(blocks, 5))
+            mean, mean_with_blocks = every.mean(0).tolist()
+            run.log(loss=round(mean, 4), **parts, with_blocks=round(mean_with_blocks, 5))
             losses.clear()
             sigmas.clear()
             run.save()

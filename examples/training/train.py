@@ -1,6 +1,6 @@
 """Trains the demo checkpoint from nothing: one command, resumable; seed and number of workers fix the run.
 
-    python examples/training/train.py RUN --output engine/svd_engine/assets/demo
+    python examples/training/train.py RUN --output DEMO
 
 RUN holds states and logs; started again after an interruption, each stage goes on where it was saved.
 """

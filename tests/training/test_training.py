@@ -82,7 +82,7 @@ def test_the_parts_make_a_checkpoint_that_the_engine_opens(tmp_path: Path) -> No
     log = (tmp_path / "unet" / "log.jsonl").read_text()
     assert '"step": 2' in log
     assert '"loss"' in log
-    assert '"blocks"' in log
+    assert '"with_blocks"' in log
     assemble.assemble(tmp_path / "vae", tmp_path / "unet", 0.5, 0, tmp_path / "made")
     model = open_checkpoint(str(tmp_path / "made")).model
     assert (model.frames, model.height, model.width, model.latent_scale) == (14, 128, 224, 0.5)
@@ -118,7 +118,7 @@ def test_the_last_steps_see_whole_clips_and_means_over_blocks(
     monkeypatch.setattr(denoiser, "errors_of", errors)
     monkeypatch.setattr(run_state.Run, "update", noted)
     monkeypatch.setattr(denoiser, "WINDOWED", 2)
-    monkeypatch.setattr(denoiser, "PLAIN", 3)
+    monkeypatch.setattr(denoiser, "PLAIN_STEPS", 3)
     denoiser.train(tmp_path / "unet", encoded(tmp_path), 1, seed=0, steps=4, count=2)
     assert sizes == [denoiser.WINDOW] * 2 + [(16, 28)] * 2
     assert minimised == [1, 1, 1, 2]
