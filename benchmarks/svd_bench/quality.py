@@ -58,6 +58,16 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Motion:
+    """How one video moves: mean optical flow, pixels a frame; largest of a frame over their median."""
+
+    photograph: str
+    bucket: int
+    flow: float
+    jump: float
+
+
+@dataclass(frozen=True)
 class Difference:
     """A setting against float32 in eager torch: decibels, [0, 1], pixels a frame, seconds."""
 
@@ -106,47 +116,61 @@ def reconstructions(
     return pairs
 
 
-def targets(checkpoint: Checkpoint, count: int, report: Report) -> Iterator[Figure]:
-    """The figures that the demo checkpoint is held to; videos of the first `count` photographs."""
+def targets(checkpoint: Checkpoint, count: int, report: Report) -> tuple[list[Figure], list[Motion]]:
+    """What the demo checkpoint is held to, and how each video moves; of the first `count` photographs."""
     photographs = held_out(checkpoint.model.height, checkpoint.model.width)
     pairs = reconstructions(checkpoint, photographs)
+    figures = list(of_autoencoder(pairs))
+    photographs = dict(list(photographs.items())[:count])
+    with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32") as engine:
+        videos = Videos(engine)
+        motions = []
+        for bucket in BUCKETS:
+            motions += [motion(videos, name, p, bucket) for name, p in photographs.items()]
+            report(f"{len(photographs)} videos at motion bucket {bucket}")
+        middle = [videos(name, photograph) for name, photograph in photographs.items()]
+        firsts = [psnr(clip[:1], pairs[name][1]) for name, clip in zip(photographs, middle, strict=True)]
+        figures += [
+            Figure("first frame against the reconstruction: PSNR, dB", mean(firsts), 22),
+            Figure("contrast of the last frame over the first, least", min(map(contrast_kept, middle)), 0.7),
+            *of_motions(motions),
+            *of_one(videos, *next(iter(photographs.items())), report),
+        ]
+    return figures, motions
+
+
+def of_autoencoder(pairs: dict[str, tuple[Frames, Frames]]) -> Iterator[Figure]:
     scores = {name: psnr(*pair) for name, pair in pairs.items()}
     yield Figure("autoencoder: PSNR of reconstruction, dB", mean(scores.values()), 23)
     for name, score in scores.items():
         yield Figure(f"  {name}", score)
 
-    photographs = dict(list(photographs.items())[:count])
-    with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32") as engine:
-        videos = Videos(engine)
-        clips: dict[int, list[Frames]] = {}
-        for bucket in BUCKETS:
-            clips[bucket] = [videos(name, p, motion_bucket_id=bucket) for name, p in photographs.items()]
-            report(f"{len(photographs)} videos at motion bucket {bucket}")
-        middle = clips[BUCKETS[1]]
-        firsts = [psnr(clip[:1], pairs[name][1]) for name, clip in zip(photographs, middle, strict=True)]
-        yield Figure("first frame against the reconstruction: PSNR, dB", mean(firsts), 22)
-        yield Figure("contrast of the last frame over the first, least", min(map(contrast_kept, middle)), 0.7)
-        moves = {bucket: [speeds(optical_flow(c)) for c in those] for bucket, those in clips.items()}
-        low, mid, high = (mean(s.mean() for s in moves[bucket]) for bucket in BUCKETS)
-        for bucket, speed in zip(BUCKETS, (low, mid, high), strict=True):
-            yield Figure(f"  optical flow at motion bucket {bucket}, pixels a frame", speed)
-        yield Figure("optical flow, bucket 127 over 20", mid / low, 1)
-        yield Figure("optical flow, bucket 220 over 127", high / mid, 1)
-        yield Figure("optical flow, bucket 220 over 20", high / low, 1.5)
-        jumps = [float(s.max() / np.median(s)) for those in moves.values() for s in those]
-        yield Figure("a frame's flow over its clip's median, largest", max(jumps), 3, "less")
 
-        name, photograph = next(iter(photographs.items()))
-        seeds = [videos(name, photograph, seed) for seed in range(ALONE)]
-        single = np.stack([clip[i - ALONE] for i, clip in enumerate(seeds)])
-        report("frames generated one by one")
-        ratio = warp_error(seeds[0][-ALONE:]) / warp_error(single)
-        yield Figure("unexplained change, video over frames of one video each", ratio, 1, "less")
-        yield Figure("two seeds: optical flow difference, pixels a frame", flow_difference(*seeds[:2]), 0.1)
-        by_steps = [videos(name, photograph, num_inference_steps=steps) for steps in STEPS]
-        report(f"{STEPS} steps")
-        near, far = psnr(by_steps[1], by_steps[2]), psnr(by_steps[0], by_steps[2])
-        yield Figure("50 steps: PSNR of 25 less that of 5, dB", near - far, 0)
+def motion(videos: Videos, name: str, photograph: Image, bucket: int) -> Motion:
+    moves = speeds(optical_flow(videos(name, photograph, motion_bucket_id=bucket)))
+    return Motion(name, bucket, float(moves.mean()), float(moves.max() / np.median(moves)))
+
+
+def of_motions(motions: list[Motion]) -> Iterator[Figure]:
+    low, mid, high = (mean(m.flow for m in motions if m.bucket == bucket) for bucket in BUCKETS)
+    yield Figure("optical flow, bucket 127 over 20", mid / low, 1)
+    yield Figure("optical flow, bucket 220 over 127", high / mid, 1)
+    yield Figure("optical flow, bucket 220 over 20", high / low, 1.5)
+    yield Figure("a frame's flow over its clip's median, largest", max(m.jump for m in motions), 3, "less")
+
+
+def of_one(videos: Videos, name: str, photograph: Image, report: Report) -> Iterator[Figure]:
+    """What needs several videos of one photograph."""
+    seeds = [videos(name, photograph, seed) for seed in range(ALONE)]
+    single = np.stack([clip[i - ALONE] for i, clip in enumerate(seeds)])
+    report("frames generated one by one")
+    ratio = warp_error(seeds[0][-ALONE:]) / warp_error(single)
+    yield Figure("unexplained change, video over frames of one video each", ratio, 1, "less")
+    yield Figure("two seeds: optical flow difference, pixels a frame", flow_difference(*seeds[:2]), 0.1)
+    by_steps = [videos(name, photograph, num_inference_steps=steps) for steps in STEPS]
+    report(f"{STEPS} steps")
+    near, far = psnr(by_steps[1], by_steps[2]), psnr(by_steps[0], by_steps[2])
+    yield Figure("50 steps: PSNR of 25 less that of 5, dB", near - far, 0)
 
 
 def differences(checkpoint: Checkpoint, report: Report) -> Iterator[Difference]:
@@ -214,8 +238,19 @@ def tables(document: Document) -> list[Table]:
         [d.setting, decibels(d.psnr), f"{d.ssim:.4f}", f"{d.flow:.3f}", milliseconds(d.seconds * 1e3)]
         for d in document.settings
     ]
+    moves: dict[str, list[Motion]] = {}
+    for m in document.motions:
+        moves.setdefault(m.photograph, []).append(m)
+    moved = [[name, *(f"{m.flow:.2f} ({m.jump:.1f})" for m in those)] for name, those in moves.items()]
+    over_all = [f"{mean(m.flow for m in those):.2f}" for those in zip(*moves.values(), strict=True)]
     return [
         Table("Quality on held-out photographs", ("figure", "value", "must be", "met"), held),
+        Table(
+            "Optical flow of each video, pixels a frame",
+            ("photograph", *(f"motion bucket {bucket}" for bucket in BUCKETS)),
+            [*moved, ["mean", *over_all]] if moved else [],
+            note="In brackets a frame's flow over its clip's median, largest.",
+        ),
         Table(
             "Settings that are not exact",
             ("setting", "PSNR, dB", "SSIM", "flow difference, px a frame", "time"),
@@ -233,14 +268,17 @@ class Document(BaseModel):
     environment: Environment
     checkpoint: str
     figures: list[Figure]
+    motions: list[Motion]
     settings: list[Difference]
 
 
-def measure(source: str, count: int, report: Report, only: str) -> tuple[list[Figure], list[Difference]]:
+def measure(
+    source: str, count: int, report: Report, only: str
+) -> tuple[list[Figure], list[Motion], list[Difference]]:
     """`only`: "targets", "settings" or "all"."""
     checkpoint = open_checkpoint(source)
-    figures = list(targets(checkpoint, count, report)) if only != "settings" else []
-    return figures, list(differences(checkpoint, report)) if only != "targets" else []
+    figures, motions = targets(checkpoint, count, report) if only != "settings" else ([], [])
+    return figures, motions, list(differences(checkpoint, report)) if only != "targets" else []
 
 
 def mean(values: Any) -> float:

@@ -44,13 +44,15 @@ def quality_command(
 
     where = environment(torch.device("cpu"), None, ["svd-bench", *sys.argv[1:]])
     started = time.monotonic()
-    figures, settings = measure(
+    figures, motions, settings = measure(
         checkpoint,
         photographs,
         lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
         only.value,
     )
-    document = Document(environment=where, checkpoint=checkpoint, figures=figures, settings=settings)
+    document = Document(
+        environment=where, checkpoint=checkpoint, figures=figures, motions=motions, settings=settings
+    )
     for table in tables(document):
         if table.rows:
             typer.echo(f"{table.markdown() if markdown else table.text()}\n")

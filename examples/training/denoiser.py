@@ -1,13 +1,14 @@
 """Trains the denoiser on clips of latents: EDM's loss with SVD's preconditioning and conditions.
 
 F is the UNet, r^2 = sigma^2 + 1: D(x; sigma) = x / r^2 - sigma / r F(x / r; ln(sigma) / 4).
-EDM's weight makes the loss the plain squared error of F, the prediction of v.  The first steps see windows of
-8x14 latent pixels, which cost a quarter, and every fourth whole clips; later ones see whole clips only.
+EDM's weight makes the loss the plain squared error of F, the prediction of v.  Three steps of four see
+windows of 8x14 latent pixels, which cost a quarter.
 
-In the last steps the error's means over blocks count, too.  To the plain loss an area that is a little too
-bright in one frame is next to nothing; to an eye it is a wall that flickers.  What minimises it stays as it
-is: the expectation of v.  At higher learning rates it undid details when it was tried; at the last, low ones
-it does not.
+While the learning rate falls, steps see whole clips only, with less noise, and the error's flicker counts,
+too: how its means over blocks change from frame to frame.  To the plain loss a wall that is a grey level
+brighter in every other frame is next to nothing.  What the network cannot know (a dropped image, what will
+enter the picture) is off alike in neighbouring frames and drops out, so that details do not suffer; they did
+when the means themselves counted.  What minimises the sum is what minimises each: the expectation of v.
 """
 
 from __future__ import annotations
@@ -33,12 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 P_MEAN, P_STD = 0.7, 1.6  # of ln(sigma): shifted to more noise, as in the paper's section 4 and appendix D
+P_MEAN_LAST = -0.3  # while the learning rate falls: where flicker is seen, and removed
 DROPOUT = 0.12  # of the image: embedding and latent zeroed together, the unconditional half of guidance
-BLOCKS = (1, 2, 4)  # latent pixels, each way
+BLOCKS = (1, 2, 4, 8)  # latent pixels, each way: what flickers
 WINDOW = (8, 14)  # latent pixels
 STEPS = 6000
-WINDOWED = 4800  # of these
-PLAIN_STEPS = 5300  # of these: the blocks do not count yet
 
 
 def split_geglu(layer: GEGLU, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def make(seed: int) -> UNetSpatioTemporalConditionModel:
 
 
 def draw_batch(
-    data: dict[str, Tensor], rng: Generator, count: int, window: tuple[int, int]
+    data: dict[str, Tensor], rng: Generator, count: int, window: tuple[int, int], p_mean: float
 ) -> dict[str, Tensor]:
     """`count` clips of `window` latent pixels, and the conditions as the UNet gets them."""
     rows = rng.integers(len(data["clean"]), size=count)
@@ -74,14 +74,14 @@ def draw_batch(
         "first_latent": torch.stack([c.first for c in clips]) * kept[:, None, None, None],
         "embedding": data["embedding"][rows][:, None] * kept[:, None, None],
         "time_ids": torch.tensor(ids),
-        "sigma": torch.from_numpy(np.exp(rng.normal(P_MEAN, P_STD, count))).float(),
+        "sigma": torch.from_numpy(np.exp(rng.normal(p_mean, P_STD, count))).float(),
     }
 
 
-def loss_of(
+def error_of(
     unet: UNetSpatioTemporalConditionModel, batch: dict[str, Tensor], scale: float, noise: Tensor
 ) -> Tensor:
-    """Squared error of F for each clip, [count, 2]: plain, and that of the means over BLOCKS with it."""
+    """What F is off, [count, frames, 4, h, w]."""
     y, sigma = batch["video"] * scale, batch["sigma"][:, None, None, None, None]
     root = (sigma**2 + 1).sqrt()
     x = (y + sigma * noise) / root
@@ -92,23 +92,23 @@ def loss_of(
             return_dict=False,
         )[0]  # fmt: skip
     target = (noise - sigma * y) / root  # v
-    return errors_of(prediction.float() - target)
+    error: Tensor = prediction.float() - target
+    return error
 
 
-def errors_of(difference: Tensor) -> Tensor:
-    """[count, frames, 4, h, w] to [count, 2].
+def flicker_of(error: Tensor) -> Tensor:
+    """Mean square of how an error's means over BLOCKS change from frame to frame, [count].
 
-    In the second a mean over n pixels counts n times, as much as the pixels themselves where their errors are
-    independent; the weights add up to one, so that gradients stay as large.  Blocks at the edges may be cut.
+    A mean over n pixels counts n / 2 times: independent errors give their mean square once for each size.
+    Blocks at the edges may be cut.
     """
 
-    def of_means(size: int) -> Tensor:
-        means = F.avg_pool2d(difference.flatten(0, 1), size, ceil_mode=True)
-        return means.unflatten(0, difference.shape[:2]).square().mean((1, 2, 3, 4))
+    def of(size: int) -> Tensor:
+        means = F.avg_pool2d(error.flatten(0, 1), size, ceil_mode=True)
+        changes = means.unflatten(0, error.shape[:2]).diff(dim=1)
+        return changes.square().mean((1, 2, 3, 4)) * size**2 / 2
 
-    errors = torch.stack([of_means(size) for size in BLOCKS], 1)
-    weights = torch.tensor(BLOCKS).float().square()
-    return torch.stack([errors[:, 0], errors @ (weights / weights.sum())], 1)
+    return torch.stack([of(size) for size in BLOCKS]).sum(0)
 
 
 def latent_scale(data: dict[str, Tensor]) -> float:
@@ -125,29 +125,35 @@ def train(
     run = Run(folder, unet, ema_decay=0.999)
     whole = tuple(configs.UNET["sample_size"])
     losses: list[Tensor] = []
+    flickers: list[Tensor] = []
     sigmas: list[Tensor] = []
     while run.step < steps:
         rng = np.random.default_rng([seed, 4, run.step, workers.rank()])
-        small = run.step < WINDOWED and run.step % 4 != 3
+        last = run.step >= steps * (1 - run_state.DECAY)
+        small = not last and run.step % 4 != 3
         share = count // workers.count()
-        batch = draw_batch(data, rng, share if small else max(share // 4, 1), WINDOW if small else whole)
+        size, window = (share, WINDOW) if small else (max(share // 4, 1), whole)
+        batch = draw_batch(data, rng, size, window, P_MEAN_LAST if last else P_MEAN)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        loss = loss_of(unet, batch, scale, torch.randn(batch["video"].shape, generator=generator))
-        losses.append(loss.detach())
+        error = error_of(unet, batch, scale, torch.randn(batch["video"].shape, generator=generator))
+        square, flicker = error.square().mean((1, 2, 3, 4)), flicker_of(error)
+        loss = square + flicker if last else square
+        losses.append(square.detach())
+        flickers.append(flicker.detach())
         sigmas.append(batch["sigma"])
-        plain, with_blocks = loss.mean(0)
-        run.update(plain if run.step < PLAIN_STEPS else with_blocks, learning_rate(run.step, steps, lr))
+        run.update(loss.mean(), learning_rate(run.step, steps, lr))
         if run.step % run_state.SAVE_EVERY == 0 or run.step == steps:
             every, at = torch.cat(losses), torch.cat(sigmas)
             low, high = at < 1, at > 6
             middle = ~low & ~high
             parts = {
-                k: round(float(every[m, 0].mean()), 4)
+                k: round(float(every[m].mean()), 4)
                 for k, m in (("low", low), ("mid", middle), ("high", high))
             }
-            mean, mean_with_blocks = every.mean(0).tolist()
-            run.log(loss=round(mean, 4), **parts, with_blocks=round(mean_with_blocks, 5))
+            flickered = round(float(torch.cat(flickers).mean()), 4)
+            run.log(loss=round(float(every.mean()), 4), **parts, flicker=flickered)
             losses.clear()
+            flickers.clear()
             sigmas.clear()
             run.save()
 

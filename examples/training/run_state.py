@@ -12,17 +12,17 @@ import torch
 import workers
 from torch import nn
 
+SAVE_EVERY = 100  # steps
+DECAY = 0.3  # of a run's steps, the last ones: the learning rate falls
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: float = 0.3) -> float:
-    """Warm-up, then constant, then a line to zero over the last `decay` of the run.
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+    """Warm-up, then constant, then a line to zero over the last DECAY of the run.
 
     A constant middle lets an interrupted run go on with another number of steps.
     """
-    left = (steps - step) / (decay * steps)
+    left = (steps - step) / (DECAY * steps)
     return peak * min((step + 1) / warmup, 1.0, max(left, 0.0))
-
-
-SAVE_EVERY = 100  # steps
 
 
 class Run:

@@ -11,7 +11,7 @@ import pytest
 
 from svd_bench import held_out, quality
 from svd_bench.cli import main
-from svd_bench.quality import Difference, Document, Figure, Videos, tables
+from svd_bench.quality import BUCKETS, Difference, Document, Figure, Motion, Videos, of_motions, tables
 from svd_bench.table import figure
 from svd_engine.errors import BackendUnavailable
 from tests.bench import documents
@@ -23,6 +23,11 @@ FIGURES = [
     Figure("jumps", 4.0, 3, "less"),
     Figure("  for information", 1.5),
 ]
+MOTIONS = [
+    Motion(name, bucket, flow, 1 + flow)
+    for name, flows in (("coffee", (0.25, 0.5, 1.0)), ("clock", (0.75, 1.0, 2.0)))
+    for bucket, flow in zip(BUCKETS, flows, strict=True)
+]
 SETTINGS = [Difference("same", float("inf"), 1.0, 0.0, 2.0), Difference("10 steps", 31.25, 0.9, 0.12, 0.5)]
 
 QUALITY = ROOT / "benchmarks" / "svd_bench" / "results" / "quality"
@@ -31,7 +36,11 @@ CARD = "engine/svd_engine/assets/demo/README.md"
 
 def written(figures: list[Figure]) -> Document:
     return Document(
-        environment=documents.environment(), checkpoint="demo", figures=figures, settings=SETTINGS
+        environment=documents.environment(),
+        checkpoint="demo",
+        figures=figures,
+        motions=MOTIONS,
+        settings=SETTINGS,
     )
 
 
@@ -41,11 +50,20 @@ def test_a_figure_is_met_on_the_right_side_of_its_bound() -> None:
 
 
 def test_tables_say_what_is_met() -> None:
-    held, beside = (table.text() for table in tables(written(FIGURES)))
+    held, moves, beside = (table.text() for table in tables(written(FIGURES)))
     assert [line.split()[-1] for line in held.splitlines()[2:4]] == ["yes", "no"]
     assert "<= 3" in held
+    assert [line.split() for line in moves.splitlines()[2:5]] == [
+        ["coffee", "0.25", "(1.2)", "0.50", "(1.5)", "1.00", "(2.0)"],
+        ["clock", "0.75", "(1.8)", "1.00", "(2.0)", "2.00", "(3.0)"],
+        ["mean", "0.50", "0.75", "1.50"],
+    ]
     assert "equal" in beside
     assert beside.splitlines()[3].split()[2:] == ["31.2", "0.9000", "0.120", "500", "ms"]
+
+
+def test_motion_is_judged_by_its_mean_and_by_the_worst_clip() -> None:
+    assert [f.value for f in of_motions(MOTIONS)] == [1.5, 2.0, 3.0, 3.0]
 
 
 def test_the_document_is_strict_json_and_comes_back() -> None:
@@ -62,9 +80,8 @@ def committed(name: str) -> Document:
 @pytest.mark.parametrize("text", ["README.md", CARD])
 def test_the_texts_show_the_committed_figures(text: str) -> None:
     shown = (ROOT / text).read_text()
-    held, beside = tables(committed("demo.json"))
-    assert held.markdown() in shown
-    assert beside.markdown() in shown
+    for table in tables(committed("demo.json")):
+        assert table.markdown() in shown
 
 
 def test_the_card_compares_the_weights_that_ship_with_those_of_one_run() -> None:
@@ -87,9 +104,9 @@ def test_the_command_fails_when_a_figure_does(
 ) -> None:
     asked: list[Any] = []
 
-    def measured(*arguments: Any) -> tuple[list[Figure], list[Difference]]:
+    def measured(*arguments: Any) -> tuple[list[Figure], list[Motion], list[Difference]]:
         asked.append(arguments)
-        return figures, []
+        return figures, MOTIONS, []
 
     monkeypatch.setattr(quality, "measure", measured)
     out = tmp_path / "quality.json"
@@ -105,7 +122,7 @@ def test_the_command_fails_when_a_figure_does(
 def test_figures_are_printed_before_a_place_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quality, "measure", lambda *_: (FIGURES[:1], []))
+    monkeypatch.setattr(quality, "measure", lambda *_: (FIGURES[:1], [], []))
     assert call(main, "quality", "--out", tmp_path / "missing" / "quality.json") != 0
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1])["checkpoint"] == "demo"

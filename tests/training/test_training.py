@@ -82,46 +82,57 @@ def test_the_parts_make_a_checkpoint_that_the_engine_opens(tmp_path: Path) -> No
     log = (tmp_path / "unet" / "log.jsonl").read_text()
     assert '"step": 2' in log
     assert '"loss"' in log
-    assert '"with_blocks"' in log
+    assert '"flicker"' in log
     assemble.assemble(tmp_path / "vae", tmp_path / "unet", 0.5, 0, tmp_path / "made")
     model = open_checkpoint(str(tmp_path / "made")).model
     assert (model.frames, model.height, model.width, model.latent_scale) == (14, 128, 224, 0.5)
 
 
-def test_means_over_blocks_count_as_much_as_pixels_where_errors_are_independent() -> None:
-    everywhere = torch.full((2, 3, 4, 8, 14), 0.5)  # 14 is no multiple of 4: the last blocks are cut
-    assert torch.allclose(denoiser.errors_of(everywhere), torch.full((2, 2), 0.25))
-    checkered = (torch.arange(8)[:, None] + torch.arange(14)) % 2 - 0.5
-    plain, blocks = denoiser.errors_of(checkered.expand(1, 3, 4, 8, 14))[0].tolist()
-    assert (plain, blocks) == pytest.approx((0.25, 0.25 / (1 + 4 + 16)))
+def test_flicker_counts_errors_that_change_from_frame_to_frame() -> None:
+    still = torch.randn(2, 1, 4, 8, 14).expand(-1, 3, -1, -1, -1)  # 14: the last blocks are cut
+    assert torch.equal(denoiser.flicker_of(still), torch.zeros(2))
+    on_and_off = torch.tensor([0.0, 1.0, 0.0])[:, None, None, None].expand(2, 3, 4, 8, 14)
+    assert denoiser.flicker_of(on_and_off).tolist() == [(1 + 2**2 + 4**2 + 8**2) / 2] * 2
     independent = torch.randn(16, 14, 4, 16, 32, generator=torch.Generator().manual_seed(0))
-    plain, blocks = denoiser.errors_of(independent).mean(0).tolist()
-    assert (plain, blocks) == pytest.approx((1, 3 / (1 + 4 + 16)), rel=0.02)
+    assert denoiser.flicker_of(independent).mean().item() == pytest.approx(len(denoiser.BLOCKS), rel=0.05)
 
 
-def test_the_last_steps_see_whole_clips_and_means_over_blocks(
+def test_the_last_steps_see_whole_clips_with_less_noise_and_minimise_flicker_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[tuple[int, ...]] = []
-
-    def errors(difference: torch.Tensor) -> torch.Tensor:
-        sizes.append(tuple(difference.shape[-2:]))
-        return 0 * difference.mean((1, 2, 3, 4))[:, None] + torch.tensor([1.0, 2.0])
-
+    windows: list[tuple[int, int]] = []
+    p_means: list[float] = []
     minimised: list[float] = []
-    update = run_state.Run.update
+    draw, update = denoiser.draw_batch, run_state.Run.update
+
+    def drawn(data: Any, rng: Any, count: int, window: tuple[int, int], p_mean: float) -> Any:
+        windows.append(window)
+        p_means.append(p_mean)
+        return draw(data, rng, count, window, p_mean)
+
+    def one(unet: Any, batch: dict[str, torch.Tensor], *_: Any) -> torch.Tensor:
+        return 1 + 0 * unet.conv_out.bias.sum() * batch["video"]
 
     def noted(run: run_state.Run, loss: torch.Tensor, lr: float) -> float:
         minimised.append(loss.item())
         return update(run, loss, lr)
 
-    monkeypatch.setattr(denoiser, "errors_of", errors)
+    monkeypatch.setattr(denoiser, "draw_batch", drawn)
+    monkeypatch.setattr(denoiser, "error_of", one)
+    monkeypatch.setattr(denoiser, "flicker_of", lambda error: torch.full((len(error),), 2.0))
     monkeypatch.setattr(run_state.Run, "update", noted)
-    monkeypatch.setattr(denoiser, "WINDOWED", 2)
-    monkeypatch.setattr(denoiser, "PLAIN_STEPS", 3)
-    denoiser.train(tmp_path / "unet", encoded(tmp_path), 1, seed=0, steps=4, count=2)
-    assert sizes == [denoiser.WINDOW] * 2 + [(16, 28)] * 2
-    assert minimised == [1, 1, 1, 2]
+    denoiser.train(tmp_path / "unet", encoded(tmp_path), 1, seed=0, steps=10, count=2)
+    part, whole = denoiser.WINDOW, (16, 28)
+    assert windows == [part, part, part, whole, part, part, part, whole, whole, whole]
+    assert p_means == [denoiser.P_MEAN] * 7 + [denoiser.P_MEAN_LAST] * 3
+    assert minimised == [1] * 7 + [3] * 3
+
+
+def test_noise_is_drawn_around_its_mean(tmp_path: Path) -> None:
+    data = canvases.load(encoded(tmp_path), 1)
+    sigma = denoiser.draw_batch(data, np.random.default_rng(0), 1000, denoiser.WINDOW, 0.5)["sigma"]
+    assert sigma.log().mean().item() == pytest.approx(0.5, abs=0.15)
+    assert sigma.log().std().item() == pytest.approx(denoiser.P_STD, rel=0.05)
 
 
 def test_two_products_are_geglu() -> None:
