@@ -40,7 +40,8 @@ def quality_command(
     import torch
 
     from svd_bench.environment import environment
-    from svd_bench.quality import Document, measure, tables
+    from svd_bench.quality import measure
+    from svd_bench.quality_document import Document, tables
 
     where = environment(torch.device("cpu"), None, ["svd-bench", *sys.argv[1:]])
     started = time.monotonic()

@@ -11,7 +11,8 @@ import pytest
 
 from svd_bench import held_out, quality
 from svd_bench.cli import main
-from svd_bench.quality import BUCKETS, Difference, Document, Figure, Motion, Videos, of_motions, tables
+from svd_bench.quality import Videos, of_motions
+from svd_bench.quality_document import BUCKETS, Difference, Document, Figure, Motion, tables
 from svd_engine.errors import BackendUnavailable
 from tests.bench import documents
 from tests.commands import call
