@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from svd_bench.results import Environment
 from svd_bench.table import Table, figure, milliseconds
 
-BUCKETS = (20, 127, 220)
+BUCKETS = (20, 127, 220)  # motion buckets that every photograph gets a video of
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 P_MEAN, P_STD = 0.7, 1.6  # of ln(sigma): shifted to more noise, as in the paper's section 4 and appendix D
-P_MEAN_LAST = -0.3  # while the learning rate falls: where flicker is seen, and removed
+P_MEAN_LAST = -0.3  # ours, not the paper's, while the learning rate falls: where flicker is seen, and removed
 DROPOUT = 0.12  # of the image: embedding and latent zeroed together, the unconditional half of guidance
 BLOCKS = (1, 2, 4, 8)  # latent pixels, each way: what flickers
 WINDOW = (8, 14)  # latent pixels
