@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PHOTOGRAPH = Path(svd_engine.__file__).parent / "assets" / "coffee.png"
 SEED = 0
 FPS = 7
+DIFFUSERS_GUIDANCE = {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0}  # defaults of its call
 
 
 def open_case(case: Case) -> Running:
@@ -183,7 +184,10 @@ def engine_of(subject: Subject) -> VideoEngine:
 
 
 def video_call(setting: Setting) -> dict[str, Any]:
-    """What both pipelines are called with: the photograph that ships with the engine, diffusers' defaults."""
+    """What both pipelines are called with: the photograph that ships with the engine, diffusers' defaults.
+
+    Guidance is named, because a checkpoint may have its own for ours, which diffusers does not read.
+    """
     from svd_engine.image import cover, load_image
 
     return {
@@ -192,6 +196,7 @@ def video_call(setting: Setting) -> dict[str, Any]:
         "width": setting.width,
         "num_frames": setting.frames,
         "num_inference_steps": setting.steps,
+        **DIFFUSERS_GUIDANCE,
         "fps": FPS,
         "decode_chunk_size": setting.decode_chunk,
         "output_type": "pt",

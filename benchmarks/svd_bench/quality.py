@@ -26,6 +26,7 @@ from svd_bench.likeness import (
     ssim,
     warp_error,
 )
+from svd_bench.opening import DIFFUSERS_GUIDANCE
 from svd_bench.quality_document import BUCKETS, Difference, Figure, Motion
 from svd_engine import VideoEngine
 from svd_engine.checkpoint import Checkpoint, open_checkpoint
@@ -48,8 +49,8 @@ class Videos:
         return self.timed(name, image, seed, **settings)[0]
 
     def timed(self, name: str, image: Image, seed: int = 0, **settings: Any) -> tuple[Frames, float]:
-        """(frames, seconds) of the photograph `name`."""
-        settings = {"motion_bucket_id": 127, "num_inference_steps": 25, **settings}
+        """(frames, seconds) of the photograph `name`, at diffusers' guidance unless another is named."""
+        settings = {"motion_bucket_id": 127, "num_inference_steps": 25, **DIFFUSERS_GUIDANCE, **settings}
         key = (name, seed, *sorted(settings.items()))
         if key not in self._made:
             started = time.perf_counter()

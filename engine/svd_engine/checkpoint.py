@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from svd_engine.checkpoint_configs import FILES, INDEX, Configs, describe, read_configs
+from svd_engine.checkpoint_configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
 from svd_engine.errors import CheckpointError
 from svd_engine.model import Model
 from svd_engine.random_weights import Family, RandomWeights, small_configs, svd_configs
@@ -130,7 +130,7 @@ def _from_folder(source: str, path: Path) -> Checkpoint:
 
 
 def _from_hub(source: str, repository: str, name: str) -> Checkpoint:
-    folder = _download(repository, [INDEX, *FILES.values()])
+    folder = _download(repository, [INDEX, *FILES.values(), *OPTIONAL.values()])
     configs = read_configs(folder)
     weights = _HubWeights(repository, commit=folder.name)
     return Checkpoint(describe(name, repository, configs), source, configs, weights)

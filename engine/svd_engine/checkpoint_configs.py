@@ -26,11 +26,12 @@ FILES = {
     "scheduler": "scheduler/scheduler_config.json",
     "feature_extractor": "feature_extractor/preprocessor_config.json",
 }
+OPTIONAL = {"generation": "generation_config.json"}  # what a call defaults to; SVD's own has none
 SVD_SIZE = (576, 1024)  # pixels; no config says it, diffusers' pipeline has it as its default
 
 _TIME = "projection_class_embeddings_input_dim"
 
-Configs = Mapping[str, Mapping[str, Any]]  # by the keys of FILES
+Configs = Mapping[str, Mapping[str, Any]]  # by the keys of FILES and OPTIONAL
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -96,8 +97,17 @@ class _FeatureExtractor(_Config):
     crop_size: Count | dict[str, Count]  # older transformers wrote one number
 
 
+class _Generation(_Config):
+    """Guidance that a checkpoint recommends.  A misspelt key is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_guidance_scale: float = Model.min_guidance_scale
+    max_guidance_scale: float = Model.max_guidance_scale
+
+
 def read_configs(folder: Path) -> Configs:
-    """The five configs of a diffusers folder.
+    """The five configs of a diffusers folder, and those of OPTIONAL that it has.
 
     Raises CheckpointError for a missing or unreadable file, and for another family of pipeline.
     """
@@ -109,7 +119,8 @@ def read_configs(folder: Path) -> Configs:
             got=str(family),
             remedy="This engine runs Stable Video Diffusion only; pass an SVD checkpoint.",
         )
-    return {part: _read_json(folder / file) for part, file in FILES.items()}
+    there = {part: file for part, file in OPTIONAL.items() if (folder / file).exists()}
+    return {part: _read_json(folder / file) for part, file in (FILES | there).items()}
 
 
 def describe(name: str, where: str, configs: Configs, *, random_weights: bool = False) -> Model:
@@ -124,6 +135,7 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
     clip = _parse(_ImageEncoder, "image_encoder", where, configs)
     scheduler = _parse(_Scheduler, "scheduler", where, configs)
     extractor = _parse(_FeatureExtractor, "feature_extractor", where, configs)
+    generation = _parse(_Generation, "generation", where, {"generation": {}, **configs})
 
     c, clip_size = vae.latent_channels, clip.image_size
     time_ids = 3 * unet.addition_time_embed_dim  # fps, motion bucket and noise augmentation
@@ -173,6 +185,8 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
         clip_mean=_rgb(extractor.image_mean),
         clip_std=_rgb(extractor.image_std),
         random_weights=random_weights,
+        min_guidance_scale=generation.min_guidance_scale,
+        max_guidance_scale=generation.max_guidance_scale,
     )
 
 
@@ -188,7 +202,10 @@ def _parse(kind: type[_C], part: str, where: str, configs: Configs) -> _C:
         expected = "a value, which SVD needs" if missing else first["msg"].removeprefix("Input should be ")
         got = "no such key" if missing else repr(first["input"])
         key = first["loc"][0]
-        raise _refused(f"{where}/{FILES[part]}, key {key}", expected=expected, got=got) from error
+        if first["type"] == "extra_forbidden":
+            expected, got = f"one of {', '.join(kind.model_fields)}", "a key that is none of them"
+        file = (FILES | OPTIONAL)[part]
+        raise _refused(f"{where}/{file}, key {key}", expected=expected, got=got) from error
 
 
 def _refused(what: str, *, expected: str, got: str) -> CheckpointError:

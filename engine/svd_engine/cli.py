@@ -61,10 +61,13 @@ def generate(
     noise_aug_strength: Annotated[
         float, typer.Option(help="Noise on the photograph; more departs more.")
     ] = 0.02,
-    min_guidance_scale: Annotated[float, typer.Option(help="Of the first frame.")] = 1.0,
+    min_guidance_scale: Annotated[
+        float | None, typer.Option(help="Of the first frame; default the model's own, for SVD 1.")
+    ] = None,
     max_guidance_scale: Annotated[
-        float, typer.Option(help="Of the last frame; up to 1 is no guidance.")
-    ] = 3.0,
+        float | None,
+        typer.Option(help="Of the last frame, up to 1 is no guidance; default the model's own, for SVD 3."),
+    ] = None,
     decode_chunk_size: Annotated[
         int | None, typer.Option(help="Frames decoded at once; fewer take less memory.")
     ] = None,

@@ -95,8 +95,8 @@ class VideoEngine:
         num_frames: int | None = None,
         num_inference_steps: int = 25,
         sigmas: Sequence[float] | None = None,
-        min_guidance_scale: float = 1.0,
-        max_guidance_scale: float = 3.0,
+        min_guidance_scale: float | None = None,
+        max_guidance_scale: float | None = None,
         fps: int = 7,
         motion_bucket_id: int = 127,
         noise_aug_strength: float = 0.02,
@@ -112,7 +112,8 @@ class VideoEngine:
         """Animates the image(s).  Arguments as in diffusers' `StableVideoDiffusionPipeline.__call__`.
 
         height, width, num_frames: None means the bundle's or checkpoint's own (576x1024 and 14 or 25
-        for SVD).  image: PIL image, list of them, or tensor [N,3,H,W] in [0, 1].
+        for SVD); min_guidance_scale, max_guidance_scale: None means the model's own (1.0 and 3.0, diffusers'
+        defaults, for SVD).  image: PIL image, list of them, or tensor [N,3,H,W] in [0, 1].
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
         "latent" [N,F,4,h,w].  With return_dict off the frames alone are returned.
 
@@ -125,8 +126,12 @@ class VideoEngine:
             width=width if width is not None else self.default.width,
             steps=num_inference_steps,
             sigmas=None if sigmas is None else tuple(float(s) for s in sigmas),
-            min_guidance_scale=min_guidance_scale,
-            max_guidance_scale=max_guidance_scale,
+            min_guidance_scale=self.model.min_guidance_scale
+            if min_guidance_scale is None
+            else min_guidance_scale,
+            max_guidance_scale=self.model.max_guidance_scale
+            if max_guidance_scale is None
+            else max_guidance_scale,
             fps=fps,
             motion_bucket_id=motion_bucket_id,
             noise_aug_strength=noise_aug_strength,

@@ -24,3 +24,5 @@ class Model:
     clip_mean: tuple[float, float, float]  # of RGB in [0, 1]
     clip_std: tuple[float, float, float]
     random_weights: bool
+    min_guidance_scale: float = 1.0  # of a call that names none: SVD's are diffusers' defaults
+    max_guidance_scale: float = 3.0

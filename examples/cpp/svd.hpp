@@ -94,6 +94,7 @@ struct Model {
   double sigma_min, sigma_max, rho;
   float latent_scale;
   std::array<float, 3> clip_mean, clip_std;  // of RGB in [0, 1]
+  float min_guidance, max_guidance;          // of a call that names none
 };
 
 /// An opened bundle: manifest.json read, every file there.  A file is hashed when `verified` gives its path.
@@ -186,7 +187,8 @@ class Bundle {
     const auto &m = manifest.at("model"), &a = m.at("architecture");
     model = {a.at("clip_size"), a.at("embedding_dim"), a.at("latent_channels"), a.at("vae_scale"),
              m.at("sigma_min"), m.at("sigma_max"),     m.at("rho"),             m.at("latent_scale"),
-             m.at("clip_mean"), m.at("clip_std")};
+             m.at("clip_mean"), m.at("clip_std"),      m.value("min_guidance_scale", 1.0F),
+             m.value("max_guidance_scale", 3.0F)};
     for (const auto& p : manifest.at("profiles"))
       profiles.push_back({p.at("frames"), p.at("height"), p.at("width"), p.at("batch"), p.at("decode_chunk"),
                           p.at("guidance")});
@@ -421,9 +423,13 @@ class OnnxRuntime : public Backend {
   Ort::Session euler_{nullptr}, guide_{nullptr};
 };
 
+/// Defaults are diffusers', guidance is the model's own.
 struct Settings {
+  explicit Settings(const Model& model)
+      : min_guidance(model.min_guidance), max_guidance(model.max_guidance) {}
+
   int steps = 25;
-  float min_guidance = 1, max_guidance = 3;  // of the first and the last frame; up to 1 means no guidance
+  float min_guidance, max_guidance;  // of the first and the last frame; up to 1 means no guidance
   int fps = 7, motion_bucket = 127;
   float noise_aug = 0.02F;  // standard deviation of the noise on the photograph, pixels in [-1, 1]
   bool guided() const { return max_guidance > 1; }

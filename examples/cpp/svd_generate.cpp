@@ -32,8 +32,8 @@ a file .f32 (float32 [F, 3, H, W] in [0, 1], nothing else in it), or a new folde
   --fps N                   7, shown and told to the network
   --motion-bucket-id N      127, from 0 to 1023
   --noise-aug-strength X    0.02, noise on the photograph
-  --min-guidance-scale X    1, of the first frame
-  --max-guidance-scale X    3, of the last frame; up to 1 is no guidance
+  --min-guidance-scale X    the bundle's own (SVD: 1), of the first frame
+  --max-guidance-scale X    the bundle's own (SVD: 3), of the last frame; up to 1 is no guidance
   --provider P              cpu, cuda or tensorrt
   --runtime FILE            ONNX Runtime's library, libonnxruntime.so.1
 )";
@@ -196,7 +196,8 @@ void run(const Arguments& arguments) {
   const auto provider = arguments.text("--provider", "cpu");
   if (provider != "cpu" && provider != "cuda" && provider != "tensorrt")
     throw wrong("--provider", "cpu, cuda or tensorrt", provider);
-  svd::Settings settings;
+  const svd::Bundle bundle(arguments.places[0]);
+  svd::Settings settings(bundle.model);
   settings.steps = arguments.count("--steps", settings.steps, 1);
   settings.fps = arguments.count("--fps", settings.fps, 1);
   settings.motion_bucket = arguments.count("--motion-bucket-id", settings.motion_bucket, 0, 1023);
@@ -208,7 +209,6 @@ void run(const Arguments& arguments) {
 
   const Output output(arguments.options.at("-o"));
   const auto photograph = svd::read_picture(arguments.places[1]);
-  const svd::Bundle bundle(arguments.places[0]);
   const auto& own = bundle.profiles[0];
   const auto& profile = bundle.profile_for(arguments.count("--frames", own.frames, 1),
                                            arguments.count("--height", own.height, 1),

@@ -45,5 +45,6 @@ def assemble(vae_run: Path, unet_run: Path, latent_scale: float, seed: int, fold
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     index = folder / "model_index.json"  # a name that every transformers knows
     index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor") + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(configs.GUIDANCE, indent=2) + "\n")
     for weights in folder.rglob("*.safetensors"):
         weights.chmod(0o644)

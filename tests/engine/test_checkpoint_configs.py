@@ -137,6 +137,19 @@ def test_refuses_an_absent_key(configs: Configs, part: str, key: str) -> None:
         describe("mine", "here", configs)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"max_guidance": 1.5}, "key max_guidance: expected one of min_guidance_scale, max_guidance_scale, got"),
+        ({"max_guidance_scale": "2"}, "key max_guidance_scale: expected a valid number, got '2'"),
+        ({"min_guidance_scale": float("inf")}, "key min_guidance_scale: expected a finite number, got inf"),
+    ],
+)
+def test_refuses_recommended_guidance_that_is_none(configs: Configs, config: Any, said: str) -> None:
+    with pytest.raises(CheckpointError, match=f"here/generation_config.json, {said}"):
+        describe("mine", "here", {**configs, "generation": config})
+
+
 def test_refuses_a_pipeline_of_another_family(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
     index = folder / "model_index.json"
