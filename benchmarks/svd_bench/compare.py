@@ -37,7 +37,7 @@ class Change:
             median=new.median / old.median,
             low=new.p10 / old.p90,
             high=new.p90 / old.p10,
-            rounds=min(old.runs, new.runs),
+            rounds=max(old.runs, new.runs),
         )
 
     @property

@@ -134,7 +134,7 @@ def _rounds(bench: Bench, *started: Started) -> None:
         if read:
             bench.recorder.warn(clock_warning(str(one.case), read))
         if started[0].case.subject.name == "diffusers":
-            one.of_diffusers = paired(mine, laps["0"]) if number else Ratio(median=1.0)
+            one.of_diffusers = paired(mine, laps["0"])
 
 
 def _peaks(bench: Bench, case: Case) -> Peaks:

@@ -79,7 +79,12 @@ def spread(laps: Sequence[Lap]) -> Spread:
 
 
 def paired(laps: Sequence[Lap], others: Sequence[Lap]) -> Ratio:
-    """Time of `laps` over that of `others`, round by round: what slows a round down falls on both."""
+    """Time of `laps` over that of `others`, round by round: what slows a round down falls on both.
+
+    Of the same laps it is 1, of which nothing is measured.
+    """
+    if laps is others:
+        return Ratio(median=1.0)
     ratios = [lap.ms / other.ms for lap, other in zip(laps, others, strict=True)]
     return Ratio(median=float(np.median(ratios)), low=min(ratios), high=max(ratios), rounds=len(ratios))
 

@@ -16,7 +16,7 @@ from svd_bench.contest import Bench, contest
 from svd_bench.floor import stage_flop
 from svd_bench.harness import interleave, paired, spread
 from svd_bench.opening import FPS, PHOTOGRAPH
-from svd_bench.results import Ratio, Row, Setting
+from svd_bench.results import Row, Setting
 from svd_bench.subjects import Case, Subject, checkpoint_of
 from svd_engine import sampling
 from svd_engine.checkpoint import Checkpoint
@@ -87,13 +87,11 @@ def sampler(bench: Bench, subjects: Sequence[Subject], setting: Setting, checkpo
     bench.say(f"sampler: {bench.repeat} rounds")
     interleave(calls, 2, bench.timer)
     timed = interleave(calls, bench.repeat, bench.timer)
+    theirs = timed.get("diffusers")
     for name, laps in timed.items():
-        ratio = Ratio(median=1.0) if name == "diffusers" else None
-        if name != "diffusers" and "diffusers" in timed:
-            ratio = paired(laps, timed["diffusers"])
         row = Row(
             subject=name, backend="torch", device=str(bench.device), dtype="float32", stage="sampler",
-            setting=setting, latency_ms=spread(laps), of_diffusers=ratio,
+            setting=setting, latency_ms=spread(laps), of_diffusers=theirs and paired(laps, theirs),
             max_abs_difference=difference if name == "svd-engine" and len(calls) > 1 else None,
         )  # fmt: skip
         bench.recorder.put(f"sampler, {name}", row)
