@@ -14,8 +14,9 @@ setup: .venv/ready
 demo: setup bundles/demo/manifest.json
 	mkdir -p demo
 	$(BIN)/svd-engine generate engine/svd_engine/assets/coffee.png --bundle bundles/demo \
-	  --output demo/demo.mp4 --output demo/demo.png --report demo/demo.json
-bundles/demo/manifest.json: $(wildcard engine/svd_engine/assets/demo/*/*) | setup
+	  --output demo/demo.mp4 --output demo/demo.webp --report demo/demo.json
+DEMO := engine/svd_engine/assets/demo
+bundles/demo/manifest.json: $(wildcard $(DEMO)/*.json $(DEMO)/*/*) | setup
 	mkdir -p bundles && rm -rf bundles/demo
 	$(BIN)/svd-export onnx demo --output bundles/demo
 

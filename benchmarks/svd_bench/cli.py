@@ -154,16 +154,25 @@ def ladder(
 @app.command("gpu-check")
 def gpu_check(
     out: Annotated[Path, typer.Option(help="Folder for gpu-check.json, written after every stage.")],
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Run the stages on tiny networks on the CPU, without a GPU.")
+    ] = False,
     limit_s: Annotated[float, typer.Option(help="Seconds after which it stops.")] = 540.0,
     only: Annotated[
         str, typer.Option(help="Stages to run, as the summary names them, after the first; default all.")
     ] = "",
 ) -> None:
-    """Everything that this GPU can show, most valuable first, in minutes.  Exit code 1 if a stage failed."""
+    """Measure all that this GPU can show, most valuable first, in minutes.
+
+    Exit code 1 without a GPU, or if a stage failed.
+    """
+    if rehearse and device not in ("auto", "cpu"):
+        raise typer.BadParameter("--rehearse runs on the CPU: leave --device out")
+
     from svd_bench.gpu_check import check
 
-    raise SystemExit(check(out, device, limit_s, names(only), command()))
+    raise SystemExit(check(out, device, limit_s, names(only), command(), rehearse=rehearse))
 
 
 app.registered_commands += report_cli.app.registered_commands

@@ -124,7 +124,8 @@ def table(comparison: Comparison) -> Table:
             [
                 old.stage, f"{old.subject} ({old.backend})", old.dtype, ", ".join(change.verdicts) or "-",
                 milliseconds(old.latency_ms.median), milliseconds(new.latency_ms.median),
-                ratio(of_old.median, of_old.low, of_old.high, of_old.differs), *peaks, percent(change.memory, signed=True),
+                ratio(of_old.median, of_old.low, of_old.high, of_old.differs), *peaks,
+                percent(change.memory, signed=True),
             ]
         )  # fmt: skip
     header = ["stage", "of", "dtype", "", "old", "new", "of old's time", "old peak", "new peak", "change"]

@@ -17,7 +17,8 @@ def of_times(rows: Sequence[Row]) -> list[str]:
     """One remark for each row whose own calls took very different times."""
     return [
         f"Remark: {_name(row)} took from {milliseconds(row.latency_ms.p10)} to "
-        f"{milliseconds(row.latency_ms.p90)} (p10 to p90): something else used the machine, or its clock moved."
+        f"{milliseconds(row.latency_ms.p90)} (p10 to p90): something else used the machine, or its clock "
+        "moved."
         for row in rows
         if row.latency_ms.p90 > WIDE * row.latency_ms.p10
     ]

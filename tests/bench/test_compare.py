@@ -181,8 +181,12 @@ def test_the_command_fails_on_a_regression(tmp_path: Path, capsys: pytest.Captur
     assert call(cli.main, "compare", old, new) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "1 of 2 got worse by more than 0.05, beyond noise"
-    assert any("whole_video" in line and "slower" in line and "1.20x (1.18 to 1.22)" in line for line in lines)
-    assert any("denoiser_step" in line and "1.00x (0.98 to 1.02): no difference seen" in line for line in lines)
+    assert any(
+        "whole_video" in line and "slower" in line and "1.20x (1.18 to 1.22)" in line for line in lines
+    )
+    assert any(
+        "denoiser_step" in line and "1.00x (0.98 to 1.02): no difference seen" in line for line in lines
+    )
     assert call(cli.main, "compare", old, new, "--threshold", "0.3") == 0
     assert call(cli.main, "compare", new, old) == 0  # faster is no regression
 

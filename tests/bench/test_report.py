@@ -109,7 +109,9 @@ def test_a_video_that_its_stages_do_not_add_up_to_is_remarked_on(whole: float) -
     assert note.count("Remark") == 1
     assert f"whole_video, svd-engine (compiled, float16) took {milliseconds(whole)}, its stages" in note
     assert f"add up to 8.60 s ({whole / 8595.5:.2f}x)" in note
-    assert "Remark" not in tables(results(*(r for r in rows if r.stage != "vae_decoder")))["A whole video"].note
+    assert (
+        "Remark" not in tables(results(*(r for r in rows if r.stage != "vae_decoder")))["A whole video"].note
+    )
 
 
 def test_dtypes_are_not_held_against_each_other() -> None:
@@ -257,6 +259,15 @@ def test_a_name_must_be_of_one_document() -> None:
     for named in ([], [("a", documents.run()), ("a", documents.ladder())]):
         with pytest.raises(SettingsError, match=r"results: expected at least one document.*got .*Pass JSON"):
             report.page(named)
+
+
+def test_a_rehearsal_is_called_one() -> None:
+    document = results(row(), kind="gpu-check")
+    said = "rehearsal without a GPU, on tiny networks: no figure says anything of one"
+    assert said not in report.markdown(report.page([("a", document)]))
+    assert f"- {said}" in report.markdown(
+        report.page([("a", document.model_copy(update={"rehearsal": True}))])
+    )
 
 
 def test_the_environment_is_told() -> None:

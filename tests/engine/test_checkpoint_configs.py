@@ -140,7 +140,10 @@ def test_refuses_an_absent_key(configs: Configs, part: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"max_guidance": 1.5}, "key max_guidance: expected one of min_guidance_scale, max_guidance_scale, got"),
+        (
+            {"max_guidance": 1.5},
+            "key max_guidance: expected one of min_guidance_scale, max_guidance_scale, got",
+        ),
         ({"max_guidance_scale": "2"}, "key max_guidance_scale: expected a valid number, got '2'"),
         ({"min_guidance_scale": float("inf")}, "key min_guidance_scale: expected a finite number, got inf"),
     ],
