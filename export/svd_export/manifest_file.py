@@ -28,11 +28,11 @@ def update_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> Man
 
     Raises BundleError when there is none, OutputError when it cannot be written.
     """
+    read_manifest(folder)  # before a lock is made where no bundle is
     with ExitStack() as held:
         try:
             held.enter_context(locked(folder / LOCK, wait=True))
         except OSError as error:
-            read_manifest(folder)  # no bundle at all is the better thing to say
             raise OutputError(
                 f"file {folder / MANIFEST}",
                 expected="a folder that can be written",
