@@ -34,6 +34,10 @@ from tests.windows import PEAK
 RUN = """
 import sys, warnings
 sys.path.insert(0, {root!r})
+import av, diffusers, onnx, onnx_ir, onnxruntime, onnxscript, torch, transformers, typer.main
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from transformers import CLIPVisionModelWithProjection
+import PIL.GifImagePlugin, PIL.PngImagePlugin, PIL.WebPImagePlugin
 from tests.windows import pretend
 pretend()
 warnings.filterwarnings("ignore", "only soft file lock")  # what filelock has when neither lock is there

@@ -1,5 +1,6 @@
 """Doubles of what Windows lacks, and of what it refuses.  They stand for it, as far as Linux can: `pretend`
-takes a process of its own, before anything of ours is imported."""
+takes a process of its own, before anything of ours is imported, and after what we stand on, which has a
+Windows of its own and looks at `sys.platform`."""
 
 from __future__ import annotations
 

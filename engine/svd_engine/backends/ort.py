@@ -76,8 +76,8 @@ class OrtBackend:
                 f"ONNX Runtime provider for {spec.key}",
                 expected=provider,
                 got=", ".join(used),
-                remedy=f"Install it ({install_line(self.device.type)}) and matching CUDA and cuDNN libraries, "
-                "or ask for --device cpu.",
+                remedy=f"Install it ({install_line(self.device.type)}) and the CUDA and cuDNN libraries that "
+                "it needs, or ask for --device cpu.",
             )
         detail = f"onnxruntime {self.runtime.__version__} {used[0]}"
         placement = Placement("onnxruntime", str(self.device), self.bundle.dtype_of(spec), detail)
