@@ -2,6 +2,7 @@
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 OUT ?= report
+WORKERS ?= 2
 
 .PHONY: setup demo test lint bench full gpu-check clean
 
@@ -21,7 +22,7 @@ bundles/demo/manifest.json: $(wildcard $(DEMO)/*.json $(DEMO)/*/*) | setup
 	$(BIN)/svd-export onnx demo --output bundles/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -p no:benchmark
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

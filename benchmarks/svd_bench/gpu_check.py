@@ -7,9 +7,11 @@ one begun.  The document is written after every row and every stage.
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -150,7 +152,14 @@ def attempt(context: Context, stage: Stage, left_s: Callable[[], float]) -> Outc
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime in the block after `seconds`; a timer that was set before goes on afterwards."""
+    """Raises OutOfTime in the block after `seconds`; a timer that was set before goes on afterwards.
+
+    Without timer signals (Windows) it is raised by a thread, and not before a call into C has returned.
+    """
+    if not hasattr(signal, "setitimer"):
+        with _deadline_of_a_thread(seconds):
+            yield
+        return
 
     def over(_signal: int, _frame: FrameType | None) -> None:
         raise OutOfTime
@@ -165,6 +174,27 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         if remaining:
             signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - since), 0.001))
+
+
+@contextmanager
+def _deadline_of_a_thread(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime by way of the interpreter, in the thread that is in the block."""
+    here, lock, inside = threading.get_ident(), threading.Lock(), True
+
+    def over() -> None:
+        with lock:
+            if inside:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), ctypes.py_object(OutOfTime))
+
+    timer = threading.Timer(max(seconds, 0.001), over)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            inside = False
+        timer.cancel()
 
 
 def summary(results: Results) -> str:

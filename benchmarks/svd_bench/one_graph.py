@@ -68,5 +68,5 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
         modules.close()
         release()
         record = Exported(entry=entry, architecture=checkpoint.model.architecture, rewrites=found)
-        (folder / RECORD).write_text(record.model_dump_json())
+        (folder / RECORD).write_text(record.model_dump_json(), encoding="utf-8")
         yield subject.model_copy(update={"graph": name})

@@ -163,7 +163,7 @@ def _render(path: Path, documents: list[tuple[str, Results]]) -> None:
     from svd_engine.errors import SettingsError
 
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"--readme {path}",

@@ -12,7 +12,7 @@ The manifest is read when a bundle is opened; the files of a network are hashed 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from svd_engine.errors import BundleError, ProfileError
 from svd_engine.external_data import check_external_data
@@ -157,7 +157,7 @@ def sha256_of(path: Path) -> str:
 
 def _check_present(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
-    if Path(name).name != name or path.is_symlink():
+    if PureWindowsPath(name).name != name or path.is_symlink():  # of both kinds of separator, and drives
         got = "a link" if path.is_symlink() else "a path that leaves the bundle"
     elif not path.is_file():
         got = "no such file"

@@ -71,9 +71,9 @@ class Checkpoint:
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Opens "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, or a hub id "owner/name".
 
-    Tried in this order: a folder called "demo" is "./demo".  What exists, or begins with ".", "/" or
-    "~", or is a Path, is a folder and never goes to the hub.  The commit found on opening is the one that
-    is loaded.
+    Tried in this order: a folder called "demo" is "./demo".  What exists, is absolute, begins with ".",
+    "/" or "~", or is a Path, is a folder and never goes to the hub.  The commit found on opening is the one
+    that is loaded.
     Raises CheckpointError that says what to do.
     """
     if isinstance(source, Path):
@@ -83,7 +83,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     if source in HUB:
         return _from_hub(source, HUB[source], name=source)
     path = Path(source).expanduser()
-    if path.exists() or source.startswith((".", "/", "~")):
+    if path.exists() or path.is_absolute() or source.startswith((".", "/", "~")):
         return _from_folder(source, path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return _from_hub(source, source, name=source.rpartition("/")[2])

@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small file whole or not at all.  Raises OutputError."""
     aside = path.with_name(f".{path.name}.partial")
     try:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8", newline="\n")
         os.replace(aside, path)
     except OSError as error:
         raise OutputError(

@@ -27,7 +27,7 @@ def check_external_data(graph: Path, weights: str) -> None:
             f"reading {graph.name}",
             expected="the package onnx",
             got="none installed",
-            remedy="Run: pip install 'svd-engine[cpu]' (or [cuda] on a GPU)",
+            remedy="Run: pip install onnx",
         ) from error
     try:
         model = onnx.load(str(graph), load_external_data=False)

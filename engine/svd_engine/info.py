@@ -11,9 +11,10 @@ import torch
 from svd_engine import report
 from svd_engine.backends.choose import without_plans
 from svd_engine.backends.ort import load_runtime
-from svd_engine.backends.trt_library import INSTALL, machine, require_tensorrt
+from svd_engine.backends.trt_library import machine, require_tensorrt
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.install import install_line
 from svd_engine.manifest import DType, PlanEntry
 from svd_engine.networks.spec import specs_of
 from svd_engine.plans import Machine, build_command, misfit, sm
@@ -85,7 +86,7 @@ def plan_facts(bundle: Bundle) -> dict[str, str]:
         for index in range(torch.cuda.device_count()):
             machines[f"cuda:{index}"] = machine(torch.device("cuda", index))
     except BackendUnavailable as error:
-        no_machine = f"not here: tensorrt: {error.got}; run: {INSTALL}"
+        no_machine = f"not here: tensorrt: {error.got}; run: {install_line('tensorrt')}"
     return {
         f"plan {number}": f"{_plan(bundle, plan)}; {no_machine or _where(bundle, plan, machines)}"
         for number, plan in enumerate(bundle.manifest.plans, 1)

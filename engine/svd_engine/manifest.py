@@ -7,7 +7,6 @@ something else to another reader.  `format` changes when a reader of the old one
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
@@ -18,6 +17,7 @@ from svd_engine.errors import BundleError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture, NetworkSpec, Profile
 from svd_engine.random_weights import Family
+from svd_engine.shell import quoted
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -121,7 +121,7 @@ class Manifest(_Strict):
         """The argument by which `svd-export onnx` finds the bundle's checkpoint again."""
         if self.random_family:
             return f"--random-weights {self.random_family}"
-        return shlex.quote(self.source.checkpoint)
+        return quoted(self.source.checkpoint)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -11,7 +11,6 @@ A plan is made for one TensorRT version, one ONNX graph and its weights, and one
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable
 from svd_engine.manifest import DType, HardwareCompatibility, PlanEntry
 from svd_engine.networks.spec import NetworkSpec
+from svd_engine.shell import quoted
 
 AMPERE = (8, 0)
 
@@ -47,7 +47,7 @@ def plan_file(key: str, machine: Machine, compatibility: HardwareCompatibility, 
 
 
 def build_command(folder: Path) -> str:
-    return f"svd-export tensorrt {shlex.quote(str(folder))}"
+    return f"svd-export tensorrt {quoted(folder)}"
 
 
 def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, machine: Machine) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from svd_engine.errors import OutputError, SettingsError
+from svd_engine.shell import make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -65,11 +66,12 @@ def check_output(path: str | Path) -> Path:
     """
     target, what = Path(path), f"output {path}"
     suffix = target.suffix.lower()
-    if suffix not in WRITERS or (suffix and str(path).endswith("/")):
+    folder = str(path).endswith(("/", os.sep))
+    if suffix not in WRITERS or (suffix and folder):
         raise SettingsError(
             what,
             expected=f"a suffix out of {', '.join(filter(None, WRITERS))}, or none for a folder of frames",
-            got=f"{'a folder with ' if str(path).endswith('/') else ''}the suffix {suffix}",
+            got=f"{'a folder with ' if folder else ''}the suffix {suffix}",
             remedy="Rename it.",
         )
     if suffix in ENCODERS:
@@ -87,7 +89,7 @@ def check_output(path: str | Path) -> Path:
             what,
             expected=f"the folder {target.parent}",
             got="a file" if target.parent.exists() else "no such folder",
-            remedy=f"Create it (mkdir -p {target.parent}), or write elsewhere.",
+            remedy=f"Create it ({make_folder(target.parent)}), or write elsewhere.",
         )
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(

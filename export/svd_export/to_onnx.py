@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from svd_engine import report
+from svd_engine import console, report
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import ExportError
 from svd_engine.manifest import (
@@ -90,8 +90,8 @@ def export_bundle(
             without_rewrites=tuple(without_rewrites),
             versions=report.versions(),
         )
-        (aside / SCHEMA).write_text(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
-        (aside / MANIFEST).write_text(as_json(manifest))
+        console.write_text(aside / SCHEMA, json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
+        console.write_text(aside / MANIFEST, as_json(manifest))
     return manifest
 
 

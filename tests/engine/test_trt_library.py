@@ -11,6 +11,7 @@ import torch
 
 from svd_engine.backends.trt_library import log, machine, require_tensorrt
 from svd_engine.errors import BackendUnavailable
+from svd_engine.install import install_line
 from tests import tensorrt_double
 from tests.tensorrt_double import Severity
 from tests.tensorrt_plans import MACHINE
@@ -19,7 +20,7 @@ from tests.tensorrt_plans import MACHINE
 def refusal() -> str:
     with pytest.raises(BackendUnavailable) as caught:
         require_tensorrt()
-    assert "pip install 'svd-engine[tensorrt]'" in caught.value.remedy
+    assert install_line("tensorrt") in caught.value.remedy
     assert "NVIDIA's own index" in caught.value.remedy
     return caught.value.got
 

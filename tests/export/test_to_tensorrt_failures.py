@@ -15,6 +15,7 @@ import torch
 
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
+from svd_engine.install import install_line
 from svd_export.cli import main
 from svd_export.tensorrt_builder import BuildOptions
 from svd_export.to_tensorrt import build_plans
@@ -126,7 +127,7 @@ def test_no_tensorrt(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert call(main, "tensorrt", folder) == 1
-    assert "Run: pip install 'svd-engine[tensorrt]'" in capsys.readouterr().err
+    assert f"Run: {install_line('tensorrt')}" in capsys.readouterr().err
 
 
 def test_a_network_that_is_none(trt: Any, folder: Path) -> None:

@@ -7,10 +7,11 @@ from typing import Literal, get_args
 
 import torch
 
-from svd_engine.backends.ort import INSTALL, PROVIDERS
+from svd_engine.backends.ort import PROVIDERS
 from svd_engine.backends.trt_library import machine
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.install import install_line
 from svd_engine.plans import build_command, refusal
 
 BackendName = Literal["auto", "tensorrt", "onnxruntime", "compiled", "eager"]
@@ -56,7 +57,7 @@ def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choic
             return Choice("tensorrt", where, "a CUDA GPU, and a TensorRT plan for it of every network")
         because = f"; {no_plans}; torch.compile runs checkpoints only"
     if device == "auto" and not _has_cuda_provider():
-        idle = f"the GPU stays idle: onnxruntime has no CUDA provider here ({INSTALL['cuda']})"
+        idle = f"the GPU stays idle: onnxruntime has no CUDA provider here ({install_line('cuda')})"
         return Choice("onnxruntime", torch.device("cpu"), idle + because)
     return Choice("onnxruntime", where, "a bundle of ONNX graphs, and a CUDA GPU" + because)
 

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from svd_engine.errors import BackendUnavailable
+from svd_engine.install import install_line
 from svd_engine.plans import Machine
 
-INSTALL = "pip install 'svd-engine[tensorrt]'"
 OLDEST, TOO_NEW = (10, 12), (12, 0)  # strongly typed networks from 10.12; 12 is unknown
 
 
 def require_tensorrt() -> str:
     """Its version.  Raises BackendUnavailable when it is not installed, or older or newer than ours."""
-    remedy = f"Run: {INSTALL} (pip fetches TensorRT's wheels from NVIDIA's own index)"
+    remedy = f"Run: {install_line('tensorrt')} (pip fetches TensorRT's wheels from NVIDIA's own index)"
     expected = "the package tensorrt, 10.12 or newer and below 12"
     try:
         import tensorrt as trt
