@@ -17,11 +17,14 @@ from torch import Tensor
 from svd_engine import image as images
 from svd_engine import pipeline, report, video
 from svd_engine.arguments import CALLBACK_TENSORS, OUTPUT_TYPES, check_generators, one_of
+from svd_engine.backends.interruptible import InterruptibleNetwork
 from svd_engine.backends.network import Network
+from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
 from svd_engine.settings import Settings
 from svd_engine.source import Source, of_bundle, of_checkpoint
+from svd_engine.torch_state import own_torch_state
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,13 +47,15 @@ class VideoOutput:
 class VideoEngine:
     """Image to video.  Make one with `from_bundle` or `from_checkpoint`; use it as a function.
 
-    One engine serves one call at a time.  `close()`, or leaving a `with` block, frees its memory.
+    Calls from several threads wait for each other, in the order of their arrival.  `close()`, or leaving
+    a `with` block, frees its memory.  A forked child cannot call it: open the engine there, after "spawn".
     """
 
     def __init__(self, source: Source) -> None:
         self.source, self.model, self.backend = source, source.model, source.backend
         self.choice, self.default = source.choice, source.default
         self._open: dict[str, Network] = {}
+        self._calls = CallQueue()
 
     @classmethod
     def from_bundle(
@@ -86,7 +91,7 @@ class VideoEngine:
         """
         return cls(of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks))
 
-    @torch.no_grad()
+    @own_torch_state()
     def __call__(
         self,
         image: Image | list[Image] | Tensor,
@@ -108,6 +113,8 @@ class VideoEngine:
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
         return_dict: bool = True,
+        *,
+        cancel: Cancel | None = None,
     ) -> VideoOutput | Frames:
         """Animates the image(s).  Arguments as in diffusers' `StableVideoDiffusionPipeline.__call__`.
 
@@ -117,9 +124,15 @@ class VideoEngine:
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
         "latent" [N,F,4,h,w].  With return_dict off the frames alone are returned.
 
-        Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError.
+        Safe from any thread: calls of one engine run one after the other, in the order of their arrival,
+        and the report says how long one waited.  cancel: a `threading.Event`, say, looked at while the
+        call waits and before every run of a network.  The caller's torch state (grad and inference mode,
+        autocast, default device and dtype) changes nothing and comes back as it was; callbacks run in the
+        engine's (`torch_state`), and must not wait for another call of the same engine.
+
+        Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError,
+        Cancelled.
         """
-        started = time.perf_counter()
         settings = Settings(
             frames=num_frames if num_frames is not None else self.default.frames,
             height=height if height is not None else self.default.height,
@@ -143,40 +156,49 @@ class VideoEngine:
         for name in callback_on_step_end_tensor_inputs:
             one_of("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
 
-        device, arch = self.backend.device, self.model.architecture
-        clock = Clock(device)
-        with clock.stage("preprocess"):
-            pixels = images.to_vae_pixels(image, settings.height, settings.width).to(device)
-            clip = images.to_clip_pixels(image, arch.clip_size, self.model.clip_mean, self.model.clip_std)
-            clip = clip.to(device)
-        videos = len(pixels) * settings.videos_per_image
-        check_generators(generator, videos)
-        with clock.stage("load"):
-            stages = self._stages(self.source.profile_for(settings, videos))
+        with self._calls.turn(cancel) as turn:
+            started = time.perf_counter()
+            device, arch = self.backend.device, self.model.architecture
+            clock = Clock(device)
+            with clock.stage("preprocess"):
+                pixels = images.to_vae_pixels(image, settings.height, settings.width).to(device)
+                clip = images.to_clip_pixels(image, arch.clip_size, self.model.clip_mean, self.model.clip_std)
+                clip = clip.to(device)
+            videos = len(pixels) * settings.videos_per_image
+            check_generators(generator, videos)
+            with clock.stage("load"):
+                stages = self._stages(self.source.profile_for(settings, videos), turn)
 
-        def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
-            if callback_on_step_end is None:
-                return x
-            given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-            return callback_on_step_end(self, step, timestep, given).pop("latents", x)
+            def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+                if callback_on_step_end is None:
+                    return x
+                given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
+                return callback_on_step_end(self, step, timestep, given).pop("latents", x)
 
-        result = pipeline.generate(
-            stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
-            decode=output_type != "latent",
-        )  # fmt: skip
-        with clock.stage("postprocess"):
-            frames = present(result, output_type)
-        if not return_dict:
-            return frames
-        total_ms = (time.perf_counter() - started) * 1e3
-        return VideoOutput(frames, self._report(stages, settings, generator, clock, total_ms))
+            result = pipeline.generate(
+                stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
+                decode=output_type != "latent",
+            )  # fmt: skip
+            with clock.stage("postprocess"):
+                frames = present(result, output_type)
+            if not return_dict:
+                return frames
+            total_ms = (time.perf_counter() - started) * 1e3
+            return VideoOutput(frames, self._report(stages, settings, generator, clock, turn, total_ms))
 
     def close(self) -> None:
-        """Frees networks and weights.  The engine can be called again; it then loads them again."""
-        for network in self._open.values():
-            network.close()
-        self._open.clear()
-        self.backend.close()
+        """Frees networks and weights.  The engine can be called again; it then loads them again.
+
+        Waits for the running call; those that wait for their turn end with BackendError.  Raises
+        BackendError inside a callback of the running call.  Does nothing in a forked child: the memory is
+        its parent's.
+        """
+        if not self._calls.in_opening_process:
+            return
+        with self._calls.turn(closes=True):
+            while self._open:
+                self._open.popitem()[1].close()
+            self.backend.close()
 
     def __enter__(self) -> VideoEngine:
         return self
@@ -184,9 +206,11 @@ class VideoEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stages(self, profile: Profile) -> pipeline.Stages:
+    def _stages(self, profile: Profile, turn: Turn) -> pipeline.Stages:
+        """The networks of one call: each looks before it runs whether the call has ended."""
         specs = specs_of(profile, self.model.architecture)
-        image_encoder, vae_encoder, denoiser, *decoders = [self._network(spec) for spec in specs]
+        opened = [InterruptibleNetwork(self._network(spec), turn.check) for spec in specs]
+        image_encoder, vae_encoder, denoiser, *decoders = opened
         by_frames = {d.spec.inputs[0].shape[0]: d for d in decoders}
         return pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames)
 
@@ -196,7 +220,13 @@ class VideoEngine:
         return self._open[spec.key]
 
     def _report(
-        self, stages: pipeline.Stages, settings: Settings, generator: Any, clock: Clock, total_ms: float
+        self,
+        stages: pipeline.Stages,
+        settings: Settings,
+        generator: Any,
+        clock: Clock,
+        turn: Turn,
+        total_ms: float,
     ) -> report.RunReport:
         generators = generator if isinstance(generator, list) else [generator] if generator else []
         used = [stages.image_encoder, stages.vae_encoder, stages.denoiser, *stages.vae_decoders.values()]
@@ -214,6 +244,7 @@ class VideoEngine:
             swap_networks=self.source.swap_networks,
             stage_ms=clock.stages,
             step_ms=clock.steps,
+            waited_ms=turn.waited_ms,
             total_ms=total_ms,
             peak_host_bytes=report.peak_host_bytes(),
             peak_device_bytes=report.peak_device_bytes(self.backend.device),

@@ -5,6 +5,7 @@
     │   └── ProfileError           a setting that this bundle's static profiles cannot do
     ├── ImageError                 the input image cannot be used
     ├── OutputError                the result cannot be written where it was asked for
+    ├── Cancelled                  the caller cancelled a call, waiting or running
     ├── CheckpointError            the checkpoint is missing, of another family, or has wrong weights
     ├── BundleError                the bundle is missing, incomplete, altered or of another version
     ├── ExportError                a network cannot be exported, or the export cannot be written
@@ -44,6 +45,10 @@ class ImageError(SvdEngineError):
 
 
 class OutputError(SvdEngineError):
+    pass
+
+
+class Cancelled(SvdEngineError):
     pass
 
 

@@ -178,7 +178,7 @@ def _resize_weights(source: int, target: int) -> torch.Tensor:
     index = (taps[:, :, None] + offsets).abs()  # [target, 4, 2 reach + 1], reflected at 0
     index = ((source - 1) - ((source - 1) - index).abs()).clamp_min(0)  # and at source - 1
     shares = shown.gather(1, taps % 4)[:, :, None] * blur
-    return torch.zeros(target, source).scatter_add_(1, index.flatten(1), shares.flatten(1))
+    return shares.new_zeros(target, source).scatter_add_(1, index.flatten(1), shares.flatten(1))
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -113,7 +113,8 @@ def denoiser_call(
     n, device = len(embedding), embedding.device
     ids = [settings.fps - 1, settings.motion_bucket_id, settings.noise_aug_strength]  # trained on fps - 1
     time_ids = torch.tensor([ids], dtype=torch.float32, device=device).expand(n, -1)
-    ramp = torch.linspace(settings.min_guidance_scale, settings.max_guidance_scale, settings.frames)
+    low, high = settings.min_guidance_scale, settings.max_guidance_scale
+    ramp = torch.linspace(low, high, settings.frames, dtype=torch.float32)
     scale = (ramp if settings.guided else torch.ones_like(ramp)).to(device).expand(n, -1)  # [N, F]
     batch, network = stages.profile.batch, stages.denoiser
 

@@ -50,7 +50,8 @@ class RunReport(BaseModel):
     swap_networks: bool  # one network in memory at a time
     stage_ms: dict[str, float]
     step_ms: list[float]
-    total_ms: float
+    waited_ms: float  # for earlier calls of the same engine
+    total_ms: float  # from the end of that wait
     peak_host_bytes: int  # resident memory of the process so far, at its highest
     peak_device_bytes: int | None  # as torch's allocator counts it; None without a GPU
     versions: dict[str, str]
