@@ -20,6 +20,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <stdexcept>
@@ -144,8 +145,7 @@ class Bundle {
     const Tensor embedding{"embedding", {b, 1, model.embedding_dim}};
     std::vector<Network> all{
         {"image_encoder", "image_encoder" + rows, {{"pixels", {b, 3, s, s}}}, embedding},
-        {"vae_encoder", "vae_encoder" + rows + "-" + size,
-         {{"pixels", {b, 3, H, W}}}, {"latent", {b, c, h, w}}},
+        {"vae_encoder", "vae_encoder" + rows + "-" + size, {{"pixels", {b, 3, H, W}}}, {"latent", {b, c, h, w}}},
         {"denoiser", "denoiser" + rows + "-f" + std::to_string(f) + "-" + size + "-" + p.guidance,
          {{"x", {b, f, c, h, w}}, {"sigma", {}}, {"first_latent", {b, c, h, w}}, embedding,
           {"time_ids", {b, 3}}},
@@ -164,8 +164,8 @@ class Bundle {
       keys.push_back(entry.at("spec").at("key"));
       if (keys.back() == network.key) return entry;
     }
-    throw Error("network " + network.key + " of bundle " + folder.string(), network.text(),
-                "only " + join(keys), "Export the bundle again.");
+    throw Error("network " + network.key + " of bundle " + folder.string(), network.text(), "only " + join(keys),
+                "Export the bundle again.");
   }
 
   /// Path of a file of the bundle, after its SHA-256 is found to be the manifest's.
@@ -236,9 +236,11 @@ class Bundle {
   }
 };
 
-/// What runs the networks.  At this boundary tensors are in host memory.
+/// What runs the networks.  At this boundary tensors are in host memory.  One video at a time: `generate` holds
+/// `turn`, so threads may share a backend; `run` and `sample` called directly, and `OnStep`, have to see to it.
 class Backend {
  public:
+  std::mutex turn;
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
   virtual Floats run(const Network& network, const Inputs& inputs) = 0;
@@ -434,8 +436,7 @@ template <class Real>
 std::vector<Real> linspace(Real first, Real last, int n) {
   const Real step = n > 1 ? (last - first) / Real(n - 1) : 0;
   std::vector<Real> values(n, first);
-  for (int i = 1; i < n; ++i)
-    values[i] = i < n / 2 ? first + step * Real(i) : last - step * Real(n - 1 - i);
+  for (int i = 1; i < n; ++i) values[i] = i < n / 2 ? first + step * Real(i) : last - step * Real(n - 1 - i);
   return values;
 }
 
@@ -464,6 +465,7 @@ inline Floats finite(Floats values, const Network& network, const Backend& backe
 inline Floats generate(const Bundle& bundle, Backend& backend, const Profile& profile,
                        const Settings& settings, const Floats& clip, Floats pixels, const Floats& noise,
                        const OnStep& done) {
+  const std::lock_guard<std::mutex> one_at_a_time(backend.turn);
   const auto networks = bundle.networks(profile);
   const auto run = [&](const Network& network, Inputs inputs) {
     return finite(backend.run(network, inputs), network, backend);
