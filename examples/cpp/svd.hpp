@@ -115,8 +115,7 @@ class Bundle {
       if (manifest.at("format") != 1) throw bad("bundle format 1", "format " + manifest["format"].dump());
       read_model();
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
-      for (const auto& profile : profiles)
-        for (const auto& network : networks(profile)) check_listed(network);
+      for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
     } catch (const json::exception& error) {
       throw bad("JSON that follows manifest.schema.json", error.what());
     }
@@ -145,7 +144,8 @@ class Bundle {
     const Tensor embedding{"embedding", {b, 1, model.embedding_dim}};
     std::vector<Network> all{
         {"image_encoder", "image_encoder" + rows, {{"pixels", {b, 3, s, s}}}, embedding},
-        {"vae_encoder", "vae_encoder" + rows + "-" + size, {{"pixels", {b, 3, H, W}}}, {"latent", {b, c, h, w}}},
+        {"vae_encoder", "vae_encoder" + rows + "-" + size,
+         {{"pixels", {b, 3, H, W}}}, {"latent", {b, c, h, w}}},
         {"denoiser", "denoiser" + rows + "-f" + std::to_string(f) + "-" + size + "-" + p.guidance,
          {{"x", {b, f, c, h, w}}, {"sigma", {}}, {"first_latent", {b, c, h, w}}, embedding,
           {"time_ids", {b, 3}}},
@@ -164,8 +164,8 @@ class Bundle {
       keys.push_back(entry.at("spec").at("key"));
       if (keys.back() == network.key) return entry;
     }
-    throw Error("network " + network.key + " of bundle " + folder.string(), network.text(), "only " + join(keys),
-                "Export the bundle again.");
+    throw Error("network " + network.key + " of bundle " + folder.string(), network.text(),
+                "only " + join(keys), "Export the bundle again.");
   }
 
   /// Path of a file of the bundle, after its SHA-256 is found to be the manifest's.
@@ -236,11 +236,10 @@ class Bundle {
   }
 };
 
-/// What runs the networks.  At this boundary tensors are in host memory.  One video at a time: `generate` holds
-/// `turn`, so threads may share a backend; `run` and `sample` called directly, and `OnStep`, have to see to it.
+/// What runs the networks, for one `generate` at a time.  At this boundary tensors are in host memory.
 class Backend {
  public:
-  std::mutex turn;
+  std::mutex turn;  // held by `generate`
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
   virtual Floats run(const Network& network, const Inputs& inputs) = 0;
@@ -395,10 +394,9 @@ class OnnxRuntime : public Backend {
     return checked("the sampler", [&] { return Ort::Session(env_, graph.data(), graph.size(), options_); });
   }
 
-  Ort::Value host(const float* data, const Tensor& tensor) const {  // a view: `data` outlives it
-    const auto& shape = tensor.shape;
+  Ort::Value host(const float* data, const Tensor& t) const {  // a view: `data` outlives it
     auto* values = const_cast<float*>(data);
-    return Ort::Value::CreateTensor<float>(host_, values, tensor.size(), shape.data(), shape.size());
+    return Ort::Value::CreateTensor<float>(host_, values, t.size(), t.shape.data(), t.shape.size());
   }
 
   void bind(Ort::IoBinding& to, const Tensor& tensor, const Inputs& inputs) const {
