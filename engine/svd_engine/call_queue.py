@@ -74,7 +74,8 @@ class CallQueue:
         Raises Cancelled when `cancel` is set before that, BackendError when a later turn closes before
         that, when it is asked for inside the running turn, in a forked child, or while Python exits.
         """
-        self._check_process()
+        if not closes:
+            self._check_process()
         turn = Turn(cancel, closes)
         try:
             self._join(turn)
@@ -127,16 +128,29 @@ class CallQueue:
         self._changed.notify_all()
 
     def _check_process(self) -> None:
+        """A child may open its own engine only if its parent had called none: GNU's OpenMP, under torch,
+        waits in the child for threads that the parent had started."""
         if not self.in_opening_process:
-            raise BackendError(
+            raise _forked(
                 "engine in a forked process",
-                expected=f"a call in the process that opened it ({self._process})",
-                got=f"one in its child {os.getpid()}, where its threads do not exist",
-                remedy="Start the child with multiprocessing.get_context('spawn') and open the engine there.",
+                f"a call in the process that opened it ({self._process})",
+                f"one in its child {os.getpid()}, where its threads do not exist",
+            )
+        if _called_in.setdefault("process", os.getpid()) != os.getpid():
+            raise _forked(
+                "engine opened in a forked process",
+                "a parent that had called no engine before the fork",
+                f"a child ({os.getpid()}) of one that had, where torch would wait for threads of its parent",
             )
 
 
+def _forked(what: str, expected: str, got: str) -> BackendError:
+    remedy = "Start the child with multiprocessing.get_context('spawn') and open the engine there."
+    return BackendError(what, expected=expected, got=got, remedy=remedy)
+
+
 AT_EXIT = "the end of the Python process"
+_called_in: dict[str, int] = {}  # "process": the first that called an engine; its forked children know it
 _exiting = threading.Event()
 _queues: WeakSet[CallQueue] = WeakSet()
 

@@ -20,6 +20,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <stdexcept>
@@ -115,8 +116,7 @@ class Bundle {
       if (manifest.at("format") != 1) throw bad("bundle format 1", "format " + manifest["format"].dump());
       read_model();
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
-      for (const auto& profile : profiles)
-        for (const auto& network : networks(profile)) check_listed(network);
+      for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
     } catch (const json::exception& error) {
       throw bad("JSON that follows manifest.schema.json", error.what());
     }
@@ -238,9 +238,10 @@ class Bundle {
   }
 };
 
-/// What runs the networks.  At this boundary tensors are in host memory.
+/// What runs the networks, for one `generate` at a time.  At this boundary tensors are in host memory.
 class Backend {
  public:
+  std::mutex turn;  // held by `generate`
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
   virtual Floats run(const Network& network, const Inputs& inputs) = 0;
@@ -395,10 +396,9 @@ class OnnxRuntime : public Backend {
     return checked("the sampler", [&] { return Ort::Session(env_, graph.data(), graph.size(), options_); });
   }
 
-  Ort::Value host(const float* data, const Tensor& tensor) const {  // a view: `data` outlives it
-    const auto& shape = tensor.shape;
+  Ort::Value host(const float* data, const Tensor& t) const {  // a view: `data` outlives it
     auto* values = const_cast<float*>(data);
-    return Ort::Value::CreateTensor<float>(host_, values, tensor.size(), shape.data(), shape.size());
+    return Ort::Value::CreateTensor<float>(host_, values, t.size(), t.shape.data(), t.shape.size());
   }
 
   void bind(Ort::IoBinding& to, const Tensor& tensor, const Inputs& inputs) const {
@@ -440,8 +440,7 @@ template <class Real>
 std::vector<Real> linspace(Real first, Real last, int n) {
   const Real step = n > 1 ? (last - first) / Real(n - 1) : 0;
   std::vector<Real> values(n, first);
-  for (int i = 1; i < n; ++i)
-    values[i] = i < n / 2 ? first + step * Real(i) : last - step * Real(n - 1 - i);
+  for (int i = 1; i < n; ++i) values[i] = i < n / 2 ? first + step * Real(i) : last - step * Real(n - 1 - i);
   return values;
 }
 
@@ -470,6 +469,7 @@ inline Floats finite(Floats values, const Network& network, const Backend& backe
 inline Floats generate(const Bundle& bundle, Backend& backend, const Profile& profile,
                        const Settings& settings, const Floats& clip, Floats pixels, const Floats& noise,
                        const OnStep& done) {
+  const std::lock_guard<std::mutex> one_at_a_time(backend.turn);
   const auto networks = bundle.networks(profile);
   const auto run = [&](const Network& network, Inputs inputs) {
     return finite(backend.run(network, inputs), network, backend);

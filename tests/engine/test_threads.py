@@ -318,6 +318,35 @@ print("parent", tuple(result.frames.shape))
     assert (child, parent) == ("child 7", f"parent (1, {FRAMES}, 3, {HEIGHT}, {WIDTH})")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_child_opens_its_own_engine_only_if_its_parent_called_none(tiny_bundle: Path) -> None:
+    """And it ends as it should, by sys.exit, without taking the parent's sessions apart."""
+    done = script(
+        f"""
+def in_child():
+    child = os.fork()
+    if child:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        return
+    try:
+        with VideoEngine.from_bundle({str(tiny_bundle)!r}, device="cpu") as own:
+            own(torch.rand(1, 3, 32, 32), {HEIGHT}, {WIDTH}, {FRAMES}, num_inference_steps=1)
+        print("made", flush=True)
+    except BackendError as error:
+        print(error, flush=True)
+    sys.exit(5)
+in_child()
+call(num_inference_steps=1)
+in_child()
+""",
+        tiny_bundle,
+    )
+    assert done.returncode == 0, done.stderr
+    made, first, told, second = done.stdout.splitlines()
+    assert (made, first, second) == ("made", "5", "5")
+    assert told.startswith("engine opened in a forked process: expected a parent that had called no engine")
+
+
 def test_python_ends_while_a_daemon_thread_calls(tiny_bundle: Path) -> None:
     """The call ends before its next network, and so does every later one."""
     done = script(

@@ -1,4 +1,4 @@
-"""Engines for tests of threads: one over the fake backend, and a backend that tells when a network has run."""
+"""Engines for tests of threads: over the fake backend, or with a backend that tells what has run."""
 
 from __future__ import annotations
 
