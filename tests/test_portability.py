@@ -57,7 +57,7 @@ run(svd_export.cli.main, "onnx", checkpoint, "-o", out + "/bundle", *size)
 run(svd_export.cli.main, "verify", out + "/bundle")
 for name in ("a.mp4", "a.gif", "a.webp", "a.png", "frames"):
     run(svd_engine.cli.main, "generate", photograph, "-o", f"{{out}}/{{name}}", "--bundle", out + "/bundle",
-        "--steps", "1", "--max-guidance", "1", "--report", out + "/report.json")
+        "--steps", "1", "--max-guidance-scale", "1", "--report", out + "/report.json")
 run(svd_export.cli.main, "triton", out + "/bundle", "-o", out + "/models")
 
 from svd_engine.errors import ExportError  # a failure leaves nothing either
