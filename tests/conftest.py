@@ -34,8 +34,8 @@ FRAMES, CHUNK = 3, 2  # the chunk does not divide the frames
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one worker, for they share its fixtures; all that ask a Triton server do so in one,
-    for there is one server."""
+    """A file's tests run in one worker, for they share its fixtures; all that ask the Triton server do so in
+    one, too."""
     for item in items:
         whole = item.path.parent if item.path.parent.name == "triton" else item.path
         item.add_marker(pytest.mark.xdist_group(str(whole.relative_to(ROOT))))

@@ -18,7 +18,7 @@ import pytest
 
 from svd_bench.environment import anonymous
 from svd_bench.gpu_check import OutOfTime, deadline
-from svd_engine import report, shell
+from svd_engine import info, report, shell
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.errors import BundleError, CheckpointError, SettingsError
@@ -57,7 +57,7 @@ run(svd_export.cli.main, "onnx", checkpoint, "-o", out + "/bundle", *size)
 run(svd_export.cli.main, "verify", out + "/bundle")
 for name in ("a.mp4", "a.gif", "a.webp", "a.png", "frames"):
     run(svd_engine.cli.main, "generate", photograph, "-o", f"{{out}}/{{name}}", "--bundle", out + "/bundle",
-        "--steps", "1", "--max-guidance", "1", "--report", out + "/report.json")
+        "--steps", "1", "--max-guidance-scale", "1", "--report", out + "/report.json")
 run(svd_export.cli.main, "triton", out + "/bundle", "-o", out + "/models")
 
 from svd_engine.errors import ExportError  # a failure leaves nothing either
@@ -110,6 +110,18 @@ def test_the_unit_of_the_peak(monkeypatch: pytest.MonkeyPatch, system: str, unit
     monkeypatch.setitem(sys.modules, "resource", resource)
     monkeypatch.setattr(sys, "platform", system)
     assert report.peak_host_bytes() == 3 * unit
+
+
+@pytest.mark.parametrize(("system", "compiler"), [("win32", "cl"), ("darwin", "clang++"), ("linux", "g++")])
+def test_the_compiler_that_torch_would_call(
+    monkeypatch: pytest.MonkeyPatch, system: str, compiler: str
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(info.shutil, "which", lambda name: None)
+    assert info._no_compiler().startswith(f"no C++ compiler {compiler}: ")
+    monkeypatch.setattr(info.shutil, "which", lambda name: name if name == compiler else None)
+    assert info._no_compiler() == ""
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -42,6 +42,8 @@ def refuse_what_is_open() -> None:
         def call(*paths: Any, **options: Any) -> Any:
             for path in map(Path, paths):
                 for held in open_files():
+                    if held.name.endswith(".lock"):
+                        continue  # filelock has a lock for Windows, which removes its own file
                     if held == path.absolute() or path.absolute() in held.parents:
                         raise PermissionError(13, "The process cannot access the file: it is open", str(held))
             return real(*paths, **options)

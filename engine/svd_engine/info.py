@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,11 @@ from svd_engine.install import install_line
 from svd_engine.manifest import DType, PlanEntry
 from svd_engine.networks.spec import specs_of
 from svd_engine.plans import Machine, build_command, misfit, sm
+
+COMPILERS = {  # torch.compile's own choice, and how it is had
+    "win32": ("cl", "install Visual Studio's C++ build tools"),
+    "darwin": ("clang++", "run xcode-select --install"),
+}
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,9 @@ def machine_facts() -> dict[str, str]:
 
 
 def _no_compiler() -> str:
-    name = os.environ.get("CXX", "g++")  # torch.compile's own choice
-    return "" if shutil.which(name) else f"no C++ compiler {name}: run apt-get install g++, or set CXX"
+    usual, how = COMPILERS.get(sys.platform, ("g++", "run apt-get install g++"))
+    name = os.environ.get("CXX", usual)
+    return "" if shutil.which(name) else f"no C++ compiler {name}: {how}, or set CXX"
 
 
 def _no_gpu() -> str:
