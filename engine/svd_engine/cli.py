@@ -13,7 +13,8 @@ from svd_engine import console
 from svd_engine.options import DType, Version
 
 if TYPE_CHECKING:
-    from svd_engine.engine import VideoEngine, VideoOutput
+    from svd_engine.engine import VideoEngine
+    from svd_engine.output import VideoOutput
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 

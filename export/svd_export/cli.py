@@ -169,7 +169,7 @@ def profiles(
     from svd_engine.settings import Settings, at_least
 
     model = checkpoint.model
-    at_least("batch", batch, 1)
+    batch = at_least("batch", batch, 1)
     made = []
     height = model.height if height is None else height
     width = model.width if width is None else width
