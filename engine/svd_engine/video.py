@@ -171,8 +171,8 @@ def write_video(frames: Frames, path: str | Path, fps: int) -> Path:
     """Write one video, `result.frames[0]` of any output type, to `path`.  Gives the path.
 
     fps: frames a second.  `as_bytes` lists the frames that it takes, `check_output` the formats.  An existing
-    file is replaced.  The same frames give the same bytes with the same versions of PyAV and Pillow.  A GIF or
-    WebP merges equal neighbours into one longer frame.
+    file is replaced.  The same frames give the same bytes with the same versions of PyAV and Pillow.  A GIF
+    or WebP merges equal neighbours into one longer frame.
     Raises what `check_output` raises, SettingsError for frames or fps that the format cannot hold, and
     OutputError if writing fails.
     """
