@@ -13,7 +13,7 @@ setup: .venv/ready
 
 demo: setup bundles/demo/manifest.json
 	mkdir -p demo
-	$(BIN)/svd-engine generate engine/svd_engine/assets/coffee.png --bundle bundles/demo \
+	$(BIN)/svd-engine generate engine/svd_engine/assets/coffee.png --bundle bundles/demo --fit crop \
 	  --output demo/demo.mp4 --output demo/demo.png --report demo/demo.json
 bundles/demo/manifest.json: $(wildcard engine/svd_engine/assets/demo/*/*) | setup
 	mkdir -p bundles && rm -rf bundles/demo
