@@ -163,7 +163,7 @@ class VideoEngine(Steered, DiffusersNames):
                 return x
             given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
             returned = returned_tensors(callback_on_step_end(self, step, timestep, given))
-            steering.guide(steering.scale)  # the callback may have changed the tensor in place
+            steering.refresh()
             replaced = returned.get("latents", x)
             return pipeline.latents_of("latents of callback_on_step_end", replaced, x.shape, x.device)
 

@@ -53,10 +53,23 @@ class Steering:
             self.scale: Scale = scale
         else:
             self.scale = finite("guidance_scale", scale)
+        self._seen = _version(self.scale)
         scales = torch.as_tensor(self.scale, dtype=torch.float32, device=self._device)
         self.guided = bool(scales.max() > 1)  # as diffusers' do_classifier_free_guidance
         scales = scales if self.guided else torch.ones_like(scales)
         self.scales = scales.expand(self._shape).flatten(1)  # [N, F], what the denoiser is given
+
+    def refresh(self) -> None:
+        """Takes the scale anew if its tensor was changed in place.  Does not wait for a GPU if it was not."""
+        if _version(self.scale) is None or _version(self.scale) != self._seen:
+            self.guide(self.scale)
+
+
+def _version(scale: Scale) -> int | None:
+    """How often a tensor was changed in place; None if torch does not count, as in inference mode."""
+    if not isinstance(scale, Tensor):
+        return 0
+    return None if scale.is_inference() else scale._version
 
 
 class Steered:
