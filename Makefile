@@ -14,7 +14,7 @@ setup: .venv/ready
 
 demo: setup bundles/demo/manifest.json
 	mkdir -p demo
-	$(BIN)/svd-engine generate engine/svd_engine/assets/coffee.png --bundle bundles/demo \
+	$(BIN)/svd-engine generate engine/svd_engine/assets/coffee.png --bundle bundles/demo --fit crop \
 	  --output demo/demo.mp4 --output demo/demo.webp --report demo/demo.json
 DEMO := engine/svd_engine/assets/demo
 bundles/demo/manifest.json: $(wildcard $(DEMO)/*.json $(DEMO)/*/*) | setup

@@ -125,6 +125,7 @@ class VideoRunning:
     """The whole of ours: photograph in memory to frames [1,F,3,H,W] in [0, 1] on the device."""
 
     def __init__(self, engine: VideoEngine, setting: Setting) -> None:
+        engine.set_progress_bar_config(disable=True)
         self.engine = engine
         self.call = video_call(setting)
         self.placements: tuple[Placement, ...] = ()

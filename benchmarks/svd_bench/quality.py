@@ -43,6 +43,7 @@ class Videos:
 
     def __init__(self, engine: VideoEngine) -> None:
         self.engine = engine
+        engine.set_progress_bar_config(disable=True)
         self._made: dict[tuple[Any, ...], tuple[Frames, float]] = {}
 
     def __call__(self, name: str, image: Image, seed: int = 0, **settings: Any) -> Frames:

@@ -35,8 +35,9 @@ class Bundle:
     def profile_for(
         self, *, frames: int, height: int, width: int, decode_chunk: int | None, guided: bool
     ) -> Profile:
-        """The profile that does this call.  `decode_chunk` None takes any; `guided` prefers `batched`.
+        """The profile that does this call.  `guided` prefers `batched`.
 
+        decode_chunk: frames that the decoder takes at once; None prefers the most, as diffusers decodes.
         Raises ProfileError that names what there is and the export command that would do it.
         """
         fitting = [
@@ -57,7 +58,7 @@ class Bundle:
                 f"--dtype {DTYPE_OPTIONS[self.manifest.dtype]}",
             )
         wanted: Guidance = "batched" if guided else "single"
-        return min(fitting, key=lambda p: p.guidance != wanted)
+        return min(fitting, key=lambda p: (p.guidance != wanted, -p.decode_chunk))
 
     def entry(self, spec: NetworkSpec) -> NetworkEntry:
         """Raises BundleError when the manifest's table differs from `spec`."""

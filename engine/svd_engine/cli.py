@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svd_engine import console
-from svd_engine.options import DType, Version
+from svd_engine.options import DType, Fit, Version, integer
 
 if TYPE_CHECKING:
-    from svd_engine.engine import VideoEngine, VideoOutput
+    from PIL.Image import Image
+
+    from svd_engine.engine import VideoEngine
+    from svd_engine.output import VideoOutput
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -33,7 +36,7 @@ def root(version: Version = False) -> None:
 
 @app.command()
 def generate(
-    image: Annotated[Path, typer.Argument(help="Photograph; cropped in the middle to the video's aspect.")],
+    image: Annotated[Path, typer.Argument(help="Photograph: JPEG, PNG, WebP, ...")],
     output: Annotated[
         list[Path],
         typer.Option(
@@ -51,13 +54,20 @@ def generate(
     dtype: Annotated[
         DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
     ] = DType.auto,
-    frames: Annotated[int | None, typer.Option(help="Default: the bundle's or checkpoint's own.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; default as --frames.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; default as --frames.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    frames: Annotated[
+        int | None, typer.Option(parser=integer, help="Default: the bundle's or checkpoint's own.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(parser=integer, help="Pixels; default as --frames.")] = None,
+    width: Annotated[int | None, typer.Option(parser=integer, help="Pixels; default as --frames.")] = None,
+    fit: Annotated[
+        Fit, typer.Option(help="A photograph of another aspect is squeezed, cropped, or padded with black.")
+    ] = Fit.stretch,
+    steps: Annotated[int, typer.Option(parser=integer, help="Denoising steps.")] = 25,
     seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
-    fps: Annotated[int, typer.Option(help="Frames a second, shown and told to the network.")] = 7,
-    motion_bucket_id: Annotated[int, typer.Option(help="0 to 1023; more is more motion.")] = 127,
+    fps: Annotated[
+        int, typer.Option(parser=integer, help="Frames a second, shown and told to the network.")
+    ] = 7,
+    motion_bucket_id: Annotated[float, typer.Option(help="0 to 1023; more is more motion.")] = 127,
     noise_aug_strength: Annotated[
         float, typer.Option(help="Noise on the photograph; more departs more.")
     ] = 0.02,
@@ -66,15 +76,20 @@ def generate(
     ] = None,
     max_guidance_scale: Annotated[
         float | None,
-        typer.Option(help="Of the last frame, up to 1 is no guidance; default the model's own, for SVD 3."),
+        typer.Option(
+            help="Of the last frame; guidance acts if one of the two is above 1. Default the model's own, "
+            "for SVD 3."
+        ),
     ] = None,
     decode_chunk_size: Annotated[
-        int | None, typer.Option(help="Frames decoded at once; fewer take less memory.")
+        int | None, typer.Option(parser=integer, help="Frames decoded at once; fewer take less memory.")
     ] = None,
     swap_networks: Annotated[
         bool, typer.Option("--swap-networks", help="One network in memory at a time: less memory, more time.")
     ] = False,
-    num_videos: Annotated[int, typer.Option(help="Videos; outputs are numbered OUT-0, OUT-1, ...")] = 1,
+    num_videos: Annotated[
+        int, typer.Option(parser=integer, help="Videos; outputs are numbered OUT-0, OUT-1, ...")
+    ] = 1,
     without_rewrite: Annotated[
         list[str] | None,
         typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable."),
@@ -91,7 +106,7 @@ def generate(
     if num_videos > 1 and any(path.name in ("", "..") for path in output):
         raise typer.BadParameter("--num-videos numbers the outputs: give each a name")
 
-    from svd_engine.image import cover, load_image
+    from svd_engine.image import load_image
     from svd_engine.settings import check_seed
     from svd_engine.video import MAX_GIF_FPS, check_output
 
@@ -119,12 +134,11 @@ def generate(
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
-    height = engine.default.height if height is None else height
-    width = engine.default.width if width is None else width
+    _note_distortion(photograph, height or engine.default.height, width or engine.default.width, fit)
     with engine:
         result = _with_progress(
             engine, steps, seed,
-            image=cover(photograph, height, width), height=height, width=width, num_frames=frames,
+            image=photograph, fit=fit.value, height=height, width=width, num_frames=frames,
             num_inference_steps=steps, min_guidance_scale=min_guidance_scale,
             max_guidance_scale=max_guidance_scale, fps=fps, motion_bucket_id=motion_bucket_id,
             noise_aug_strength=noise_aug_strength, decode_chunk_size=decode_chunk_size,
@@ -155,11 +169,23 @@ def info(
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
 
 
+def _note_distortion(photograph: Image, height: int, width: int, fit: Fit) -> None:
+    """Say so when the photograph's proportions will not be kept: the default is diffusers'."""
+    factor = photograph.width * height / (photograph.height * width)
+    if fit is Fit.stretch and not 0.98 < factor < 1.02:
+        typer.echo(
+            f"the photograph, {photograph.width} x {photograph.height}, is squeezed into {width} x {height}: "
+            "--fit crop or --fit pad keeps its proportions",
+            err=True,
+        )
+
+
 def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> VideoOutput:
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    engine.set_progress_bar_config(disable=True)  # this command shows its own
     columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("steps", total=steps)

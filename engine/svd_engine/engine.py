@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,26 @@ import torch
 from torch import Tensor
 
 from svd_engine import image as images
-from svd_engine import pipeline, report, video
-from svd_engine.arguments import CALLBACK_TENSORS, OUTPUT_TYPES, check_generators, one_of
+from svd_engine import pipeline, report
+from svd_engine.arguments import (
+    CALLBACK_TENSORS,
+    OUTPUT_TYPES,
+    check_callback,
+    check_generators,
+    one_of,
+    returned_tensors,
+)
 from svd_engine.backends.interruptible import InterruptibleNetwork
 from svd_engine.backends.network import Network
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
-from svd_engine.settings import Settings
+from svd_engine.output import Frames, VideoOutput, present
+from svd_engine.settings import Fit, Settings
 from svd_engine.source import Source, of_bundle, of_checkpoint
+from svd_engine.steering import Steered, Steering
 from svd_engine.torch_state import own_torch_state
+from svd_engine.unsupported import DiffusersNames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,18 +43,9 @@ if TYPE_CHECKING:
 
 
 Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
-Frames = Any  # list of lists of PIL images, numpy array, or tensor: what `output_type` says
 
 
-@dataclass(frozen=True)
-class VideoOutput:
-    """`frames` as diffusers gives them; `report` says how they were made."""
-
-    frames: Frames
-    report: report.RunReport
-
-
-class VideoEngine:
+class VideoEngine(Steered, DiffusersNames):
     """Image to video.  Make one with `from_bundle` or `from_checkpoint`; use it as a function.
 
     Calls from several threads wait for each other, in the order of their arrival.  `close()`, or leaving
@@ -63,7 +64,7 @@ class VideoEngine:
         folder: str | Path,
         *,
         backend: str = "auto",
-        device: str = "auto",
+        device: str | torch.device = "auto",
         swap_networks: bool = False,
     ) -> VideoEngine:
         """Over an exported bundle.  Raises BundleError, BackendUnavailable, SettingsError.
@@ -78,15 +79,15 @@ class VideoEngine:
         checkpoint: str | Path | Checkpoint,
         *,
         backend: str = "auto",
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:
         """Over torch modules: a name, a local diffusers folder or a hub id; any size and frame count.
 
-        dtype: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 on the CPU).  swap_networks: keep one
-        network at a time on the device, the others in host memory.  Raises CheckpointError,
+        dtype: fp32, fp16, bf16, torch's own, or auto (fp16 on a GPU, fp32 on the CPU).  swap_networks: keep
+        one network at a time on the device, the others in host memory.  Raises CheckpointError,
         BackendUnavailable, SettingsError.
         """
         return cls(of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks))
@@ -103,7 +104,7 @@ class VideoEngine:
         min_guidance_scale: float | None = None,
         max_guidance_scale: float | None = None,
         fps: int = 7,
-        motion_bucket_id: int = 127,
+        motion_bucket_id: float = 127,
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
         num_videos_per_prompt: int = 1,
@@ -115,14 +116,19 @@ class VideoEngine:
         return_dict: bool = True,
         *,
         cancel: Cancel | None = None,
+        fit: Fit = "stretch",
     ) -> VideoOutput | Frames:
         """Animates the image(s).  Arguments as in diffusers' `StableVideoDiffusionPipeline.__call__`.
 
         height, width, num_frames: None means the bundle's or checkpoint's own (576x1024 and 14 or 25
         for SVD); min_guidance_scale, max_guidance_scale: None means the model's own (1.0 and 3.0, diffusers'
-        defaults, for SVD).  image: PIL image, list of them, or tensor [N,3,H,W] in [0, 1].
+        defaults, for SVD).  image: PIL image, list of them, or tensor [N,3,H,W] in [0, 1] or of bytes.
+        fit: an image of another aspect is squeezed ("stretch", as diffusers does), cropped in the middle
+        ("crop"), or laid on black ("pad").
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
         "latent" [N,F,4,h,w].  With return_dict off the frames alone are returned.
+        callback_on_step_end(engine, step, timestep, {"latents": x}) returns a dict that may replace the
+        latents; it may read and set what `Steered` lists, such as `interrupt` and `_guidance_scale`.
 
         Safe from any thread: calls of one engine run one after the other, in the order of their arrival,
         and the report says how long one waited.  cancel: a `threading.Event`, say, looked at while the
@@ -138,7 +144,7 @@ class VideoEngine:
             height=height if height is not None else self.default.height,
             width=width if width is not None else self.default.width,
             steps=num_inference_steps,
-            sigmas=None if sigmas is None else tuple(float(s) for s in sigmas),
+            sigmas=sigmas,  # type: ignore[arg-type]  # `Settings` makes a tuple of any sequence
             min_guidance_scale=self.model.min_guidance_scale
             if min_guidance_scale is None
             else min_guidance_scale,
@@ -150,34 +156,41 @@ class VideoEngine:
             noise_aug_strength=noise_aug_strength,
             decode_chunk_size=decode_chunk_size,
             videos_per_image=num_videos_per_prompt,
+            fit=fit,
         )
         settings.check_size(self.model.architecture.size_multiple)
         one_of("output_type", output_type, OUTPUT_TYPES)
-        for name in callback_on_step_end_tensor_inputs:
-            one_of("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         with self._calls.turn(cancel) as turn:
             started = time.perf_counter()
             device, arch = self.backend.device, self.model.architecture
             clock = Clock(device)
             with clock.stage("preprocess"):
-                pixels = images.to_vae_pixels(image, settings.height, settings.width).to(device)
-                clip = images.to_clip_pixels(image, arch.clip_size, self.model.clip_mean, self.model.clip_std)
+                framed = images.fitted(image, settings.height, settings.width, settings.fit)
+                pixels = images.to_vae_pixels(framed, settings.height, settings.width).to(device)
+                clip = images.to_clip_pixels(
+                    framed, arch.clip_size, self.model.clip_mean, self.model.clip_std
+                )
                 clip = clip.to(device)
             videos = len(pixels) * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
                 stages = self._stages(self.source.profile_for(settings, videos), turn)
+            steering = self._steering = Steering(settings, videos, device)
 
             def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
                 if callback_on_step_end is None:
                     return x
                 given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-                return callback_on_step_end(self, step, timestep, given).pop("latents", x)
+                returned = returned_tensors(callback_on_step_end(self, step, timestep, given))
+                steering.refresh()
+                replaced = returned.get("latents", x)
+                return pipeline.latents_of("latents of callback_on_step_end", replaced, x.shape, x.device)
 
             result = pipeline.generate(
                 stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
-                decode=output_type != "latent",
+                decode=output_type != "latent", steering=steering, progress=self.progress_bar,
             )  # fmt: skip
             with clock.stage("postprocess"):
                 frames = present(result, output_type)
@@ -250,14 +263,3 @@ class VideoEngine:
             peak_device_bytes=report.peak_device_bytes(self.backend.device),
             versions=report.versions(),
         )
-
-
-def present(result: Tensor, output_type: str) -> Frames:
-    """Frames [N,F,3,H,W] in [0, 1], or latents, in the form that the caller asked for."""
-    if output_type in ("pt", "latent"):
-        return result
-    if output_type == "np":
-        return result.permute(0, 1, 3, 4, 2).cpu().numpy()
-    from PIL import Image
-
-    return [[Image.fromarray(frame) for frame in video.to_uint8(one)] for one in result]

@@ -3,6 +3,7 @@
     SvdEngineError                 exit code 1
     ├── SettingsError              exit code 2: an argument out of range, also a ValueError
     │   └── ProfileError           a setting that this bundle's static profiles cannot do
+    ├── NotOffered                 a name of diffusers' pipelines that an engine lacks, also an AttributeError
     ├── ImageError                 the input image cannot be used
     ├── OutputError                the result cannot be written where it was asked for
     ├── Cancelled                  the caller cancelled a call, waiting or running
@@ -38,6 +39,10 @@ class SettingsError(SvdEngineError, ValueError):
 
 class ProfileError(SettingsError):
     pass
+
+
+class NotOffered(SvdEngineError, AttributeError):
+    exit_code = 2
 
 
 class ImageError(SvdEngineError):

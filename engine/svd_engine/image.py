@@ -7,8 +7,8 @@ of diffusers' StableVideoDiffusionPipeline.  Where diffusers crashes or guesses,
 
 * PIL images may have any mode with a known range, and those of one list any sizes.  Transparency is laid over
   white, colour profiles are ignored.
-* A tensor must lie in [0, 1].  diffusers takes one with a negative value to be in [-1, 1] already, on the way
-  to the VAE though not to the image encoder.
+* A tensor of floats must lie in [0, 1]; one of uint8 holds bytes.  diffusers takes one with a negative value
+  to be in [-1, 1] already, on the way to the VAE though not to the image encoder.
 * A tensor that does not have the image encoder's size is resized for it like a PIL image.
 """
 
@@ -25,9 +25,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from svd_engine.errors import ImageError, SettingsError
+from svd_engine.settings import Fit, check_fit
 
 if TYPE_CHECKING:
     import torch
+
+    Images = Image.Image | Sequence[Image.Image] | torch.Tensor
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # pixels; JPEG's own limit
@@ -82,6 +85,30 @@ def _read(file: str | Path | io.BytesIO, name: str) -> Image.Image:
         ) from error
 
 
+def fitted(images: Images, height: int, width: int, fit: Fit) -> list[Image.Image] | torch.Tensor:
+    """Bring images to the aspect ratio height : width, without resizing them yet.
+
+    fit: "crop" cuts the same off two opposite sides, "pad" adds black there, and "stretch" changes nothing:
+    the resize will distort what has another aspect.  Tensors come back as [N, 3, H, W] in [0, 1], PIL images
+    as RGB.  Raises SettingsError for another `fit`, type, shape or range, and ImageError for a "pad" beyond
+    MAX_PIXELS.
+    """
+    import torch
+    from torch.nn import functional
+
+    check_fit(fit)
+    _check_size(height, width)
+    given = _unit_tensor(images) if isinstance(images, torch.Tensor) else _rgb_images(images)
+    if fit == "stretch":
+        return given
+    if isinstance(given, torch.Tensor):
+        down, across = given.shape[-2:]
+        left, top, right, bottom = _window(across, down, height, width, fit)
+        return functional.pad(given, (-left, right - across, -top, bottom - down))  # less than 0 crops
+    # beyond its border a PIL image is black
+    return [image.crop(_window(*image.size, height, width, fit)) for image in given]
+
+
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """Crop the centre of `image` to the aspect ratio height : width, without resizing.  RGB.
 
@@ -90,20 +117,26 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """
     _check_size(height, width)
     (image,) = _rgb_images([image])
-    across = min(image.width, max(1, round(image.height * width / height)))
-    down = min(image.height, max(1, round(image.width * height / width)))
-    left, top = (image.width - across) // 2, (image.height - down) // 2
-    return image.crop((left, top, left + across, top + down))
+    return image.crop(_window(*image.size, height, width, "crop"))
 
 
-def to_vae_pixels(
-    images: Image.Image | Sequence[Image.Image] | torch.Tensor, height: int, width: int
-) -> torch.Tensor:
+def _window(across: int, down: int, height: int, width: int, fit: Fit) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the aspect height : width: inside the image, or around it to pad."""
+    side = min if fit == "crop" else max
+    wide = side(across, max(1, round(down * width / height)))
+    high = side(down, max(1, round(across * height / width)))
+    if fit == "pad" and wide * high > MAX_PIXELS:
+        raise _too_large("padded image", f"{wide} x {high}")
+    left, top = (across - wide) // 2, (down - high) // 2
+    return left, top, left + wide, top + high
+
+
+def to_vae_pixels(images: Images, height: int, width: int) -> torch.Tensor:
     """Resize to what the VAE encoder reads: [N, 3, height, width] float32 in [-1, 1].
 
-    `images` is a PIL image, a list of them, or a tensor [N, 3, H, W] or [3, H, W] in [0, 1].  PIL images are
-    resized with Lanczos, tensors by nearest neighbour (diffusers' VideoProcessor.preprocess); the aspect
-    ratio is not kept.  Raises SettingsError for another type, shape or range.
+    `images` is a PIL image, a list of them, or a tensor [N, 3, H, W] or [3, H, W] in [0, 1] or of bytes.  PIL
+    images are resized with Lanczos, tensors by nearest neighbour (diffusers' VideoProcessor.preprocess); the
+    aspect ratio is not kept.  Raises SettingsError for another type, shape or range.
     """
     import torch
     from torch.nn import functional
@@ -117,12 +150,7 @@ def to_vae_pixels(
     return pixels * 2.0 - 1.0  # [N, 3, height, width]
 
 
-def to_clip_pixels(
-    images: Image.Image | Sequence[Image.Image] | torch.Tensor,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> torch.Tensor:
+def to_clip_pixels(images: Images, size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Resize and normalise to what the image encoder reads: [N, 3, size, size] float32.
 
     `images` as for `to_vae_pixels`; `mean` and `std` are CLIP's, per channel, for values in [0, 1].  PIL
@@ -222,22 +250,27 @@ def _rgb_images(images: Image.Image | Sequence[Image.Image]) -> list[Image.Image
 
 
 def _unit_tensor(images: torch.Tensor) -> torch.Tensor:
-    """Check a tensor in [0, 1] and give it as [N, 3, H, W] float32."""
+    """Check a tensor in [0, 1], or of bytes, and give it as [N, 3, H, W] float32 in [0, 1]."""
+    import torch
+
     batch = images[None] if images.ndim == 3 else images
-    if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel() or not batch.is_floating_point():
+    holds_pixels = images.is_floating_point() or images.dtype == torch.uint8
+    if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel() or not holds_pixels:
         raise SettingsError(
             "image tensor",
-            expected="floating-point values in the shape [N, 3, H, W] or [3, H, W], nothing empty",
+            expected="floats in [0, 1], or uint8, in the shape [N, 3, H, W] or [3, H, W], nothing empty",
             got=f"{images.dtype} {list(images.shape)}",
-            remedy="Put the channels before height and width; divide bytes by 255.",
+            remedy="Put the channels before height and width with permute; convert other numbers to float.",
         )
+    if images.dtype == torch.uint8:
+        return batch.float() / 255
     batch = batch.detach().float()
     low, high = batch.aminmax()
     if not (low >= 0 and high <= 1):  # NaN too
         raise SettingsError(
             "image tensor",
             expected="values in [0, 1]",
-            got=f"values from {low:.4g} to {high:.4g}",
+            got=f"values from {low:.9g} to {high:.9g}",  # 9 digits tell any two float32 apart
             remedy="Map [-1, 1] with x / 2 + 0.5; cut off what a resize overshot with clamp(0, 1).",
         )
     return batch

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from svd_engine.arguments import torch_dtype
 from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
 from svd_engine.backends.network import Backend
@@ -30,12 +32,13 @@ class Source:
     swap_networks: bool = False
 
 
-def of_bundle(folder: str | Path, backend: str, device: str, swap_networks: bool) -> Source:
+def of_bundle(folder: str | Path, backend: str, device: str | torch.device, swap_networks: bool) -> Source:
     """Raises BundleError, BackendUnavailable, SettingsError."""
     from svd_engine.backends.ort import OrtBackend
     from svd_engine.backends.swapped import SwappedBackend
     from svd_engine.backends.trt import TrtBackend
 
+    _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     bundle = Bundle(folder)
     choice = choose_for_bundle(backend, device, bundle)
     made: Backend = (TrtBackend if choice.backend == "tensorrt" else OrtBackend)(bundle, choice.device)
@@ -66,8 +69,8 @@ def of_bundle(folder: str | Path, backend: str, device: str, swap_networks: bool
 def of_checkpoint(
     checkpoint: str | Path | Checkpoint,
     backend: str,
-    device: str,
-    dtype: str,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
     without_rewrites: Collection[str],
     swap_networks: bool,
 ) -> Source:
@@ -77,6 +80,8 @@ def of_checkpoint(
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import rewrites_for
 
+    if not isinstance(checkpoint, Checkpoint):
+        _check_place("checkpoint", checkpoint, "a name, the path of a diffusers folder, or a hub id")
     choice = choose_for_checkpoint(backend, device)
     if swap_networks and choice.device.type == "cpu":
         raise SettingsError(
@@ -118,3 +123,14 @@ def of_checkpoint(
         without_rewrites=without_rewrites,
         swap_networks=swap_networks,
     )
+
+
+def _check_place(what: str, given: object, expected: str) -> None:
+    """Raises SettingsError for what is neither a str nor a Path, such as a pipeline object of diffusers."""
+    if not isinstance(given, (str, Path)):
+        raise SettingsError(
+            what,
+            expected=expected,
+            got=f"an object of type {type(given).__name__}",
+            remedy="A pipeline of diffusers becomes a folder with pipeline.save_pretrained(FOLDER).",
+        )

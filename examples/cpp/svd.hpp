@@ -122,18 +122,22 @@ class Bundle {
     }
   }
 
-  /// The profile that does this call.  `guided` prefers batched guidance.
-  const Profile& profile_for(int frames, int height, int width, bool guided) const {
+  /// The profile that does this call.  `guided` prefers batched guidance; `chunk` 0 the most frames at once.
+  const Profile& profile_for(int frames, int height, int width, bool guided, int chunk) const {
     const Profile* best = nullptr;
     std::vector<std::string> all;
+    const auto rank = [&](auto& p) { return std::pair((p.guidance == "batched") == guided, p.decode_chunk); };
     for (const auto& p : profiles) {
       all.push_back(p.text());
-      const bool fits = p.frames == frames && p.height == height && p.width == width && p.batch == 1;
-      if (fits && (!best || p.guidance == (guided ? "batched" : "single"))) best = &p;
+      const bool fits = p.frames == frames && p.height == height && p.width == width && p.batch == 1 &&
+                        (!chunk || p.decode_chunk == std::min(chunk, frames));
+      if (fits && (!best || rank(p) > rank(*best))) best = &p;
     }
     if (best) return *best;
+    const auto decoded = chunk ? ", decode chunk " + std::to_string(chunk) : "";
     throw Error("bundle " + folder.string(), "one of its profiles of batch 1 (" + join(all, "; ") + ")",
-                std::to_string(frames) + " frames of " + std::to_string(height) + "x" + std::to_string(width),
+                std::to_string(frames) + " frames of " + std::to_string(height) + "x" + std::to_string(width) +
+                    decoded,
                 "Ask for one of these, or export this size with svd-export onnx.", 2);
   }
 
@@ -428,11 +432,10 @@ struct Settings {
   explicit Settings(const Model& model)
       : min_guidance(model.min_guidance), max_guidance(model.max_guidance) {}
 
-  int steps = 25;
-  float min_guidance, max_guidance;  // of the first and the last frame; up to 1 means no guidance
-  int fps = 7, motion_bucket = 127;
-  float noise_aug = 0.02F;  // standard deviation of the noise on the photograph, pixels in [-1, 1]
-  bool guided() const { return max_guidance > 1; }
+  int steps = 25, fps = 7;
+  float min_guidance, max_guidance;              // of the first and the last frame; guided if one is above 1
+  float motion_bucket = 127, noise_aug = 0.02F;  // 0 to 1023; deviation of the noise on pixels in [-1, 1]
+  bool guided() const { return std::max(min_guidance, max_guidance) > 1; }
 };
 
 /// n values from first to last, counted from both ends as torch.linspace counts.
@@ -482,7 +485,7 @@ inline Floats generate(const Bundle& bundle, Backend& backend, const Profile& pr
   Floats x(noise.begin() + std::ptrdiff_t(pixels.size()), noise.end());  // [1, F, 4, h, w]
   for (auto& value : x) value *= std::sqrt(sigmas[0] * sigmas[0] + 1);
   Inputs inputs{{"x", x}, {"first_latent", first_latent}, {"embedding", embedding},
-                {"time_ids", {float(settings.fps - 1), float(settings.motion_bucket), settings.noise_aug}}};
+                {"time_ids", {float(settings.fps - 1), settings.motion_bucket, settings.noise_aug}}};
   if (settings.guided())
     inputs["guidance"] = linspace(settings.min_guidance, settings.max_guidance, profile.frames);
   else if (networks[2].takes("guidance"))

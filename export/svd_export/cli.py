@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,7 @@ def onnx(
         typer.Option(help="batched: both CFG halves in one call; single: one half a call. Repeatable."),
     ] = None,
     decode_chunk: Annotated[
-        int | None, typer.Option(help="Frames that the decoder takes at once; default all.")
+        list[int] | None, typer.Option(help="Frames that the decoder takes at once; default all. Repeatable.")
     ] = None,
     without_rewrite: Annotated[
         list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
@@ -85,7 +86,7 @@ def onnx(
         ),
     ] = None,
 ) -> None:
-    """Exports CHECKPOINT to a bundle.  Repeated --frames or --guidance share one file of weights."""
+    """Exports CHECKPOINT to a bundle.  Repeated --frames, --guidance or --decode-chunk share weights."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
 
@@ -98,7 +99,7 @@ def onnx(
     opened = random_checkpoint(random_weights.value) if random_weights else open_checkpoint(checkpoint or "")
     wanted = profiles(
         opened, frames or [opened.model.frames], height, width, batch,
-        [g.value for g in guidance or [Guidance.batched]], decode_chunk,
+        [g.value for g in guidance or [Guidance.batched]], decode_chunk or [None],
     )  # fmt: skip
     chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
     manifest = export_bundle(
@@ -162,24 +163,23 @@ def profiles(
     width: int | None,
     batch: int,
     guidance: list[str],
-    decode_chunk: int | None,
+    decode_chunks: Sequence[int | None],
 ) -> list[Profile]:
-    """Every combination of frames and guidance, checked.  Raises SettingsError."""
+    """Every combination of frames, guidance and decode chunk (None: all frames).  Raises SettingsError."""
     from svd_engine.networks.spec import Profile
     from svd_engine.settings import Settings, at_least
 
     model = checkpoint.model
-    at_least("batch", batch, 1)
+    batch = at_least("batch", batch, 1)
     made = []
     height = model.height if height is None else height
     width = model.width if width is None else width
-    for count in dict.fromkeys(frames):
-        asked = Settings(count, height, width, decode_chunk_size=decode_chunk)
+    for count, mode, chunk in product(frames, guidance, decode_chunks):
+        asked = Settings(count, height, width, decode_chunk_size=chunk)
         asked.check_size(model.architecture.size_multiple)
-        chunk = min(decode_chunk or count, count)
-        for mode in dict.fromkeys(guidance):
-            made.append(Profile(count, asked.height, asked.width, batch, mode, chunk))  # type: ignore[arg-type]
-    return made
+        at_once = min(asked.decode_chunk_size or count, count)
+        made.append(Profile(count, asked.height, asked.width, batch, mode, at_once))  # type: ignore[arg-type]
+    return list(dict.fromkeys(made))
 
 
 def _progress() -> Callable[[str], None]:

@@ -41,11 +41,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_the_call_is_diffusers_call() -> None:
     """Same names in the same order, same defaults, but for those that are the model's own (None).
 
-    What diffusers does not have is keyword-only, after them.
+    What diffusers does not have comes after them, by name only.
     """
     theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
     ours = inspect.signature(VideoEngine.__call__).parameters
-    assert [name for name in ours if ours[name].kind is not inspect.Parameter.KEYWORD_ONLY] == list(theirs)
+    assert list(ours)[: len(theirs)] == list(theirs)
+    assert {ours[name].kind for name in ours if name not in theirs} == {inspect.Parameter.KEYWORD_ONLY}
     differing = {
         name
         for name in theirs
@@ -223,6 +224,18 @@ def test_what_a_static_bundle_cannot_do(tiny_bundle: Path, change: dict[str, Any
         ({"generator": "seed"}, r"generator: expected a torch.Generator, .* got str"),
         ({"generator": [seeded(), seeded()]}, r"generator: .* a list of 1 .* got a list of 2"),
         ({"generator": [None]}, r"generator: .* got a list of 1"),
+        ({"fit": "cover"}, r"fit: expected stretch, crop, pad, got 'cover'"),
+        ({"output_type": None}, r"output_type: expected pil, np, pt, latent, got None"),
+        ({"sigmas": 3.0}, r"sigmas: expected a list of numbers, got 3\.0"),
+        ({"sigmas": []}, r"sigmas: expected two or more finite noise levels"),
+        ({"latents": np.zeros((1, FRAMES, 4, 16, 24))}, r"latents: expected shape .* got no tensor: ndarray"),
+        ({"latents": [0.0]}, r"latents: expected shape .* got no tensor: list"),
+        ({"callback_on_step_end": "print"}, r"callback_on_step_end: expected a function of .* got str"),
+        (
+            {"callback_on_step_end_tensor_inputs": "latents"},
+            r"callback_on_step_end_tensor_inputs: .* got 'la",
+        ),
+        ({"callback_on_step_end_tensor_inputs": None}, r"callback_on_step_end_tensor_inputs: .* got None"),
         ({"height": 33}, r"height: expected a multiple of 4 pixels, got 33\. The nearest that works is 32"),
     ],
     ids=str,
@@ -233,8 +246,25 @@ def test_impossible_arguments(tiny_engine: VideoEngine, change: dict[str, Any], 
 
 
 def test_an_unknown_dtype_is_refused(tiny_checkpoint: Path) -> None:
-    with pytest.raises(SettingsError, match=r"dtype: expected fp32, fp16, bf16, got 'int8'"):
-        VideoEngine.from_checkpoint(str(tiny_checkpoint), dtype="int8")
+    for dtype in ("int8", torch.int8, None):
+        with pytest.raises(SettingsError, match=r"dtype: expected fp32, fp16, bf16, got "):
+            VideoEngine.from_checkpoint(str(tiny_checkpoint), dtype=dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", [0, None, torch.device("meta"), torch.device("cpu", 1)])
+def test_an_impossible_device_is_refused(tiny_checkpoint: Path, device: Any) -> None:
+    with pytest.raises(SettingsError, match="device: expected auto, cpu, cuda or cuda:N"):
+        VideoEngine.from_checkpoint(str(tiny_checkpoint), device=device)
+
+
+def test_what_is_no_place_of_a_checkpoint_or_bundle(diffusers_pipeline: Any) -> None:
+    """A pipeline of diffusers, say."""
+    for opened in (VideoEngine.from_checkpoint, VideoEngine.from_bundle):
+        with pytest.raises(
+            SettingsError, match="got an object of type StableVideoDiffusionPipeline"
+        ) as caught:
+            opened(diffusers_pipeline)
+        assert "save_pretrained(FOLDER)" in caught.value.remedy
 
 
 # Half precision on the CPU, and reproducibility

@@ -15,7 +15,7 @@ from svd_engine.install import install_line
 from svd_engine.plans import build_command, refusal
 
 BackendName = Literal["auto", "tensorrt", "onnxruntime", "compiled", "eager"]
-DeviceName = str  # "auto", "cpu", "cuda", "cuda:1"
+DeviceName = str | torch.device  # "auto", "cpu", "cuda", "cuda:1"
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,15 @@ def resolve(device: DeviceName) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
+    if isinstance(device, torch.device):
+        device = str(device)
+    kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in PROVIDERS or (index and not index.isdecimal()) or (kind == "cpu" and index):
         raise SettingsError(
-            "device", expected="auto, cpu, cuda or cuda:N", got=repr(device), remedy="Choose one of these."
+            "device",
+            expected="auto, cpu, cuda or cuda:N, or a torch.device of these",
+            got=repr(device),
+            remedy="Choose one of these.",
         )
     if kind == "cpu":
         return torch.device("cpu")
