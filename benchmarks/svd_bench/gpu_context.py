@@ -65,6 +65,9 @@ class DeviceWeights:
 
         return {name: draw(name, shape) for name, shape in expected.items()}
 
+    def files(self, _component: Component) -> list[Path]:
+        return []
+
     def identity(self) -> Iterator[bytes]:
         yield f"random weights drawn on {self.device}".encode()
 
@@ -209,6 +212,7 @@ class Context:
             default=profile,
             profile_for=lambda _settings, _videos: profile,
             rewrites=self.modules.places,
+            weights=list,
         )
         return VideoEngine(source)
 
