@@ -124,12 +124,12 @@ def _where(bundle: Bundle, plan: PlanEntry, machines: dict[str, Machine]) -> str
 def bundle_facts(bundle: Bundle) -> dict[str, str]:
     """What a person wants to know of a bundle, in the order in which they ask."""
     manifest = bundle.manifest
-    model = manifest.model
+    model, source = manifest.model, manifest.source
     size = sum(entry.bytes for entry in manifest.files.values())
     facts = {
         "model": f"{model.name}{' with random weights' if model.random_weights else ''}",
-        "made from": manifest.export_source,
-        **_weights_facts(manifest.source.weights),
+        "made from": f"{source.checkpoint}{f', variant {source.variant}' if source.variant else ''}",
+        **_weights_facts(source.weights),
         "precision": manifest.dtype,
         "size": f"{size / 2**20:.1f} MiB in {len(manifest.files)} files, ONNX opset {manifest.opset}",
     }
