@@ -70,7 +70,7 @@ def _check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
         f"checkpoint {checkpoint.source}",
         expected=f"the one that {bundle.folder} was made from, digest {source.digest}",
         got=f"digest {digest}" + (f", without the exported {', '.join(others[:3])}" if others else ""),
-        remedy="Pass the original with --checkpoint. Add --variant where its files have one, or export again.",
+        remedy="Pass the original with --checkpoint. Add --variant where its files have one.",
     )
 
 
