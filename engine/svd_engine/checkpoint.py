@@ -175,6 +175,13 @@ class FileWeights:
     def files(self, component: Component) -> list[Path]:
         chosen = self.chosen[component]
         file = self.fetch([chosen]) / chosen
+        if not file.is_file():  # removed since, or the hub went away and the cache lacks it
+            raise CheckpointError(
+                str(file),
+                expected="the weight file that was there when the checkpoint was opened",
+                got="no such file",
+                remedy="Bring it back, or check the network and open the checkpoint again.",
+            )
         if file.suffix != ".json":
             return [file]
         self.fetch([f"{component}/{name}" for name in shard_names(file)])

@@ -193,6 +193,13 @@ def test_files_are_told_by_name_size_and_hash_of_what_is_there_now(folder: Path)
         )
 
 
+def test_a_file_that_went_away_after_opening(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"vae/diffusion.*was there when .*got no such file\. Bring"):
+        checkpoint.load("vae", torch.float32)
+
+
 @pytest.mark.parametrize("change", [{"bytes": -1}, {"sha256": "0"}, {"component": "text"}, {"more": 1}])
 def test_a_record_is_bounded(change: dict[str, Any]) -> None:
     good = {"component": "vae", "file": "x", "bytes": 1, "sha256": "0" * 64}

@@ -110,6 +110,7 @@ class Modules:
 
     def _load(self, component: Component, dtype: torch.dtype) -> nn.Module:
         """Hashes the files in another thread while their tensors are read: one pass over the disk."""
+        self.checkpoint.weights.files(component)  # from the hub: fetched once, before two threads read them
         with ThreadPoolExecutor(1) as pool:
             hashing = pool.submit(self.checkpoint.weight_files, component)
             module = self.checkpoint.load(component, dtype)
