@@ -12,7 +12,7 @@ import typer
 
 from svd_bench import quality_cli, report_cli
 from svd_engine import console
-from svd_engine.options import DType, Family, Version
+from svd_engine.options import DType, Family, Variant, Version
 
 if TYPE_CHECKING:
     from svd_bench.results import Results
@@ -50,6 +50,7 @@ def root(version: Version = False) -> None:
 def run(
     bundle: Annotated[Path | None, typer.Option(help="Exported; its checkpoint must be there.")] = None,
     checkpoint: Checkpoint = None,
+    variant: Variant = None,
     random_weights: RandomWeights = None,
     backends: Annotated[
         str | None,
@@ -71,6 +72,8 @@ def run(
     """Times every stage and the whole video, ours and peers', in turns on the same inputs."""
     if [bundle, checkpoint, random_weights].count(None) != 2:
         raise typer.BadParameter("pass one of --bundle, --checkpoint and --random-weights")
+    if variant and checkpoint is None:
+        raise typer.BadParameter("--variant belongs to --checkpoint")
     if bundle is not None and dtype is not DType.auto:
         raise typer.BadParameter("--dtype belongs to a checkpoint; a bundle has its own")
 
@@ -81,6 +84,7 @@ def run(
     asked = Asked(
         bundle=bundle,
         checkpoint=f"random:{random_weights.value}" if random_weights else checkpoint,
+        variant=variant,
         backends=None if backends is None else names(backends),
         peers=[] if peers == "none" else names(peers),
         stages=names(stages),
@@ -104,6 +108,7 @@ def run(
 @app.command()
 def ladder(
     checkpoint: Checkpoint = None,
+    variant: Variant = None,
     random_weights: RandomWeights = None,
     networks: Annotated[str, typer.Option(help="Of unet, vae_decoder.")] = "unet,vae_decoder",
     backends: Annotated[str, typer.Option(help="Of eager, compiled, onnxruntime.")] = "eager,onnxruntime",
@@ -124,6 +129,8 @@ def ladder(
     """The exact rewrites one at a time, each beside diffusers' own module in the same rounds."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either --checkpoint or --random-weights")
+    if variant and checkpoint is None:
+        raise typer.BadParameter("--variant belongs to --checkpoint")
 
     from svd_bench.ladder import ladder_tables
     from svd_bench.running import Asked, measure_rungs
@@ -131,6 +138,7 @@ def ladder(
     asked = Asked(
         bundle=None,
         checkpoint=f"random:{random_weights.value}" if random_weights else checkpoint,
+        variant=variant,
         backends=names(backends),
         peers=["diffusers"],
         stages=names(networks),

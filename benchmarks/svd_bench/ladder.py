@@ -39,7 +39,7 @@ def measure_ladder(
     `peer` is diffusers, eager; ours compute in `dtype`, which may be another.  On the CPU the reference of
     outputs is diffusers' float32, elsewhere the peer itself.
     """
-    checkpoint = checkpoint_of(peer.checkpoint)
+    checkpoint = checkpoint_of(peer.checkpoint, peer.variant)
     architecture = checkpoint.model.architecture
     for network in networks:
         stage = STAGE_OF[network]

@@ -54,7 +54,7 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     from svd_export.to_onnx import export_network
     from svd_export.weights import WeightsFile
 
-    checkpoint = checkpoint_of(subject.checkpoint)
+    checkpoint = checkpoint_of(subject.checkpoint, subject.variant)
     form: Form = "cpu" if subject.device == "cpu" else "attention"
     modules = Modules(
         checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites, rewrites_of(form)

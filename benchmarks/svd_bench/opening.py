@@ -39,7 +39,7 @@ def open_case(case: Case) -> Running:
         return VideoRunning(engine_of(subject), setting)
     device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
     compiled = subject.backend == "torch.compile"
-    made = pipeline(checkpoint_of(subject.checkpoint), dtype, device, compiled)
+    made = pipeline(checkpoint_of(subject.checkpoint, subject.variant), dtype, device, compiled)
     return PipelineRunning(made, subject.backend, setting)
 
 
@@ -73,7 +73,7 @@ def open_backend(subject: Subject) -> Opened:
             bundle.manifest.model.architecture,
             lambda part: tuple(r.name for r in applied if r.network == part and r.places),
         )
-    checkpoint = checkpoint_of(subject.checkpoint)
+    checkpoint = checkpoint_of(subject.checkpoint, subject.variant)
     architecture = checkpoint.model.architecture
     if subject.name != "svd-engine":
         peer = PeerBackend(checkpoint, dtype, device, compiled=subject.backend == "torch.compile")
@@ -176,7 +176,7 @@ def engine_of(subject: Subject) -> VideoEngine:
         return VideoEngine.from_bundle(subject.bundle, backend=subject.backend, device=subject.device)
     names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
     return VideoEngine.from_checkpoint(
-        checkpoint_of(subject.checkpoint),
+        checkpoint_of(subject.checkpoint, subject.variant),
         backend=subject.backend,
         device=subject.device,
         dtype=names[subject.dtype],

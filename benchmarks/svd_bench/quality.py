@@ -186,10 +186,10 @@ def warm(engine: VideoEngine, photograph: Image) -> None:
 
 
 def measure(
-    source: str, count: int, report: Report, only: str
+    source: str, count: int, report: Report, only: str, variant: str | None = None
 ) -> tuple[list[Figure], list[Motion], list[Difference]]:
     """`only`: "targets", "settings" or "all"."""
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, variant)
     figures, motions = targets(checkpoint, count, report) if only != "settings" else ([], [])
     return figures, motions, list(differences(checkpoint, report)) if only != "targets" else []
 

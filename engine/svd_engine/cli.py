@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svd_engine import console
-from svd_engine.options import DType, Fit, Version, integer
+from svd_engine.options import DType, Fit, Variant, Version, integer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,6 +54,7 @@ def generate(
     dtype: Annotated[
         DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
     ] = DType.auto,
+    variant: Variant = None,
     frames: Annotated[
         int | None, typer.Option(parser=integer, help="Default: the bundle's or checkpoint's own.")
     ] = None,
@@ -99,18 +100,29 @@ def generate(
     """Animates IMAGE over a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
-    if bundle is not None and (dtype is not DType.auto or without_rewrite):
-        raise typer.BadParameter("--dtype and --without-rewrite belong to --checkpoint; a bundle has its own")
+    if bundle is not None and (dtype is not DType.auto or without_rewrite or variant):
+        raise typer.BadParameter(
+            "--dtype, --variant and --without-rewrite belong to --checkpoint; a bundle has its own"
+        )
     if num_videos < 1:
         raise typer.BadParameter("--num-videos must be at least 1")
     if num_videos > 1 and any(path.name in ("", "..") for path in output):
         raise typer.BadParameter("--num-videos numbers the outputs: give each a name")
 
     from svd_engine.image import load_image
-    from svd_engine.settings import check_seed
+    from svd_engine.settings import Settings, check_seed
     from svd_engine.video import MAX_GIF_FPS, check_output
 
     check_seed(seed)
+    Settings(  # refused before anything is opened, with 1 for what the engine knows
+        frames=1 if frames is None else frames,
+        height=1 if height is None else height,
+        width=1 if width is None else width,
+        min_guidance_scale=1 if min_guidance_scale is None else min_guidance_scale,
+        max_guidance_scale=1 if max_guidance_scale is None else max_guidance_scale,
+        steps=steps, fps=fps, motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength,
+        decode_chunk_size=decode_chunk_size, videos_per_image=num_videos,
+    )  # fmt: skip
     if fps > MAX_GIF_FPS and any(path.suffix.lower() == ".gif" for path in output):
         raise typer.BadParameter(f"a GIF shows at most {MAX_GIF_FPS} frames a second: lower --fps")
     targets = [[check_output(_numbered(path, i, num_videos)) for i in range(num_videos)] for path in output]
@@ -130,7 +142,7 @@ def generate(
     else:
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
-            checkpoint, backend=backend.value, device=device, dtype=dtype.value,
+            checkpoint, backend=backend.value, device=device, dtype=dtype.value, variant=variant,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
@@ -153,16 +165,36 @@ def generate(
 @app.command()
 def info(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle; without one, this machine.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Instead of a bundle: what a checkpoint is and which files it reads.")
+    ] = None,
+    variant: Variant = None,
+    check: Annotated[bool, typer.Option("--check", help="Hash every file of the bundle first.")] = False,
 ) -> None:
-    """Says what a bundle is and what can run it here, or what this machine has and lacks."""
+    """Says what a bundle or a checkpoint is and what can run it here, or what this machine has and lacks."""
+    if bundle is not None and checkpoint is not None:
+        raise typer.BadParameter("pass BUNDLE or --checkpoint, not both")
+    if variant and checkpoint is None:
+        raise typer.BadParameter("--variant belongs to --checkpoint")
+    if check and bundle is None:
+        raise typer.BadParameter("--check needs a BUNDLE, whose files it hashes")
+
     from svd_engine import info as facts
     from svd_engine.bundle import Bundle
 
-    if bundle is None:
+    if checkpoint is not None:
+        from svd_engine.checkpoint import open_checkpoint
+
+        _lines(facts.checkpoint_facts(open_checkpoint(checkpoint, variant)))
+        rows = facts.torch_abilities()
+    elif bundle is None:
         _lines(facts.machine_facts())
         rows = facts.abilities()
     else:
         opened = Bundle(bundle)
+        if check:
+            opened.check_hashes()
+            _lines({"checked": f"{len(opened.manifest.files)} files have the manifest's hashes"})
         _lines(facts.bundle_facts(opened) | facts.plan_facts(opened))
         rows = [*facts.bundle_abilities(opened.manifest.dtype), facts.tensorrt_ability(opened)]
     for row in rows:

@@ -81,16 +81,21 @@ class VideoEngine(Steered, DiffusersNames):
         backend: str = "auto",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        variant: str | None = None,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:
         """Over torch modules: a name, a local diffusers folder or a hub id; any size and frame count.
 
-        dtype: fp32, fp16, bf16, torch's own, or auto (fp16 on a GPU, fp32 on the CPU).  swap_networks: keep
-        one network at a time on the device, the others in host memory.  Raises CheckpointError,
+        dtype: fp32, fp16, bf16, torch's own, or auto (fp16 on a GPU, fp32 on the CPU).  variant: of the
+        weight files, as in diffusers' `from_pretrained`; None reads those without one, whatever the dtype.
+        swap_networks: keep one network at a time on the device, the others in host memory.  Raises
+        CheckpointError,
         BackendUnavailable, SettingsError.
         """
-        return cls(of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks))
+        return cls(
+            of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant)
+        )
 
     @own_torch_state()
     def __call__(
@@ -247,6 +252,7 @@ class VideoEngine(Steered, DiffusersNames):
             model=self.model.name,
             random_weights=self.model.random_weights,
             source=self.source.name,
+            weights=self.source.weights(),
             profile=str(stages.profile),
             settings=settings,
             seeds=[g.initial_seed() for g in generators],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,13 @@ from svd_engine.backends.choose import without_plans
 from svd_engine.backends.ort import load_runtime
 from svd_engine.backends.trt_library import machine, require_tensorrt
 from svd_engine.bundle import Bundle
+from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.install import install_line
 from svd_engine.manifest import DType, PlanEntry
 from svd_engine.networks.spec import specs_of
 from svd_engine.plans import Machine, build_command, misfit, sm
+from svd_engine.weight_files import COMPONENTS, WeightFile
 
 COMPILERS = {  # torch.compile's own choice, and how it is had
     "win32": ("cl", "install Visual Studio's C++ build tools"),
@@ -46,14 +49,17 @@ def gpus() -> list[str]:
 
 def abilities() -> list[Ability]:
     """Every backend on every kind of device, whatever it would run."""
+    return [*torch_abilities(), *bundle_abilities("float32"), tensorrt_ability()]
+
+
+def torch_abilities() -> list[Ability]:
+    """The backends that can run a checkpoint."""
     cuda = "" if torch.cuda.is_available() else _no_gpu()
     return [
         Ability("eager", "cpu", ""),
         Ability("eager", "cuda", cuda),
         Ability("compiled", "cpu", _no_compiler()),
         Ability("compiled", "cuda", cuda),
-        *bundle_abilities("float32"),
-        tensorrt_ability(),
     ]
 
 
@@ -125,11 +131,12 @@ def _where(bundle: Bundle, plan: PlanEntry, machines: dict[str, Machine]) -> str
 def bundle_facts(bundle: Bundle) -> dict[str, str]:
     """What a person wants to know of a bundle, in the order in which they ask."""
     manifest = bundle.manifest
-    model = manifest.model
+    model, source = manifest.model, manifest.source
     size = sum(entry.bytes for entry in manifest.files.values())
     facts = {
         "model": f"{model.name}{' with random weights' if model.random_weights else ''}",
-        "made from": manifest.source.checkpoint,
+        "made from": f"{source.checkpoint}{f', variant {source.variant}' if source.variant else ''}",
+        **_weights_facts(source.weights),
         "precision": manifest.dtype,
         "size": f"{size / 2**20:.1f} MiB in {len(manifest.files)} files, ONNX opset {manifest.opset}",
     }
@@ -146,6 +153,24 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
     )
     facts["made with"] = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
     return facts
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """What it is, and which weight files are read; hashes them, and from the hub fetches them."""
+    model = checkpoint.model
+    return {
+        "model": f"{model.name}, {model.frames} frames of {model.height}x{model.width}",
+        **_weights_facts([file for part in COMPONENTS for file in checkpoint.weight_files(part)]),
+        "digest": checkpoint.digest(),
+    }
+
+
+def _weights_facts(files: Iterable[WeightFile]) -> dict[str, str]:
+    """The files that a checkpoint's weights were read from, a line each."""
+    return {
+        f"weights {number}": f"{file.component}/{file.file}, {file.bytes} bytes, sha256 {file.sha256}"
+        for number, file in enumerate(files, 1)
+    }
 
 
 def machine_facts() -> dict[str, str]:

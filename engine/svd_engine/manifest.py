@@ -18,6 +18,7 @@ from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture, NetworkSpec, Profile
 from svd_engine.random_weights import Family
 from svd_engine.shell import quoted
+from svd_engine.weight_files import WeightFile
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -40,6 +41,8 @@ class FileEntry(_Strict):
 class Source(_Strict):
     checkpoint: str  # as the user named it
     digest: str  # Checkpoint.digest(): sha256 over its weights and configs
+    variant: str | None = None  # of the weight files, as the user asked for it
+    weights: tuple[WeightFile, ...] = ()  # that were read; none for random weights
 
 
 class NetworkEntry(_Strict):
@@ -118,10 +121,11 @@ class Manifest(_Strict):
 
     @property
     def export_source(self) -> str:
-        """The argument by which `svd-export onnx` finds the bundle's checkpoint again."""
+        """The arguments by which `svd-export onnx` finds the bundle's checkpoint again."""
         if self.random_family:
             return f"--random-weights {self.random_family}"
-        return quoted(self.source.checkpoint)
+        variant = f" --variant {quoted(self.source.variant)}" if self.source.variant else ""
+        return quoted(self.source.checkpoint) + variant
 
 
 def read_manifest(folder: Path) -> Manifest:

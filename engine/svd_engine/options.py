@@ -12,6 +12,11 @@ from svd_engine.console import version_option
 
 Version = Annotated[bool, typer.Option("--version", callback=version_option, is_eager=True, help="Print it.")]
 
+Variant = Annotated[
+    str | None,
+    typer.Option(help="Of the checkpoint's weight files: fp16 reads the half-sized ones; default none."),
+]
+
 
 def integer(text: str | int) -> int:
     """A whole number, also one written as 7.0 as `VideoEngine` takes it.  Its range is checked there."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from svd_engine._version import __version__
 from svd_engine.settings import Settings
+from svd_engine.weight_files import WeightFile
 
 PACKAGES = (
     "torch",
@@ -40,6 +41,7 @@ class RunReport(BaseModel):
     model: str
     random_weights: bool
     source: str  # bundle or checkpoint, as the user named it
+    weights: list[WeightFile] = []  # of the checkpoint, as read now or when the bundle was exported
     profile: str
     settings: Settings
     seeds: list[int]  # of the generators; empty when the caller gave none

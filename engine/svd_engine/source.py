@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from svd_engine.errors import SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
 from svd_engine.settings import Settings
+from svd_engine.weight_files import WeightFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Source:
     default: Profile  # of a call that says nothing of size and frames
     profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
+    weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
     without_rewrites: Collection[str] = ()
     swap_networks: bool = False
 
@@ -61,6 +64,7 @@ def of_bundle(folder: str | Path, backend: str, device: str | torch.device, swap
         default=manifest.profiles[0],
         profile_for=profile_for,
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
+        weights=lambda: list(manifest.source.weights),
         without_rewrites=manifest.without_rewrites,
         swap_networks=swap_networks,
     )
@@ -73,12 +77,13 @@ def of_checkpoint(
     dtype: str | torch.dtype,
     without_rewrites: Collection[str],
     swap_networks: bool,
+    variant: str | None = None,
 ) -> Source:
-    """Raises CheckpointError, BackendUnavailable, SettingsError."""
+    """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.backends.compiled import CompiledBackend
     from svd_engine.backends.eager import EagerBackend
     from svd_engine.networks.modules import Modules
-    from svd_engine.networks.rewrites import rewrites_for
+    from svd_engine.networks.rewrites import check_names, rewrites_for
 
     if not isinstance(checkpoint, Checkpoint):
         _check_place("checkpoint", checkpoint, "a name, the path of a diffusers folder, or a hub id")
@@ -90,16 +95,19 @@ def of_checkpoint(
             got="a checkpoint on the CPU, where networks that wait lie in the same memory",
             remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
         )
-    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    if isinstance(checkpoint, Checkpoint) and variant is not None:
+        raise SettingsError(
+            "variant",
+            expected="None with a checkpoint that is open already",
+            got=repr(variant),
+            remedy="Open it with open_checkpoint(source, variant).",
+        )
+    weights_dtype = torch_dtype(dtype, choice.device)
+    rewrites = rewrites_for(choice.backend, choice.device.type)
+    check_names(without_rewrites, rewrites)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant)
     eager = choice.backend == "eager"
-    modules = Modules(
-        opened,
-        torch_dtype(dtype, choice.device),
-        choice.device,
-        without_rewrites,
-        rewrites_for(choice.backend, choice.device.type),
-        swap_networks,
-    )
+    modules = Modules(opened, weights_dtype, choice.device, without_rewrites, rewrites, swap_networks)
 
     def profile_for(settings: Settings, videos: int) -> Profile:
         return Profile(
@@ -120,6 +128,7 @@ def of_checkpoint(
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
         profile_for=profile_for,
         rewrites=modules.places,
+        weights=lambda: list(chain(*modules.weight_files.values())),
         without_rewrites=without_rewrites,
         swap_networks=swap_networks,
     )

@@ -42,6 +42,8 @@ def assemble(vae_run: Path, unet_run: Path, latent_scale: float, seed: int, fold
     for config in folder.glob("*/config.json"):  # where it was made is nobody's business
         values = json.loads(config.read_text())
         values.pop("_name_or_path", None)
+        if "dtype" in values:  # transformers loads in it, where diffusers loads float32
+            values["dtype"] = "float32"
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     index = folder / "model_index.json"  # a name that every transformers knows
     index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor") + "\n")

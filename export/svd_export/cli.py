@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svd_engine import console
-from svd_engine.options import Family, Version
+from svd_engine.options import Family, Variant, Version
 from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def onnx(
     random_weights: Annotated[
         Family | None, typer.Option(help="Real architecture, seeded random weights, instead of CHECKPOINT.")
     ] = None,
+    variant: Variant = None,
     frames: Annotated[
         list[int] | None, typer.Option(help="Frames; default the checkpoint's own. Repeatable.")
     ] = None,
@@ -89,6 +90,8 @@ def onnx(
     """Exports CHECKPOINT to a bundle.  Repeated --frames, --guidance or --decode-chunk share weights."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
+    if random_weights and variant:
+        raise typer.BadParameter("--variant belongs to CHECKPOINT: random weights have no files")
 
     from svd_engine.arguments import DTYPES
     from svd_engine.checkpoint import open_checkpoint, random_checkpoint
@@ -96,7 +99,11 @@ def onnx(
     from svd_export.to_onnx import export_bundle
 
     check_free(output.absolute())
-    opened = random_checkpoint(random_weights.value) if random_weights else open_checkpoint(checkpoint or "")
+    opened = (
+        random_checkpoint(random_weights.value)
+        if random_weights
+        else open_checkpoint(checkpoint or "", variant)
+    )
     wanted = profiles(
         opened, frames or [opened.model.frames], height, width, batch,
         [g.value for g in guidance or [Guidance.batched]], decode_chunk or [None],
@@ -118,7 +125,13 @@ def verify(
     checkpoint: Annotated[
         str | None, typer.Option(help="Where its checkpoint is now; default where it was.")
     ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of the checkpoint's weight files; default the one exported.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for ONNX Runtime.")] = "auto",
+    no_write: Annotated[
+        bool, typer.Option("--no-write", help="Only print the report: the bundle may be read-only.")
+    ] = False,
 ) -> None:
     """Compares each network with eager torch on the same inputs; fails beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
@@ -131,8 +144,9 @@ def verify(
     if checkpoint is None and (family := opened.manifest.random_family):
         source = random_checkpoint(family)
     else:
-        source = open_checkpoint(checkpoint or opened.manifest.source.checkpoint)
-    for row in run(opened, source, choice.device, _progress()):
+        exported = opened.manifest.source
+        source = open_checkpoint(checkpoint or exported.checkpoint, variant or exported.variant)
+    for row in run(opened, source, choice.device, _progress(), write=not no_write):
         typer.echo(
             f"{row.network:<40} max abs {row.max_abs:.2e}  relative {row.relative:.2e} "
             f"(allowed {row.tolerance:g})  cosine {row.cosine:.8f}"

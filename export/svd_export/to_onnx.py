@@ -75,7 +75,12 @@ def export_bundle(
             modules.release(of_network[0])
         manifest = Manifest(
             model=checkpoint.model,
-            source=Source(checkpoint=checkpoint.source, digest=checkpoint.digest()),
+            source=Source(
+                checkpoint=checkpoint.source,
+                digest=checkpoint.digest(),
+                variant=checkpoint.variant,
+                weights=tuple(chain(*modules.weight_files.values())),
+            ),
             dtype=dtype_name(dtype),
             form=form,
             opset=forms.OPSETS[form],
