@@ -91,7 +91,7 @@ def sampler(bench: Bench, subjects: Sequence[Subject], setting: Setting, checkpo
     for name, laps in timed.items():
         row = Row(
             subject=name, backend="torch", device=str(bench.device), dtype="float32", stage="sampler",
-            setting=setting, latency_ms=spread(laps), of_diffusers=theirs and paired(laps, theirs),
+            setting=setting, latency_ms=spread(laps), of_diffusers=paired(laps, theirs) if theirs else None,
             max_abs_difference=difference if name == "svd-engine" and len(calls) > 1 else None,
         )  # fmt: skip
         bench.recorder.put(f"sampler, {name}", row)
