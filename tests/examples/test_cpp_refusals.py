@@ -195,7 +195,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file cut off": (cut, "file denoiser.bin of bundle"),
     "a link": (linked, "got a link"),
     "a path outside": (
-        edit(lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": ""}})),
+        edit(lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": "0" * 64}})),
         "a path that leaves the bundle",
     ),
     "weights altered": (lambda b: damage.flip(b / "denoiser.bin"), "file denoiser.bin of bundle"),
