@@ -67,7 +67,7 @@ class OrtBackend:
         self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
-        path = self.bundle.graph(spec)  # hashes checked
+        path = self.bundle.graph(spec, _memory(self.device))
         provider = PROVIDERS[self.device.type]
         session = self._session(path, provider)
         used = session.get_providers()
@@ -102,6 +102,15 @@ class OrtBackend:
 
     def close(self) -> None:
         """Sessions belong to their networks; nothing else is held."""
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that `device` has, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def load_runtime(device: torch.device) -> Any:
