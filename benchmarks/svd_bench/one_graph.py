@@ -35,7 +35,7 @@ class OneGraph(Bundle):
         self.folder = folder
         self.exported = Exported.model_validate_json((folder / RECORD).read_bytes())
 
-    def graph(self, _spec: NetworkSpec) -> Path:
+    def graph(self, _spec: NetworkSpec, _memory: int | None = None) -> Path:
         return self.folder / self.exported.entry.graph
 
     def dtype_of(self, _spec: NetworkSpec) -> str:

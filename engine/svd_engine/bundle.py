@@ -15,7 +15,8 @@ import hashlib
 from pathlib import Path, PureWindowsPath
 
 from svd_engine.errors import BundleError, ProfileError
-from svd_engine.external_data import check_external_data
+from svd_engine.external_data import check_external_data, read_graph
+from svd_engine.graph_limits import check_limits
 from svd_engine.manifest import DTYPE_OPTIONS, MANIFEST, FileEntry, NetworkEntry, PlanEntry, read_manifest
 from svd_engine.networks.spec import Guidance, NetworkSpec, Profile, specs_of
 
@@ -75,13 +76,20 @@ class Bundle:
     def dtype_of(self, spec: NetworkSpec) -> str:
         return self.entry(spec).dtype
 
-    def graph(self, spec: NetworkSpec) -> Path:
-        """Path of the network's ONNX graph, after its files' hashes and its weight paths are checked."""
+    def graph(self, spec: NetworkSpec, memory: int | None = None) -> Path:
+        """Path of the network's ONNX graph, after all is checked that can be known before it runs.
+
+        Its files' hashes, where its weights lie, its inputs and output, and what it allocates: no run of it
+        may need more than `memory` bytes; None leaves that to the runtime.  Raises BundleError.
+        """
         entry = self.entry(spec)
         for name in (entry.graph, entry.weights):
             self._check_hash(name)
-        check_external_data(self.folder / entry.graph, entry.weights)
-        return self.folder / entry.graph
+        path = self.folder / entry.graph
+        model = read_graph(path)
+        check_external_data(path, model, entry.weights)
+        check_limits(path, model, spec, self.manifest.files[entry.weights].bytes, memory)
+        return path
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from svd_engine.bounds import ChannelMean, Channels, ClipPixels, Divisor, Frames, LatentChannels, NoiseLevel
 from svd_engine.errors import CheckpointError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture
@@ -33,8 +34,9 @@ _TIME = "projection_class_embeddings_input_dim"
 
 Configs = Mapping[str, Mapping[str, Any]]  # by the keys of FILES and OPTIONAL
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
+LatentPixels = Annotated[int, Field(ge=1, le=512)]  # height or width
+Levels = Annotated[list[Count], Field(min_length=1, max_length=6)]  # one per resolution
+Rgb = Annotated[list[ChannelMean], Field(min_length=3, max_length=3)]
 
 
 class _Config(BaseModel):
@@ -47,29 +49,27 @@ class _UNet(_Config):
     class_name: Literal["UNetSpatioTemporalConditionModel"] = Field(alias="_class_name")
     in_channels: Count
     out_channels: Count
-    block_out_channels: list[Count]
+    block_out_channels: Levels
     cross_attention_dim: Count
     addition_time_embed_dim: Count
     projection_class_embeddings_input_dim: Count
-    num_frames: Count
-    sample_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | int | None = (
-        None  # latent pixels
-    )
+    num_frames: Frames
+    sample_size: Annotated[list[LatentPixels], Field(min_length=2, max_length=2)] | int | None = None
 
 
 class _Vae(_Config):
     class_name: Literal["AutoencoderKLTemporalDecoder"] = Field(alias="_class_name")
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
-    latent_channels: Count
-    block_out_channels: list[Count]
-    scaling_factor: Positive
+    latent_channels: LatentChannels
+    block_out_channels: Levels
+    scaling_factor: Divisor
 
 
 class _ImageEncoder(_Config):
     architectures: list[Literal["CLIPVisionModelWithProjection"]]
-    image_size: Count
-    projection_dim: Count
+    image_size: ClipPixels
+    projection_dim: Channels
 
 
 class _Scheduler(_Config):
@@ -87,13 +87,13 @@ class _Scheduler(_Config):
     use_exponential_sigmas: Literal[False] = False
     use_beta_sigmas: Literal[False] = False
     final_sigmas_type: Literal["zero"] = "zero"
-    sigma_min: Positive
-    sigma_max: Positive
+    sigma_min: NoiseLevel
+    sigma_max: NoiseLevel
 
 
 class _FeatureExtractor(_Config):
     image_mean: Rgb
-    image_std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    image_std: Annotated[list[Divisor], Field(min_length=3, max_length=3)]
     crop_size: Count | dict[str, Count]  # older transformers wrote one number
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # pixels; JPEG's own limit
+BAND = 2**21  # pixels that are converted at once, so that memory stays a small multiple of the picture
 # What Pillow may try on a file.  One of its other formats, EPS, starts an interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 
@@ -71,7 +72,8 @@ def _read(file: str | Path | io.BytesIO, name: str) -> Image.Image:
             with Image.open(file, formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                     raise _too_large(name, f"{image.width} x {image.height}")
-                return _to_rgb(ImageOps.exif_transpose(image), name)
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image, name)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -161,23 +163,32 @@ def to_clip_pixels(images: Images, size: int, mean: Sequence[float], std: Sequen
 
     _check_size(size)
     if not isinstance(images, torch.Tensor):
-        pixels = torch.cat([_antialiased_resize(_from_rgb(i), size) for i in _rgb_images(images)])
+        resized = [
+            _antialiased_resize((_from_rgb(band) for band in _bands(i)), i.height, i.width, size)
+            for i in _rgb_images(images)
+        ]
+        pixels = torch.cat(resized)
     else:
         pixels = _unit_tensor(images)
         if pixels.shape[-2:] != (size, size):
-            pixels = _antialiased_resize(pixels, size)
+            height, width = pixels.shape[-2:]
+            rows = max(1, BAND // (len(pixels) * width))
+            pixels = _antialiased_resize(pixels.split(rows, dim=-2), height, width, size)
     return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
 
 
-def _antialiased_resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """[N, 3, H, W] in [0, 1] to [N, 3, S, S]; the bicubic filter may overshoot that range.
+def _antialiased_resize(bands: Iterable[torch.Tensor], height: int, width: int, size: int) -> torch.Tensor:
+    """`bands` of rows, [N, 3, rows, W] in [0, 1], H rows together, to [N, 3, S, S].
 
-    Equals diffusers' _resize_with_antialiasing, a blur and then a bicubic filter.  Both are linear and
-    separable, so one matrix an axis does both, at a fraction of the work on a large photograph.
+    The bicubic filter may overshoot that range.  Equals diffusers' _resize_with_antialiasing, a blur and then
+    a bicubic filter.  Both are linear and separable, so one matrix an axis does both, at a fraction of the
+    work on a large photograph.
     """
-    height, width = pixels.shape[-2:]
+    import torch
+
     rows, columns = _resize_weights(height, size).double(), _resize_weights(width, size).double()
-    filtered = rows @ ((pixels.double() * 2.0 - 1.0) @ columns.T)  # in [-1, 1], as in training
+    across = torch.cat([(band.double() * 2.0 - 1.0) @ columns.T for band in bands], dim=-2)  # [N, 3, H, S]
+    filtered = rows @ across  # in [-1, 1], as in training
     return ((filtered + 1.0) / 2.0).float()
 
 
@@ -210,7 +221,23 @@ def _resize_weights(source: int, target: int) -> torch.Tensor:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A PIL image of any mode to RGB; `name` is for the error."""
+    """A PIL image of any mode to RGB, band by band; `name` is for the error."""
+    rgb = Image.new("RGB", image.size)
+    top = 0
+    for band in _bands(image):
+        rgb.paste(_band_to_rgb(band, name), (0, top))
+        top += band.height
+    return rgb
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """The rows of an image from top to bottom, about BAND pixels at a time."""
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _band_to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; in mode I from some formats and versions of Pillow
         grey = np.asarray(image).astype(np.int32)
         if grey.min() >= 0 and grey.max() <= 65535:
@@ -238,7 +265,11 @@ def _from_rgb(image: Image.Image) -> torch.Tensor:
 
 def _rgb_images(images: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
     given = images if isinstance(images, (list, tuple)) else [images]
-    rgb = [_to_rgb(image, "image") for image in given if isinstance(image, Image.Image) and all(image.size)]
+    rgb = [
+        image if image.mode == "RGB" and not image.has_transparency_data else _to_rgb(image, "image")
+        for image in given
+        if isinstance(image, Image.Image) and all(image.size)
+    ]
     if not rgb or len(rgb) < len(given):
         raise SettingsError(
             "image",

@@ -23,6 +23,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -36,6 +37,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using Floats = std::vector<float>;
 using Inputs = std::map<std::string, Floats>;  // by tensor name, row-major
+constexpr std::uintmax_t manifest_bytes = 4 << 20;
 using OnStep = std::function<void(int)>;       // steps done
 
 /// What is wrong and where, what was expected, what was got, what to do.  `exit_code` 2 is wrong usage.
@@ -107,13 +109,17 @@ class Bundle {
   std::vector<Profile> profiles;
 
   explicit Bundle(const fs::path& path) : folder(path) {
-    if (!fs::is_regular_file(folder / "manifest.json"))
+    const auto file = folder / "manifest.json";
+    if (fs::is_symlink(file) || (fs::is_regular_file(file) && fs::file_size(file) > manifest_bytes))
+      throw bad("a regular file of at most 4 MiB", fs::is_symlink(file) ? "a link" : "more");
+    if (!fs::is_regular_file(file))
       throw Error("bundle " + folder.string(), "a folder with manifest.json",
                   fs::is_directory(folder) ? "no such file" : "no such folder",
                   "Make one with: svd-export onnx CHECKPOINT -o BUNDLE");
     try {
-      manifest = json::parse(std::ifstream(folder / "manifest.json"));
-      if (manifest.at("format") != 1) throw bad("bundle format 1", "format " + manifest["format"].dump());
+      manifest = parse(file);
+      if (!manifest.at("format").is_number_integer() || manifest["format"] != 1)
+        throw bad("bundle format 1", "format " + manifest["format"].dump());
       read_model();
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
       for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
@@ -187,19 +193,62 @@ class Bundle {
     return {(folder / "manifest.json").string(), expected, got, "Export the bundle again."};
   }
 
+  /// Strict JSON without a byte order mark; readers differ in which of two equal keys they take.
+  json parse(const fs::path& path) const {
+    std::ifstream file(path, std::ios::binary);
+    const std::string content{std::istreambuf_iterator<char>(file), {}};
+    if (content.rfind("\xef\xbb\xbf", 0) == 0) throw bad("JSON", "a byte order mark");
+    std::vector<std::set<std::string>> keys;  // of the objects that are open
+    return json::parse(content, [&](int, json::parse_event_t event, json& value) {
+      if (event == json::parse_event_t::object_start) keys.emplace_back();
+      if (event == json::parse_event_t::object_end) keys.pop_back();
+      if (event == json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
+        throw bad("every key once in an object", value.dump() + " twice");
+      return true;
+    });
+  }
+
+  /// A whole number in a range; the limits are those of svd_engine/bounds.py.
+  int whole(const json& of, const char* name, std::int64_t low, std::int64_t high) const {
+    const auto& value = of.at(name);
+    if (!value.is_number_integer() || value < low || value > high)
+      throw bad(name + (" from " + std::to_string(low)) + " to " + std::to_string(high), value.dump());
+    return value.get<int>();
+  }
+
+  double real(const json& value, const char* name, double low, double high) const {
+    if (!value.is_number() || !(value >= low && value <= high))
+      throw bad(name + (" from " + json(low).dump()) + " to " + json(high).dump(), value.dump());
+    return value.get<double>();
+  }
+
+  std::array<float, 3> rgb(const json& values, const char* name, double low, double high) const {
+    if (!values.is_array() || values.size() != 3) throw bad(name + std::string(" of 3"), values.dump());
+    std::array<float, 3> all{};
+    for (std::size_t i = 0; i < 3; ++i) all[i] = float(real(values[i], name, low, high));
+    return all;
+  }
+
   void read_model() {
     const auto &m = manifest.at("model"), &a = m.at("architecture");
-    model = {a.at("clip_size"), a.at("embedding_dim"), a.at("latent_channels"), a.at("vae_scale"),
-             m.at("sigma_min"), m.at("sigma_max"),     m.at("rho"),             m.at("latent_scale"),
-             m.at("clip_mean"), m.at("clip_std"),      m.value("min_guidance_scale", 1.0F),
-             m.value("max_guidance_scale", 3.0F)};
-    for (const auto& p : manifest.at("profiles"))
-      profiles.push_back({p.at("frames"), p.at("height"), p.at("width"), p.at("batch"), p.at("decode_chunk"),
-                          p.at("guidance")});
-    int least = std::min({model.clip_size, model.embedding_dim, model.channels, model.scale});
-    for (const auto& p : profiles)
-      least = std::min({least, p.frames, p.height, p.width, p.batch, p.decode_chunk});
-    if (least < 1 || profiles.empty()) throw bad("numbers of at least 1", manifest["profiles"].dump());
+    model = {whole(a, "clip_size", 1, 2048), whole(a, "embedding_dim", 1, 65536),
+             whole(a, "latent_channels", 1, 64), whole(a, "vae_scale", 1, 1024),
+             real(m.at("sigma_min"), "sigma_min", 1e-6, 1e6), real(m.at("sigma_max"), "sigma_max", 1e-6, 1e6),
+             real(m.at("rho"), "rho", 0.1, 1000), float(real(m.at("latent_scale"), "latent_scale", 1e-6, 1e6)),
+             rgb(m.at("clip_mean"), "clip_mean", -1e6, 1e6), rgb(m.at("clip_std"), "clip_std", 1e-6, 1e6),
+             float(real(m.value("min_guidance_scale", json(1.0)), "min_guidance_scale", -1e6, 1e6)),
+             float(real(m.value("max_guidance_scale", json(3.0)), "max_guidance_scale", -1e6, 1e6))};
+    if (model.sigma_min >= model.sigma_max) throw bad("sigma_min below sigma_max", m.at("sigma_min").dump());
+    const auto& listed = manifest.at("profiles");
+    if (!listed.is_array() || listed.empty() || listed.size() > 256)
+      throw bad("1 to 256 profiles", std::to_string(listed.size()));
+    for (const auto& p : listed) {
+      profiles.push_back({whole(p, "frames", 1, 1024), whole(p, "height", 1, 16384), whole(p, "width", 1, 16384),
+                          whole(p, "batch", 1, 64), whole(p, "decode_chunk", 1, 1024), p.at("guidance")});
+      const auto& made = profiles.back();
+      if (std::int64_t(made.batch) * made.frames * made.height * made.width > std::int64_t{1} << 30)
+        throw bad("at most 1,073,741,824 pixels in one call", made.text());
+    }
   }
 
   void check_present(const std::string& name, std::uintmax_t bytes) const {

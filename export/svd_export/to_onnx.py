@@ -33,6 +33,7 @@ from svd_engine.manifest import (
     NetworkEntry,
     RewriteEntry,
     Source,
+    check_profile,
 )
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import NETWORKS, NetworkSpec, Profile, specs_of
@@ -56,9 +57,12 @@ def export_bundle(
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
     `form` is that of its graphs, see `forms`; the default follows `dtype`.  `progress` is told each
-    network as its work begins.  Raises ExportError when the place is taken or cannot be written or a
-    network cannot be exported, CheckpointError for the checkpoint's own faults.
+    network as its work begins.  Raises SettingsError for a profile out of bounds, ExportError when the place
+    is taken or cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own
+    faults.
     """
+    for profile in profiles:
+        check_profile(profile, checkpoint.model.architecture)
     form = form or forms.default_form(dtype)
     modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites, rewrites=forms.rewrites_of(form))
     specs = dict.fromkeys(chain(*(specs_of(p, checkpoint.model.architecture) for p in profiles)))

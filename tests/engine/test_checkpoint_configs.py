@@ -105,7 +105,7 @@ def test_what_may_be_absent_has_diffusers_default() -> None:
         ("vae", "scaling_factor", float("nan"), "a finite number"),
         ("image_encoder", "architectures", ["CLIPModel"], "'CLIPVisionModelWithProjection'"),
         ("feature_extractor", "crop_size", {"height": 224, "width": 336}, "{224} (CLIP's image_size)"),
-        ("feature_extractor", "image_std", [0.0, 1.0, 1.0], "greater than 0"),
+        ("feature_extractor", "image_std", [0.0, 1.0, 1.0], "equal to 0.000001"),
         ("feature_extractor", "image_mean", [0.5], "at least 3 items"),
     ],
 )

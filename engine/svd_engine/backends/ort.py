@@ -70,7 +70,7 @@ class OrtBackend:
         self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
-        path = self.bundle.graph(spec)  # hashes checked
+        path = self.bundle.graph(spec, _memory(self.device))
         provider = PROVIDERS[self.device.type]
         session = self._session(path, provider)
         used = session.get_providers()
@@ -117,6 +117,15 @@ def _keep_for_ever() -> None:
 _sessions: WeakSet[Any] = WeakSet()
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_keep_for_ever)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that `device` has, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def load_runtime(device: torch.device) -> Any:
