@@ -76,7 +76,7 @@ def test_a_cpu_without_a_model_is_named_by_its_architecture(monkeypatch: pytest.
 
 
 def test_a_system_without_proc_and_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(path: Path) -> str:
+    def missing(path: Path, encoding: str) -> str:
         raise OSError
 
     monkeypatch.setattr(module.Path, "read_text", missing)
