@@ -20,6 +20,7 @@ from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
+from svd_engine.observer import UNOBSERVED, Observer, Step
 from svd_engine.settings import Settings
 from svd_engine.steering import Steering
 
@@ -52,6 +53,7 @@ def generate(
     decode: bool = True,
     steering: Steering | None = None,  # None: what `settings` say, to the end
     progress: Progress = iter,
+    observer: Observer = UNOBSERVED,
 ) -> Tensor:
     """Frames [N,F,3,H,W] in [0, 1], or with `decode` off the latents [N,F,4,h,w].  float32.
 
@@ -68,6 +70,7 @@ def generate(
         noisy = pixels + settings.noise_aug_strength * noise
         first_latent = in_batches(stages.vae_encoder, stages.profile.batch, pixels=noisy)  # [images, 4, h, w]
         finite(first_latent, stages.vae_encoder)
+    observer.on_first_latent(noisy, first_latent)
 
     # diffusers orders several videos of several images differently for the two; here both are grouped
     embedding = embedding.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 1, D]
@@ -78,7 +81,7 @@ def generate(
         x = noise_video(first_latent, settings, generator, latents) * sampling.initial_scale(sigmas)
         steering = steering or Steering(settings, len(x), x.device)
         denoise = denoiser_call(stages, settings, steering, embedding, first_latent)
-        x = sample(denoise, x, sigmas, on_step, clock, steering, progress)
+        x = sample(denoise, x, sigmas, on_step, clock, steering, progress, observer)
         finite(x, stages.denoiser)
     if not decode:
         return x
@@ -157,18 +160,27 @@ def sample(
     clock: Clock,
     steering: Steering,
     progress: Progress,
+    observer: Observer,
 ) -> Tensor:
     """Noise -> latent video [N,F,4,h,w]; `on_step` may replace the latents after each step.
 
     An interrupt of `steering` skips the steps that are left: the latents keep the noise of the last one.
     """
-    steps = sampling.euler_steps(denoise, x, sigmas)
+    denoised = x  # the latest estimate
+
+    def estimate(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal denoised
+        denoised = denoise(x, sigma)
+        return denoised
+
+    steps = sampling.euler_steps(estimate, x, sigmas)
     replaced: Tensor | None = None
     for index in progress(range(len(sigmas) - 1)):
         if steering.interrupted:
             break
         with clock.step():
             sigma, x = steps.send(replaced) if index else next(steps)
+        observer.on_step(Step(index, len(sigmas) - 1, denoised))
         replaced = x = on_step(index, sampling.c_noise(sigma), x)
     return x
 

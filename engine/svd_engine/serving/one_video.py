@@ -1,102 +1,85 @@
-"""One engine that makes one video after the other, watched.  Knows nothing of Triton.
-
-Letters in shapes: N videos, F frames, H W pixels.
-"""
+"""One video, watched: the part that every front shares, whatever queue stands before it."""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from svd_engine import VideoEngine
-from svd_engine.image import decode_image
-from svd_engine.settings import check_seed
-from svd_engine.video import to_uint8, write_video
-from svd_export.triton_model import preview
-from svd_export.triton_model.inputs import Request
-from svd_export.triton_model.watch import Watch, WatchedBackend
+from svd_engine.call_queue import Cancel
+from svd_engine.engine import VideoEngine
+from svd_engine.errors import Cancelled, ImageError, NonFiniteOutput, SettingsError
+from svd_engine.output import VideoOutput
+from svd_engine.serving.watch import OnStepEnd, Watch
+from svd_engine.settings import at_least, check_seed
 
-OnStep = Callable[[int, bytes | None], None]  # (steps done, an animated WebP or None)
-
-
-@dataclass(frozen=True)
-class Made:
-    videos: list[bytes]  # N mp4 files, or none when frames were asked for
-    frames: np.ndarray | None  # [N,F,H,W,3] uint8
-    stage_ms: dict[str, float]
-    report: str  # JSON of svd_engine.report.RunReport
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
-class Service:
-    def __init__(self, bundle: Path, device: str) -> None:
-        self.engine = VideoEngine.from_bundle(bundle, device=device)
-        self.engine.set_progress_bar_config(disable=True)
-        self.backend = self.engine.backend = WatchedBackend(self.engine.backend)
+@dataclass(frozen=True, eq=False)
+class VideoRequest:
+    """What a client asks for.  Raises SettingsError for a seed or a `preview_every` out of range."""
 
-    def warm_up(self) -> None:
-        """Loads every network and makes a video of one step.  Raises BundleError or BackendError."""
-        self.backend.watch = Watch()
-        size = self.engine.default.width, self.engine.default.height
-        self.engine(Image.new("RGB", size, "grey"), num_inference_steps=1)
+    image: Image | torch.Tensor  # as the engine's call takes it
+    seed: int
+    preview_every: int = 0  # steps; 0 is no preview
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # further ones of VideoEngine.__call__
 
-    def make(self, asked: Request, cancelled: Callable[[], bool], on_step: OnStep | None = None) -> Made:
-        """The video of one request.  Raises Cancelled, SettingsError, ImageError, BackendError."""
-        check_seed(asked.seed)
-        arguments = dict(asked.sampling)
-        if "latents" in arguments:
-            arguments["latents"] = torch.from_numpy(arguments["latents"].copy())  # Triton's are read-only
-        watch = self.backend.watch = Watch(cancelled, keep=asked.preview_every > 0)
-        try:
-            result = self.engine(
-                decode_image(asked.image),
-                generator=torch.Generator("cpu").manual_seed(asked.seed),
-                output_type="pt",
-                callback_on_step_end=self._callback(asked, on_step) if on_step else None,
-                **arguments,
-            )
-            watch.check()
-            started = time.perf_counter()
-            pixels = [to_uint8(frames) for frames in result.frames]
-            as_files = asked.output_type == "mp4"
-            videos = [encoded(frames, ".mp4", asked.fps) for frames in pixels] if as_files else []
-            stage_ms = {**result.report.stage_ms, "encode": (time.perf_counter() - started) * 1e3}
-        finally:
-            self.backend.watch = Watch()  # holds no tensors between requests
-        frames = None if as_files else np.stack(pixels)
-        return Made(videos, frames, stage_ms, result.report.model_dump_json())
-
-    def close(self) -> None:
-        self.engine.close()
-
-    def _callback(self, asked: Request, on_step: OnStep) -> Callable[..., dict[str, Any]]:
-        def callback(_: VideoEngine, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            done = step + 1
-            due = asked.preview_every and done % asked.preview_every == 0
-            on_step(done, self._preview(asked.fps) if due else None)
-            self.backend.watch.denoised = None
-            return tensors
-
-        return callback
-
-    def _preview(self, fps: int) -> bytes:
-        """The denoiser's present estimate of the first video, [F,3,H/8,W/8], as an animated WebP."""
-        watch = self.backend.watch
-        assert watch.pixels is not None
-        assert watch.latent is not None
-        assert watch.denoised is not None
-        weights = preview.fit(watch.pixels, watch.latent)
-        latents = watch.denoised[0] / self.engine.model.latent_scale
-        return encoded(to_uint8(preview.project(latents, weights)), ".webp", fps)
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        at_least("preview_every", self.preview_every, 0)
 
 
-def encoded(frames: np.ndarray, suffix: str, fps: int) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="svd-engine-") as folder:
-        return write_video(frames, Path(folder, f"video{suffix}"), fps).read_bytes()
+class Status(StrEnum):
+    """Where a request is: the first two pass, one of the others stays."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"  # its settings or its image cannot be used
+    FAILED = "failed"  # a network or the machine
+    EXPIRED = "expired"  # it waited for longer than it may
+
+    @property
+    def ended(self) -> bool:
+        return self not in (Status.WAITING, Status.RUNNING)
+
+
+def watch(engine: VideoEngine, request: VideoRequest, on_step_end: OnStepEnd | None = None) -> Watch:
+    """What to give to `make_video`, and to read progress and previews from meanwhile."""
+    return Watch(engine.model.latent_scale, request.preview_every, on_step_end)
+
+
+def make_video(engine: VideoEngine, request: VideoRequest, watch: Watch, cancel: Cancel) -> VideoOutput:
+    """Raises what the engine's call raises."""
+    output: VideoOutput = engine(
+        request.image,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        cancel=cancel,
+        observer=watch,
+        **request.arguments,
+    )
+    return output
+
+
+def warm_up(engine: VideoEngine) -> None:
+    """Loads every network and makes a video of one step.  Raises BundleError or BackendError."""
+    grey = torch.full((1, 3, engine.default.height, engine.default.width), 0.5)
+    engine(grey, num_inference_steps=1, output_type="pt")
+
+
+def status_after(error: BaseException) -> Status:
+    """How a request ended that ended with `error`."""
+    if isinstance(error, Cancelled):
+        return Status.CANCELLED
+    return Status.REFUSED if isinstance(error, (SettingsError, ImageError)) else Status.FAILED
+
+
+def must_reopen(error: BaseException) -> bool:
+    """Whether networks have to be loaded anew: not after NaN, which the input or the weights give."""
+    return status_after(error) is Status.FAILED and not isinstance(error, NonFiniteOutput)

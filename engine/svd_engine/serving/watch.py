@@ -1,70 +1,62 @@
-"""Stands between the engine and its networks: stops a generation between two calls, shows what passed.
+"""Follows one call of the engine: how far it is, and what the video will look like.
 
-A backend around the engine's own, so that cancelling works in every stage: before the encoders, at every
-step, before every chunk of the decoder, without the engine knowing of it.
+Letters in shapes: N videos, F frames, h w latent pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
-from svd_engine.backends.network import Backend, Network
-from svd_engine.networks.spec import NetworkSpec
+from svd_engine.observer import Observer, Step
+from svd_engine.serving import preview
+from svd_engine.video import to_uint8
+
+OnStepEnd = Callable[[int, np.ndarray | None], None]  # (steps done, the preview if one was due)
 
 
-class Cancelled(Exception):
-    """The client cancelled or went away."""
+@dataclass(frozen=True)
+class Progress:
+    stage: str = ""  # the running one; the last one after the end
+    step: int = 0  # denoising steps done
+    steps: int = 0  # of the video; 0 until the first is done
+    network_calls: int = 0  # runs of any network
 
 
-class Watch:
-    """What the networks of one request are asked and told."""
+class Watch(Observer):
+    """`progress` and `preview` may be read from any thread while the call runs.
 
-    def __init__(self, cancelled: Callable[[], bool] = lambda: False, keep: bool = False) -> None:
-        self.cancelled, self.keep = cancelled, keep
-        self.pixels: Tensor | None = None  # [B,3,H,W] in [-1, 1], of the first call of the VAE encoder
-        self.latent: Tensor | None = None  # [B,4,h,w], its output
-        self.denoised: Tensor | None = None  # [B,F,4,h,w], the first since it was last set to None
+    preview_every: steps from one preview to the next; 0 is none.  A preview shows the first video,
+    [F,h,w,3] bytes.  `on_step_end` is called after every step, in the thread of the call.
+    """
 
-    def check(self) -> None:
-        """Raises Cancelled."""
-        if self.cancelled():
-            raise Cancelled
+    def __init__(
+        self, latent_scale: float, preview_every: int = 0, on_step_end: OnStepEnd | None = None
+    ) -> None:
+        self.latent_scale, self.preview_every, self.on_step_end = latent_scale, preview_every, on_step_end
+        self.progress = Progress()
+        self.preview: np.ndarray | None = None  # the newest
+        self._colours: Tensor | None = None  # from latents
 
-    def after(self, network: str, inputs: Mapping[str, Tensor], output: Tensor) -> None:
-        if not self.keep:
-            return
-        if network == "vae_encoder" and self.latent is None:
-            self.pixels, self.latent = inputs["pixels"], output.clone()
-        if network == "denoiser" and self.denoised is None:
-            self.denoised = output.clone()
+    def on_stage_begin(self, stage: str) -> None:
+        self.progress = replace(self.progress, stage=stage)
 
+    def on_network_run(self, network: str) -> None:  # noqa: ARG002
+        self.progress = replace(self.progress, network_calls=self.progress.network_calls + 1)
 
-class WatchedBackend:
-    """The engine's backend, with a `watch` that each request replaces."""
+    def on_first_latent(self, pixels: Tensor, latent: Tensor) -> None:
+        if self.preview_every:
+            self._colours = preview.fit(pixels, latent)
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend, self.watch = backend, Watch()
-        self.name, self.device = backend.name, backend.device
-
-    def open(self, spec: NetworkSpec) -> Network:
-        return WatchedNetwork(self.backend.open(spec), self)
-
-    def close(self) -> None:
-        self.backend.close()
-
-
-class WatchedNetwork(Network):
-    def __init__(self, network: Network, owner: WatchedBackend) -> None:
-        super().__init__(network.spec, network.placement)
-        self.network, self.owner = network, owner
-
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        self.owner.watch.check()
-        output = self.network.run(inputs)
-        self.owner.watch.after(self.spec.network, inputs, output)
-        return output
-
-    def close(self) -> None:
-        self.network.close()
+    def on_step(self, step: Step) -> None:
+        done = step.index + 1
+        shown: np.ndarray | None = None
+        if self._colours is not None and done % self.preview_every == 0:
+            shown = to_uint8(preview.project(step.denoised[0] / self.latent_scale, self._colours))
+            self.preview = shown
+        self.progress = replace(self.progress, step=done, steps=step.steps)
+        if self.on_step_end is not None:
+            self.on_step_end(done, shown)
