@@ -107,12 +107,12 @@ def test_what_the_queue_cannot_hold_is_refused_and_later_taken(here: Here) -> No
 
 
 def test_as_many_as_may_wait_fit_beside_the_first_before_it_runs() -> None:
-    """Whether the worker has taken it yet or not."""
+    """Whether the worker has taken it yet or not, and after other jobs as well."""
     engine, backend = fake_engine()
-    backend.ran = gate = Gate()
     with JobService(engine, max_queue=1) as service:
-        held = service._changed
-        with held:  # the worker cannot take any
+        service.submit(asked()).result(PATIENCE)
+        backend.ran = gate = Gate()
+        with service._changed:  # the worker cannot take any
             service.submit(asked())
             service.submit(asked())
             with pytest.raises(QueueFull):
