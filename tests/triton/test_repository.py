@@ -75,11 +75,11 @@ def test_every_argument_of_the_engine_is_an_optional_input(written: Path, name: 
     theirs = inspect.signature(VideoEngine.__call__).parameters
     elsewhere = {
         "self", "image", "generator", "output_type", "return_dict", "callback_on_step_end",
-        "callback_on_step_end_tensor_inputs",
+        "callback_on_step_end_tensor_inputs", "cancel", "observer",
     }  # fmt: skip
-    assert {tensor.name for tensor in SAMPLING} == set(theirs) - elsewhere
+    assert {tensor.name for tensor in SAMPLING} | {"fit"} == set(theirs) - elsewhere
     assert theirs["fps"].default == DEFAULT_FPS
-    ours = {"image", "seed", "output_type", *(["preview_every"] if name == "svd_stream" else [])}
+    ours = {"image", "fit", "seed", "output_type", *(["preview_every"] if name == "svd_stream" else [])}
     inputs = config(written / name / "config.pbtxt").input
     assert {tensor.name for tensor in inputs} == {tensor.name for tensor in SAMPLING} | ours
     assert [tensor.name for tensor in inputs if not tensor.optional] == ["image"]
