@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,20 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svd_engine import console
+from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.options import DType, Version
 
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine, VideoOutput
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
-
-
-class Backend(StrEnum):
-    auto = "auto"
-    tensorrt = "tensorrt"
-    onnxruntime = "onnxruntime"
-    compiled = "compiled"
-    eager = "eager"
 
 
 @app.callback()
@@ -46,7 +38,9 @@ def generate(
     checkpoint: Annotated[
         str | None, typer.Option(help="svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id.")
     ] = None,
-    backend: Annotated[Backend, typer.Option()] = Backend.auto,
+    backend: Annotated[
+        str, typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="What runs the networks; auto says why.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[
         DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
@@ -71,6 +65,15 @@ def generate(
     swap_networks: Annotated[
         bool, typer.Option("--swap-networks", help="One network in memory at a time: less memory, more time.")
     ] = False,
+    jit_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep what tensorrt-rtx compiles on this GPU here; default the user's cache folder."
+        ),
+    ] = None,
+    no_jit_cache: Annotated[
+        bool, typer.Option("--no-jit-cache", help="Keep nothing of what tensorrt-rtx compiles.")
+    ] = False,
     num_videos: Annotated[int, typer.Option(help="Videos; outputs are numbered OUT-0, OUT-1, ...")] = 1,
     without_rewrite: Annotated[
         list[str] | None,
@@ -83,6 +86,11 @@ def generate(
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
     if bundle is not None and (dtype is not DType.auto or without_rewrite):
         raise typer.BadParameter("--dtype and --without-rewrite belong to --checkpoint; a bundle has its own")
+    if jit_cache is not None and no_jit_cache:
+        raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
+    compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
+    if (jit_cache is not None or no_jit_cache) and not compiles:
+        raise typer.BadParameter("--jit-cache and --no-jit-cache belong to --backend tensorrt-rtx")
     if num_videos < 1:
         raise typer.BadParameter("--num-videos must be at least 1")
     if num_videos > 1 and any(path.name in ("", "..") for path in output):
@@ -92,6 +100,8 @@ def generate(
     from svd_engine.settings import check_seed
     from svd_engine.video import MAX_GIF_FPS, check_output
 
+    check_name(backend)
+    console.show_notices()
     check_seed(seed)
     if fps > MAX_GIF_FPS and any(path.suffix.lower() == ".gif" for path in output):
         raise typer.BadParameter(f"a GIF shows at most {MAX_GIF_FPS} frames a second: lower --fps")
@@ -107,12 +117,13 @@ def generate(
 
     if bundle is not None:
         engine = VideoEngine.from_bundle(
-            bundle, backend=backend.value, device=device, swap_networks=swap_networks
-        )
+            bundle, backend=backend, device=device, swap_networks=swap_networks,
+            jit_cache=None if no_jit_cache else jit_cache or "auto",
+        )  # fmt: skip
     else:
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
-            checkpoint, backend=backend.value, device=device, dtype=dtype.value,
+            checkpoint, backend=backend, device=device, dtype=dtype.value,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
@@ -147,7 +158,7 @@ def info(
     else:
         opened = Bundle(bundle)
         _lines(facts.bundle_facts(opened) | facts.plan_facts(opened))
-        rows = [*facts.bundle_abilities(opened.manifest.dtype), facts.tensorrt_ability(opened)]
+        rows = [*facts.bundle_abilities(opened.manifest.dtype), *facts.plan_abilities(opened)]
     for row in rows:
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
 

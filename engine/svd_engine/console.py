@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -28,6 +29,22 @@ def version_option(asked: bool) -> None:
     if asked:
         print(__version__)
         raise SystemExit(0)
+
+
+class _Notices(logging.Handler):
+    """To stderr as it is now: a progress bar may have taken its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+def show_notices() -> None:
+    """What the engine says while it works, such as that it compiles kernels, goes to stderr."""
+    notices = logging.getLogger("svd_engine.notices")
+    notices.setLevel(logging.INFO)
+    notices.propagate = False
+    if not notices.handlers:
+        notices.addHandler(_Notices())
 
 
 def check_folder(path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from svd_engine import image as images
 from svd_engine import pipeline, report, video
 from svd_engine.arguments import CALLBACK_TENSORS, OUTPUT_TYPES, check_generators, one_of
+from svd_engine.backends.jit_cache import check_folder, default_folder
 from svd_engine.backends.network import Network
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
@@ -60,12 +61,16 @@ class VideoEngine:
         backend: str = "auto",
         device: str = "auto",
         swap_networks: bool = False,
+        jit_cache: str | Path | None = "auto",
     ) -> VideoEngine:
-        """Over an exported bundle.  Raises BundleError, BackendUnavailable, SettingsError.
+        """Over an exported bundle.  Raises BundleError, BackendUnavailable, OutputError, SettingsError.
 
         swap_networks: hold one network at a time, opened for its stage and closed after it.
+        jit_cache: folder that keeps the kernels which tensorrt-rtx compiles on this GPU at the first launch;
+        "auto" is the user's cache folder, None keeps none.  Other backends compile nothing then.
         """
-        return cls(of_bundle(folder, backend, device, swap_networks))
+        kept = default_folder() if jit_cache == "auto" else jit_cache and check_folder(Path(jit_cache))
+        return cls(of_bundle(folder, backend, device, swap_networks, kept or None))
 
     @classmethod
     def from_checkpoint(
@@ -148,6 +153,10 @@ class VideoEngine:
         check_generators(generator, videos)
         with clock.stage("load"):
             stages = self._stages(self.source.profile_for(settings, videos))
+        if cold := [network for network in self._open.values() if network.needs_warm_up]:
+            with clock.stage("compile_kernels"):
+                for network in cold:
+                    network.warm_up()
 
         def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
             if callback_on_step_end is None:

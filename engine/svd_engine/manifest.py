@@ -15,16 +15,16 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from svd_engine.errors import BundleError
+from svd_engine.flavours import FlavourName, Target
 from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture, NetworkSpec, Profile
 from svd_engine.random_weights import Family
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 MANIFEST = "manifest.json"
 SCHEMA = "manifest.schema.json"
 DType = Literal["float32", "float16", "bfloat16"]
 Form = Literal["attention", "operators", "primitives", "cpu"]  # of the graphs: for which runtimes
-HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
 DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -72,22 +72,22 @@ class PlanEntry(_Strict):
 
     network: str  # key
     file: str  # name; its size and sha256 stand in `files`
-    tensorrt: str  # version that built it; no other reads it
-    gpu: str  # name of the card that it was built on
-    compute_capability: tuple[int, int]
-    hardware_compatibility: HardwareCompatibility
+    flavour: FlavourName
+    version: str  # of that TensorRT; no other reads it
+    target: Target  # the cards that it runs on
     dtype: DType  # of weights and activations; the boundary is float32
     graph_sha256: str  # of the ONNX graph and weights that it was built from
     weights_sha256: str
     stripped: bool  # it holds no weights: they come from the network's weights file when it is loaded
     refittable: bool  # its weights can be replaced
-    optimization_level: int
-    workspace_bytes: int  # limit that the builder had
+    optimization_level: int | None  # None: the flavour has no such option
+    workspace_bytes: int | None  # limit of a kernel's scratch memory that the builder had; None as above
     device_memory_bytes: int  # activations of one execution context
+    weights_memory_bytes: int | None  # weights on the GPU, as the compiler counts them; None: it did not say
 
 
 class Manifest(_Strict):
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     model: Model
     source: Source
     dtype: DType
@@ -147,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
             str(path),
             expected=f"bundle format {FORMAT}",
             got=f"format {version}",
-            remedy="Export the bundle again with this version of svd-engine, or use the one that made it.",
+            remedy=f"Export it again: svd-export onnx {_checkpoint_of(document)} -o NEW_BUNDLE",
         )
     try:
         return Manifest.model_validate_json(content)  # strict, and JSON has no tuples: not `document`
@@ -160,3 +160,14 @@ def read_manifest(folder: Path) -> Manifest:
             got=first["msg"],
             remedy="Export the bundle again.",
         ) from error
+
+
+def _checkpoint_of(document: object) -> str:
+    """The checkpoint that a manifest of whatever format names, as an argument; else a placeholder."""
+    source = document.get("source") if isinstance(document, dict) else None
+    named = source.get("checkpoint") if isinstance(source, dict) else None
+    if not isinstance(named, str):
+        return "CHECKPOINT"
+    kind, _, family = named.partition(":")
+    random = kind == "random" and family in get_args(Family)
+    return f"--random-weights {family}" if random else shlex.quote(named)

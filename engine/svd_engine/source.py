@@ -9,6 +9,7 @@ from pathlib import Path
 from svd_engine.arguments import torch_dtype
 from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
 from svd_engine.backends.network import Backend
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
@@ -30,15 +31,15 @@ class Source:
     swap_networks: bool = False
 
 
-def of_bundle(folder: str | Path, backend: str, device: str, swap_networks: bool) -> Source:
+def of_bundle(
+    folder: str | Path, backend: str, device: str, swap_networks: bool, jit_cache: Path | None
+) -> Source:
     """Raises BundleError, BackendUnavailable, SettingsError."""
-    from svd_engine.backends.ort import OrtBackend
     from svd_engine.backends.swapped import SwappedBackend
-    from svd_engine.backends.trt import TrtBackend
 
     bundle = Bundle(folder)
     choice = choose_for_bundle(backend, device, bundle)
-    made: Backend = (TrtBackend if choice.backend == "tensorrt" else OrtBackend)(bundle, choice.device)
+    made = BACKENDS[choice.backend].open(bundle, choice.device, jit_cache)
     manifest = bundle.manifest
 
     def profile_for(settings: Settings, _videos: int) -> Profile:
@@ -72,8 +73,6 @@ def of_checkpoint(
     swap_networks: bool,
 ) -> Source:
     """Raises CheckpointError, BackendUnavailable, SettingsError."""
-    from svd_engine.backends.compiled import CompiledBackend
-    from svd_engine.backends.eager import EagerBackend
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import rewrites_for
 
@@ -86,7 +85,6 @@ def of_checkpoint(
             remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
         )
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    eager = choice.backend == "eager"
     modules = Modules(
         opened,
         torch_dtype(dtype, choice.device),
@@ -110,7 +108,7 @@ def of_checkpoint(
     return Source(
         name=opened.source,
         model=model,
-        backend=EagerBackend(modules) if eager else CompiledBackend(modules),
+        backend=BACKENDS[choice.backend].open(modules, choice.device, None),
         choice=choice,
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
         profile_for=profile_for,

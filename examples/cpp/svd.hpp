@@ -111,7 +111,7 @@ class Bundle {
                   "Make one with: svd-export onnx CHECKPOINT -o BUNDLE");
     try {
       manifest = json::parse(std::ifstream(folder / "manifest.json"));
-      if (manifest.at("format") != 1) throw bad("bundle format 1", "format " + manifest["format"].dump());
+      if (manifest.at("format") != 2) throw bad("bundle format 2", "format " + manifest["format"].dump());
       read_model();
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
       for (const auto& profile : profiles)

@@ -62,47 +62,85 @@ class Compatibility(StrEnum):
     ampere_plus = "ampere+"
 
 
+class FlavourOption(StrEnum):
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+ONLY = "Only --flavour tensorrt."
+
+
 def tensorrt(
     bundle: Annotated[Path, typer.Argument(help="The bundle; the plans are added to it.")],
+    flavour: Annotated[
+        FlavourOption | None,
+        typer.Option(
+            help="tensorrt builds on the GPU that runs the plan; tensorrt-rtx compiles for RTX cards, "
+            "with or without a GPU. Default the one installed, or of both the one for the card here."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Cards to build for: here, portable, or a list such as sm86,sm89,sm120. Default here; "
+            "without a GPU portable. Lists and portable only with tensorrt-rtx."
+        ),
+    ] = None,
     networks: Annotated[
         list[str] | None,
         typer.Option(help="image_encoder, vae_encoder, denoiser, vae_decoder; default all.  Repeatable."),
     ] = None,
-    workspace: Annotated[str, typer.Option(help="Most scratch memory of a kernel, in GiB or MiB.")] = "8GiB",
-    optimization_level: Annotated[int, typer.Option(min=0, max=5, help="Higher looks longer.")] = 3,
-    timing_cache: Annotated[Path | None, typer.Option(help="Default: in the bundle, for this GPU.")] = None,
-    refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be given again.")] = False,
+    workspace: Annotated[
+        str | None,
+        typer.Option(help=f"Most scratch memory of a kernel, in GiB or MiB; default 8GiB. {ONLY}"),
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help=f"Higher looks longer; default 3. {ONLY}")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help=f"Default: in the bundle, for this GPU. {ONLY}")
+    ] = None,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help=f"Weights can be given again. {ONLY}")
+    ] = False,
     stripped: Annotated[
-        bool, typer.Option("--stripped", help="Without weights: loading takes the bundle's own.")
+        bool, typer.Option("--stripped", help=f"Without weights: loading takes the bundle's own. {ONLY}")
     ] = False,
     hardware_compatibility: Annotated[
         Compatibility,
-        typer.Option(help="Runs on: this kind of card; its compute capability; Ampere and newer."),
+        typer.Option(help=f"Runs on: this kind of card; its compute capability; Ampere and newer. {ONLY}"),
     ] = Compatibility.none,
 ) -> None:
-    """Builds TensorRT plans for the GPU at hand into the bundle; run again, it goes on where it was."""
+    """Builds TensorRT plans into the bundle; run again, it resumes an interrupted build."""
     from svd_engine import console
     from svd_engine.bundle import Bundle
     from svd_engine.networks.spec import NETWORKS
+    from svd_engine.report import peak_host_bytes
     from svd_export.tensorrt_builder import BuildOptions
     from svd_export.to_tensorrt import build_plans
 
     if timing_cache is not None:
         console.check_folder(timing_cache)
     options = BuildOptions(
-        memory_bytes(workspace), optimization_level, refittable, stripped, hardware_compatibility.value
+        None if workspace is None else memory_bytes(workspace),
+        optimization_level,
+        refittable,
+        stripped,
+        hardware_compatibility.value,
     )
     opened = Bundle(bundle)
     started = time.monotonic()
     plans = build_plans(
         opened, options, networks or NETWORKS, timing_cache,
         lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
+        flavour.value if flavour else None, target,
     )  # fmt: skip
     for plan in plans:
         size = (bundle / plan.file).stat().st_size
         typer.echo(
-            f"{plan.file}: {size / 2**20:.1f} MiB, {plan.device_memory_bytes / 2**20:.1f} MiB of GPU memory"
+            f"{plan.file}: {size / 2**20:.1f} MiB, {plan.device_memory_bytes / 2**20:.1f} MiB of activations"
         )
+    typer.echo(f"{time.monotonic() - started:.0f} s, at most {peak_host_bytes() / 2**30:.1f} GiB of memory")
 
 
 def memory_bytes(text: str) -> int:

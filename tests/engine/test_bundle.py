@@ -70,11 +70,11 @@ def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
     assert str(bundle / MANIFEST) in message
 
 
-@pytest.mark.parametrize("document", [{}, {"format": 2}, {"format": "1"}, [], 1, None])
+@pytest.mark.parametrize("document", [{}, {"format": 1}, {"format": 3}, {"format": "1"}, [], 1, None])
 def test_another_format(bundle: Path, document: object) -> None:
     (bundle / MANIFEST).write_text(json.dumps(document))
     message = refusal(bundle)
-    assert "expected bundle format 1, got format" in message
+    assert "expected bundle format 2, got format" in message
     assert "or use the one that made it" in message
 
 

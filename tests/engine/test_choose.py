@@ -84,7 +84,7 @@ def test_auto_says_which_network_has_no_plan(
     gpu(1, ORT_CUDA)
     tensorrt_double.install(monkeypatch)
     plan = Bundle(planned).manifest.plans[2]
-    damage.edit(planned, lambda m: m["plans"][2].update(gpu="Other"))
+    damage.edit(planned, lambda m: m["plans"][2]["target"].update(gpu="Other"))
     choice = choose.choose_for_bundle("auto", "auto", Bundle(planned))
     assert (choice.backend, choice.device) == ("onnxruntime", CUDA)
     assert choice.reason == (

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_engine.backends.trt_library import log, machine, require_tensorrt
+from svd_engine.backends.trt_library import host, log, require
 from svd_engine.errors import BackendUnavailable
+from svd_engine.flavours import TENSORRT
 from tests import tensorrt_double
 from tests.tensorrt_double import Severity
-from tests.tensorrt_plans import MACHINE
+from tests.tensorrt_plans import HOST
 
 
 def refusal() -> str:
     with pytest.raises(BackendUnavailable) as caught:
-        require_tensorrt()
+        require(TENSORRT)
     assert "pip install 'svd-engine[tensorrt]'" in caught.value.remedy
     assert "NVIDIA's own index" in caught.value.remedy
     return caught.value.got
@@ -53,13 +54,13 @@ def test_a_folder_of_this_name_is_not_tensorrt(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("version", ["10.12.0.36", "10.13.3.9.post1", "11.4.0.106"])
 def test_versions_that_we_know(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     tensorrt_double.install(monkeypatch, version)
-    assert require_tensorrt() == version
+    assert require(TENSORRT) == version
 
 
-def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt_double.install(monkeypatch)
-    assert machine(torch.device("cuda", 0)) == MACHINE
-    assert str(MACHINE) == "TensorRT 10.13.3.9 on NVIDIA Any 80GB, sm_90"
+    assert host(TENSORRT, torch.device("cuda", 0)) == HOST
+    assert str(HOST) == "TensorRT 10.13.3.9 on NVIDIA Any 80GB, sm90"
 
 
 def test_errors_wait_and_the_rest_is_logged(
@@ -68,9 +69,9 @@ def test_errors_wait_and_the_rest_is_logged(
     tensorrt_double.install(monkeypatch)
     caplog.set_level(logging.DEBUG)
     for severity in Severity:
-        log().log(severity, f"words of {severity.name}")
-    assert log().errors_so_far() == "words of INTERNAL_ERROR; words of ERROR"
-    assert log().errors_so_far() == "no word from TensorRT's log"
+        log(TENSORRT).log(severity, f"words of {severity.name}")
+    assert log(TENSORRT).errors_so_far() == "words of INTERNAL_ERROR; words of ERROR"
+    assert log(TENSORRT).errors_so_far() == "no word from TensorRT's log"
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", "words of WARNING"),
         ("INFO", "words of INFO"),
@@ -80,4 +81,4 @@ def test_errors_wait_and_the_rest_is_logged(
 
 def test_one_logger_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt_double.install(monkeypatch)
-    assert log() is log()
+    assert log(TENSORRT) is log(TENSORRT)

@@ -20,6 +20,20 @@ LESS_MEMORY = (
 )
 
 
+def driver_version() -> str:
+    """NVIDIA's driver, "580.65.06"; "unknown" where it cannot be asked."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # no package, or no driver: each says so in its own way
+        return "unknown"
+
+
 class Cuda:
     """One GPU."""
 
