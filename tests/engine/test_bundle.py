@@ -75,7 +75,16 @@ def test_another_format(bundle: Path, document: object) -> None:
     (bundle / MANIFEST).write_text(json.dumps(document))
     message = refusal(bundle)
     assert "expected bundle format 2, got format" in message
-    assert "or use the one that made it" in message
+    assert "Export it again: svd-export onnx CHECKPOINT -o NEW_BUNDLE" in message
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "argument"),
+    [("my model", "'my model'"), ("random:svd-xt", "--random-weights svd-xt"), (7, "CHECKPOINT")],
+)
+def test_another_format_names_what_makes_it_anew(bundle: Path, checkpoint: object, argument: str) -> None:
+    damage.edit(bundle, lambda m: m.update(format=1, source={"checkpoint": checkpoint}))
+    assert f"Export it again: svd-export onnx {argument} -o NEW_BUNDLE" in refusal(bundle)
 
 
 PARITY: dict[str, Any] = {

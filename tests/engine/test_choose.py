@@ -155,7 +155,10 @@ def test_a_device_asked_for_is_used(gpu: Callable[..., None]) -> None:
 def test_torch_backends_run_no_bundle(backend: str) -> None:
     with pytest.raises(BackendUnavailable) as caught:
         choose_for_bundle(backend, "cpu")
-    assert f"backend {backend} for a bundle: expected onnxruntime" in str(caught.value)
+    assert (
+        f"backend {backend} for a bundle: expected one of tensorrt, tensorrt-rtx, onnxruntime (a bundle"
+        in str(caught.value)
+    )
     assert f"--checkpoint CHECKPOINT to run {backend}" in caught.value.remedy
 
 
@@ -167,7 +170,7 @@ def test_bundle_backends_run_no_checkpoint(backend: str, more: str) -> None:
 
 @pytest.mark.parametrize("chooser", CHOOSERS)
 def test_an_unknown_backend(chooser: Callable[[str, str], Choice]) -> None:
-    expected = "backend: expected auto, tensorrt, onnxruntime, compiled, eager, got 'trt'"
+    expected = "backend: expected auto, tensorrt, tensorrt-rtx, onnxruntime, compiled, eager, got 'trt'"
     with pytest.raises(SettingsError, match=expected):
         chooser("trt", "cpu")
 

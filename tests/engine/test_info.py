@@ -127,7 +127,7 @@ def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
         folder,
         denoiser,
         tensorrt_plans.plan_of(denoiser, 3 * 2**20, {}),
-        target=capability_target((9, 0)),
+        target=capability_target(((9, 0),)),
         stripped=True,
     )
     return folder

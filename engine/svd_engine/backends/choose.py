@@ -31,7 +31,7 @@ def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choic
     if row is not None and not row.of_bundle:
         raise BackendUnavailable(
             f"backend {backend} for a bundle",
-            expected=f"{names(of_bundle=True)} (a bundle holds ONNX graphs and TensorRT plans)",
+            expected=f"one of {names(of_bundle=True)} (a bundle holds ONNX graphs and TensorRT plans)",
             got=backend,
             remedy=f"Use --backend onnxruntime, or --checkpoint CHECKPOINT to run {backend}.",
         )

@@ -95,4 +95,4 @@ def check_name(backend: str) -> None:
 
 def names(of_bundle: bool) -> str:
     """Those that run a bundle, or a checkpoint, in words."""
-    return " or ".join(row.name for row in _ROWS if row.of_bundle == of_bundle)
+    return ", ".join(row.name for row in _ROWS if row.of_bundle == of_bundle)
