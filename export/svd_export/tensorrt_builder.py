@@ -165,7 +165,7 @@ def _built(network: Any, config: tensorrt.IBuilderConfig, monitor: Any) -> tenso
 def _config(
     network: Any, flavour: Flavour, target: Target, options: BuildOptions, monitor: Any
 ) -> tensorrt.IBuilderConfig:
-    """By Polygraphy; then what it has no words for: identical refitting, and TF32, which it leaves on."""
+    """By Polygraphy; then what it has no words for: identical refitting, and no TF32 in RTX."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:

@@ -73,8 +73,9 @@ def fails(folder: Path, kind: type[Exception] = ExportError, **more: Any) -> str
 def test_an_operator_that_the_parser_does_not_take(trt: Any, folder: Path) -> None:
     trt.unknown = {"Attention"}
     message = fails(folder)
-    assert "expected a graph that TensorRT's parser takes, got Attention node_" in message
-    assert "No importer registered" in message
+    assert (
+        "expected a graph that TensorRT's parser takes, got No importer registered for Attention" in message
+    )
     assert "`svd-export check` names what TensorRT does not take" in message
 
 
@@ -117,16 +118,35 @@ def test_a_gpu_that_tensorrt_cannot_use(trt: Any, folder: Path) -> None:
 def test_no_gpu(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     message = fails(folder, BackendUnavailable)
-    assert "building TensorRT plans: expected a CUDA GPU of the kind that will run them" in message
+    assert "target here of TensorRT: expected a CUDA GPU of the kind that will run the plans" in message
     assert "run the same command there" in message
 
 
 def test_no_tensorrt(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert call(main, "tensorrt", folder) == 1
-    assert "Run: pip install 'svd-engine[tensorrt]'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected TensorRT, or TensorRT for RTX, got neither" in said
+    assert "pip install 'svd-engine[tensorrt]' (TensorRT)" in said
+    assert "pip install 'svd-engine[tensorrt-rtx]' (TensorRT for RTX)" in said
+
+
+def test_no_polygraphy(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    message = fails(folder, BackendUnavailable)
+    assert "expected the package polygraphy, got none installed. Run: pip install" in message
+
+
+def test_one_process_builds_for_one_flavour(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polygraphy reads its switch when it is imported."""
+    build_plans(Bundle(folder), networks=["vae_encoder"])
+    monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", True)
+    message = fails(folder, BackendUnavailable)
+    assert "expected one flavour of TensorRT in a process" in message
+    assert "svd-export tensorrt once for each --flavour" in message
 
 
 def test_a_network_that_is_none(trt: Any, folder: Path) -> None:
