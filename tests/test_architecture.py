@@ -19,7 +19,7 @@ PACKAGES = {
     "svd_bench": ROOT / "benchmarks/svd_bench",
 }
 NETWORK_LIBRARIES = {"torch", "diffusers", "transformers"}
-RUNTIMES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt"}
+RUNTIMES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy"}
 FILES = {"pathlib", "os", "shutil", "json", "safetensors", "huggingface_hub"}
 BACKENDS = {f"svd_engine.backends.{name}" for name in ("eager", "compiled", "ort", "trt")}
 
@@ -42,6 +42,8 @@ MUST_NOT_KNOW: dict[str, set[str]] = {
     "backends/compiled.py": {*BACKENDS, *RUNTIMES},
     "backends/ort.py": {*BACKENDS, "svd_engine.checkpoint", "tensorrt"},
     "backends/trt.py": {*BACKENDS, "svd_engine.checkpoint", "onnx", "onnxruntime"},
+    "flavours.py": {"svd_engine.backends", "svd_engine.bundle", *NETWORK_LIBRARIES, *RUNTIMES, *FILES},
+    "backends/jit_cache.py": {*BACKENDS, *NETWORK_LIBRARIES, *RUNTIMES},
     "plans.py": {"svd_engine.backends", *NETWORK_LIBRARIES, *RUNTIMES},
     "engine.py": {*BACKENDS, "typer", "rich", *RUNTIMES},
     "source.py": {"svd_engine.pipeline", "typer", "rich", *RUNTIMES},

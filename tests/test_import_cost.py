@@ -11,7 +11,7 @@ import pytest
 
 HEAVY = {
     "av", "diffusers", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL",
-    "safetensors", "tensorrt", "torch", "transformers", "tritonclient",
+    "polygraphy", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers", "tritonclient",
 }  # fmt: skip
 
 SCRIPT = """

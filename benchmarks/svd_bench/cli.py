@@ -12,6 +12,7 @@ import typer
 
 from svd_bench import quality_cli, report_cli
 from svd_engine import console
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.options import DType, Family, Version
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run(
     random_weights: RandomWeights = None,
     backends: Annotated[
         str | None,
-        typer.Option(help="Of eager, compiled, onnxruntime, tensorrt; default two of them."),
+        typer.Option(help=f"Of {', '.join(BACKENDS)}; default two of them."),
     ] = None,
     peers: Annotated[str, typer.Option(help="Of diffusers, diffusers-compile; or none.")] = "diffusers",
     stages: Annotated[str, typer.Option(help="Of a video; default all, in order.")] = "",

@@ -24,6 +24,7 @@ from svd_bench.stages import STAGES, measure_stages
 from svd_bench.subjects import BUNDLED, Subject, checkpoint_of, subjects
 from svd_engine.arguments import one_of, torch_dtype
 from svd_engine.backends.choose import resolve
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BundleError, SettingsError
 from svd_engine.model import Model
@@ -192,10 +193,11 @@ def ready_subjects(chosen: Sequence[Subject], setting: Setting, say: Say) -> Ite
         export_bundle(
             checkpoint, made, [profile_of(setting)], dtype, (), lambda line: say(f"exporting {line}")
         )
-        if any(subject.backend == "tensorrt" for subject in needy):
+        flavours = {s.backend for s in needy if BACKENDS[s.backend].runs == "plans"}
+        for flavour in sorted(flavours):
             from svd_export.to_tensorrt import build_plans
 
-            build_plans(Bundle(made), progress=lambda line: say(f"TensorRT, {line}"))
+            build_plans(Bundle(made), progress=lambda line: say(f"TensorRT, {line}"), flavour=flavour)
         yield [s.model_copy(update={"bundle": str(made)}) if s in needy else s for s in chosen]
 
 

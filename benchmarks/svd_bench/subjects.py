@@ -10,13 +10,14 @@ from torch import Tensor
 from svd_bench.peers import PEERS
 from svd_bench.results import Setting
 from svd_engine.arguments import one_of
+from svd_engine.backends import registry
 from svd_engine.backends.network import Placement
 from svd_engine.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from svd_engine.random_weights import Family
 
 Name = Literal["svd-engine", "diffusers", "diffusers-compile"]
-BACKENDS = ("eager", "compiled", "onnxruntime", "tensorrt")
-BUNDLED = ("onnxruntime", "tensorrt")  # of these, those that run a bundle
+BACKENDS = tuple(registry.BACKENDS)
+BUNDLED = tuple(row.name for row in registry.BACKENDS.values() if row.of_bundle)
 FAMILIES: dict[str, Family] = {f"random:{family}": family for family in get_args(Family)}
 NETWORK_STAGES = ("image_encoder", "vae_encoder", "denoiser_step", "vae_decoder")
 

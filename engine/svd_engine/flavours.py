@@ -86,7 +86,7 @@ TENSORRT_RTX = Flavour(
         "timing_cache": "it times no kernels; its JIT cache belongs to the card that runs the plan",
     },
 )
-FLAVOURS: dict[FlavourName, Flavour] = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
+FLAVOURS: dict[str, Flavour] = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def _no_plans(flavour: Flavour, bundle: Bundle | None) -> str:
 
 def plan_facts(bundle: Bundle) -> dict[str, str]:
     """Every TensorRT plan: what it is, for which profiles, and which GPU here runs it, or why none does."""
-    hosts = {flavour.name: _hosts(flavour) for flavour in FLAVOURS.values()}
+    made_by = {plan.flavour for plan in bundle.manifest.plans}
+    hosts = {name: _hosts(FLAVOURS[name]) for name in made_by}
     facts = {}
     for number, plan in enumerate(bundle.manifest.plans, 1):
         here, nowhere = hosts[plan.flavour]

@@ -15,6 +15,7 @@ from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
     from svd_engine.checkpoint import Checkpoint
+    from svd_engine.manifest import ParityEntry
     from svd_engine.networks.spec import Profile
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -33,6 +34,12 @@ class Form(StrEnum):
     operators = "operators"
     primitives = "primitives"
     cpu = "cpu"
+
+
+class VerifiedBackend(StrEnum):
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 class Guidance(StrEnum):
@@ -117,25 +124,37 @@ def verify(
     checkpoint: Annotated[
         str | None, typer.Option(help="Where its checkpoint is now; default where it was.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for ONNX Runtime.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for --backend.")] = "auto",
+    backend: Annotated[
+        VerifiedBackend,
+        typer.Option(
+            help="onnxruntime is held against eager torch; tensorrt and tensorrt-rtx, on a GPU, against "
+            "ONNX Runtime."
+        ),
+    ] = VerifiedBackend.onnxruntime,
 ) -> None:
-    """Compares each network with eager torch on the same inputs; fails beyond tolerance."""
+    """Compares each network with its reference on the same inputs; fails beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle import Bundle
     from svd_engine.checkpoint import open_checkpoint, random_checkpoint
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
+    if backend is not VerifiedBackend.onnxruntime:
+        if checkpoint is not None:
+            raise typer.BadParameter("--checkpoint belongs to --backend onnxruntime")
+        from svd_engine.backends.choose import resolve
+        from svd_engine.flavours import FLAVOURS
+        from svd_export.verify_plans import verify_plans
+
+        _show(verify_plans(opened, FLAVOURS[backend.value], resolve(device), _progress()))
+        return
     choice = choose_for_bundle("onnxruntime", device, opened)
     if checkpoint is None and (family := opened.manifest.random_family):
         source = random_checkpoint(family)
     else:
         source = open_checkpoint(checkpoint or opened.manifest.source.checkpoint)
-    for row in run(opened, source, choice.device, _progress()):
-        typer.echo(
-            f"{row.network:<40} max abs {row.max_abs:.2e}  relative {row.relative:.2e} "
-            f"(allowed {row.tolerance:g})  cosine {row.cosine:.8f}"
-        )
+    _show(run(opened, source, choice.device, _progress()))
 
 
 @app.command()
@@ -153,6 +172,14 @@ def triton(
     service = Service(instances, max_queue, seconds(timeout))
     names = write_repository(Bundle(bundle), output, service, _progress())
     typer.echo(f"wrote {output}: {', '.join(names)}")
+
+
+def _show(rows: list[ParityEntry]) -> None:
+    for row in rows:
+        typer.echo(
+            f"{row.network:<40} max abs {row.max_abs:.2e}  relative {row.relative:.2e} "
+            f"(allowed {row.tolerance:g})  cosine {row.cosine:.8f}"
+        )
 
 
 def profiles(

@@ -38,7 +38,7 @@ def choose_flavour(name: str | None, target: str | None) -> Chosen:
     """
     if name is not None:
         one_of("flavour", name, tuple(FLAVOURS))
-        return Chosen(next(flavour for flavour in FLAVOURS.values() if flavour.name == name), "asked for")
+        return Chosen(FLAVOURS[name], "asked for")
     found = installed()
     if not found:
         lines = " or ".join(f"{flavour.install} ({flavour.title})" for flavour in FLAVOURS.values())

@@ -96,8 +96,9 @@ def write_repository(
 
 
 def servable(bundle: Bundle) -> list[PlanEntry]:
-    """Plans that Triton's tensorrt backend can load: it has no way to give a stripped one its weights."""
-    return [plan for plan in bundle.manifest.plans if not plan.stripped]
+    """Plans that Triton's tensorrt backend can load: of TensorRT proper, and with their weights, for it has no
+    way to give a stripped one its own."""
+    return [plan for plan in bundle.manifest.plans if plan.flavour == "tensorrt" and not plan.stripped]
 
 
 def _model(repository: Path, name: str, text: str) -> Path:

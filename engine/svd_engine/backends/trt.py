@@ -133,7 +133,7 @@ class TrtNetwork(Network):
         return replay
 
     def _error(self, expected: str, more: str = "") -> BackendError:
-        flavour = next(f for f in FLAVOURS.values() if f.name == self.placement.backend)
+        flavour = FLAVOURS[self.placement.backend]
         said = log(flavour).errors_so_far() + more
         return BackendError(
             f"{flavour.title}, {self.spec.key} on {self.placement.device}",
