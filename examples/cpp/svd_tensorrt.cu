@@ -4,7 +4,9 @@
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "svd.hpp"
 

@@ -96,8 +96,8 @@ def write_repository(
 
 
 def servable(bundle: Bundle) -> list[PlanEntry]:
-    """Plans that Triton's tensorrt backend can load: of TensorRT proper, and with their weights, for it has no
-    way to give a stripped one its own."""
+    """Plans that Triton's tensorrt backend can load: of TensorRT proper, and with their weights, which it has
+    no way to give to a stripped one."""
     return [plan for plan in bundle.manifest.plans if plan.flavour == "tensorrt" and not plan.stripped]
 
 
