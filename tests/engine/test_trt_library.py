@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_engine.backends.trt_library import host, log, require
+from svd_engine.backends.trt_library import host, installed, library, log, require
 from svd_engine.errors import BackendUnavailable
-from svd_engine.flavours import TENSORRT
+from svd_engine.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from tests import tensorrt_double
 from tests.tensorrt_double import Severity
 from tests.tensorrt_plans import HOST
@@ -82,3 +82,37 @@ def test_errors_wait_and_the_rest_is_logged(
 def test_one_logger_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt_double.install(monkeypatch)
     assert log(TENSORRT) is log(TENSORRT)
+
+
+def test_which_flavours_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found without importing one; a module that was put there by hand counts."""
+    for flavour in FLAVOURS.values():
+        monkeypatch.setitem(sys.modules, flavour.module, None)
+    assert installed() == []
+    tensorrt_double.install(monkeypatch, "1.7.0.1", TENSORRT_RTX)
+    assert installed() == [TENSORRT_RTX]
+    assert library(TENSORRT_RTX).__version__ == "1.7.0.1"
+
+
+@pytest.mark.parametrize("version", ["1.6.0.1", "2.0.0.1"])
+def test_another_version_of_rtx(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    tensorrt_double.install(monkeypatch, version, TENSORRT_RTX)
+    with pytest.raises(BackendUnavailable, match=r"tensorrt_rtx, 1\.7 or newer and below 2, got") as caught:
+        require(TENSORRT_RTX)
+    assert caught.value.remedy == "Run: pip install 'svd-engine[tensorrt-rtx]'"
+
+
+def test_a_flavour_has_a_log_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorrt_double.install(monkeypatch)
+    tensorrt_double.install(monkeypatch, "1.7.0.1", TENSORRT_RTX)
+    assert log(TENSORRT) is not log(TENSORRT_RTX)
+    assert log(TENSORRT_RTX).errors_so_far() == "no word from TensorRT for RTX's log"
+
+
+def test_lines_are_heard_while_the_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorrt_double.install(monkeypatch)
+    log(TENSORRT).log(Severity.INFO, "before")
+    with log(TENSORRT).lines() as lines:
+        log(TENSORRT).log(Severity.VERBOSE, "one\ntwo")
+    log(TENSORRT).log(Severity.INFO, "after")
+    assert lines == ["one", "two"]
