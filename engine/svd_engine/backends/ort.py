@@ -7,12 +7,9 @@ ONNX Runtime itself falls back to the CPU without a word.
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -100,23 +97,11 @@ class OrtBackend:
                 got=str(error).strip(),
                 remedy="Try a newer onnxruntime, or export again with --dtype fp32.",
             ) from error
-        _sessions.add(session)
         give_back_freed()  # weights that it copied into another layout
         return session
 
     def close(self) -> None:
         """Sessions belong to their networks; nothing else is held."""
-
-
-def _keep_for_ever() -> None:
-    """In a forked child a session has lost its threads: the end of one would wait for them, or crash."""
-    for session in list(_sessions):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-_sessions: WeakSet[Any] = WeakSet()
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_keep_for_ever)
 
 
 def _memory(device: torch.device) -> int:
