@@ -198,7 +198,7 @@ def test_the_halves_one_after_the_other_equal_both_at_once(tiny_engine: VideoEng
         ({"height": 64}, rf"got {FRAMES} frames of 64x{WIDTH}"),
         ({"decode_chunk_size": 1}, "decode chunk 1"),
     ],
-    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+    ids=str,
 )
 def test_what_a_static_bundle_cannot_do(tiny_bundle: Path, change: dict[str, Any], message: str) -> None:
     """Names the profiles that there are and the export command that would do it."""
@@ -238,7 +238,7 @@ def test_what_a_static_bundle_cannot_do(tiny_bundle: Path, change: dict[str, Any
         ({"callback_on_step_end_tensor_inputs": None}, r"callback_on_step_end_tensor_inputs: .* got None"),
         ({"height": 33}, r"height: expected a multiple of 4 pixels, got 33\. The nearest that works is 32"),
     ],
-    ids=str,
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else value,  # no addresses: workers differ
 )
 def test_impossible_arguments(tiny_engine: VideoEngine, change: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
