@@ -2,6 +2,7 @@
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 OUT ?= report
+WORKERS ?= 2
 
 .PHONY: setup demo test lint bench full gpu-check clean
 
@@ -13,14 +14,15 @@ setup: .venv/ready
 
 demo: setup bundles/demo/manifest.json
 	mkdir -p demo
-	$(BIN)/svd-engine generate engine/svd_engine/assets/coffee.png --bundle bundles/demo \
-	  --output demo/demo.mp4 --output demo/demo.png --report demo/demo.json
-bundles/demo/manifest.json: $(wildcard engine/svd_engine/assets/demo/*/*) | setup
+	$(BIN)/svd-engine generate engine/svd_engine/assets/coffee.png --bundle bundles/demo --fit crop \
+	  --output demo/demo.mp4 --output demo/demo.webp --report demo/demo.json
+DEMO := engine/svd_engine/assets/demo
+bundles/demo/manifest.json: $(wildcard $(DEMO)/*.json $(DEMO)/*/*) | setup
 	mkdir -p bundles && rm -rf bundles/demo
 	$(BIN)/svd-export onnx demo --output bundles/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -p no:benchmark
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

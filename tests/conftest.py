@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,24 @@ from svd_engine.checkpoint import open_checkpoint
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
 from tests import damage, tensorrt_plans
+from tests.paths import ROOT
+from tests.shared import made_once
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+    torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
 HEIGHT, WIDTH = 32, 48  # pixels, of every tiny video
 FRAMES, CHUNK = 3, 2  # the chunk does not divide the frames
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one worker, for they share its fixtures; all that ask the Triton server do so in
+    one, too."""
+    for item in items:
+        whole = item.path.parent if item.path.parent.name == "triton" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(whole.relative_to(ROOT))))
 
 
 @pytest.fixture(scope="session")
@@ -96,18 +111,19 @@ def diffusers_pipeline() -> Any:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(diffusers_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same networks in a folder that diffusers wrote."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    diffusers_pipeline.save_pretrained(folder)
-    return folder
+    return made_once(tmp_path_factory, "checkpoint/tiny", diffusers_pipeline.save_pretrained)
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """float32, both guidance modes: `tiny_checkpoint` at 3 frames of 32x48, decode chunk 2."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
     profiles = [Profile(FRAMES, HEIGHT, WIDTH, 1, guidance, CHUNK) for guidance in ("batched", "single")]
-    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, profiles, torch.float32)
-    return folder
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    return made_once(
+        tmp_path_factory,
+        "bundle/tiny",
+        lambda folder: export_bundle(checkpoint, folder, profiles, torch.float32),
+    )
 
 
 @pytest.fixture
@@ -121,10 +137,25 @@ def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_14_25_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """float32: `tiny_checkpoint` at SVD's and SVD-XT's frame counts, decoded whole; one file of weights."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny-14-25"
     profiles = [Profile(frames, HEIGHT, WIDTH, decode_chunk=frames) for frames in (14, 25)]
-    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, profiles, torch.float32)
-    return folder
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    return made_once(
+        tmp_path_factory,
+        "bundle/tiny-14-25",
+        lambda folder: export_bundle(checkpoint, folder, profiles, torch.float32),
+    )
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from this checkout, whose build folder two builds at once would share."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+
+    def build(folder: Path) -> None:
+        subprocess.run([*command, "--wheel-dir", folder, ROOT], check=True, capture_output=True)
+
+    (made,) = made_once(tmp_path_factory, "wheel", build).glob("*.whl")
+    return made
 
 
 @pytest.fixture(scope="session", params=["eager", "onnxruntime"])

@@ -28,6 +28,7 @@ class Attempt(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: str  # what `subjects.checkpoint_of` takes
+    variant: str | None = None  # of its weight files
     backend: Literal["eager", "compiled"]
     device: str
     cap: int | None  # bytes that torch may reserve there; None: all there are
@@ -80,7 +81,7 @@ def open_engine(attempt: Attempt) -> VideoEngine:
         attempt.frames, attempt.height, attempt.width, 1, attempt.guidance, attempt.decode_chunk
     )
     opened = source.of_checkpoint(
-        checkpoint_of(attempt.checkpoint), attempt.backend, attempt.device, "auto", (),
+        checkpoint_of(attempt.checkpoint, attempt.variant), attempt.backend, attempt.device, "auto", (),
         attempt.networks == "swapped",
     )  # fmt: skip
     return VideoEngine(replace(opened, default=profile, profile_for=lambda *_: profile))

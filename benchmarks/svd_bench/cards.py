@@ -35,6 +35,7 @@ class Card:
     flops: float  # a second: fp16 with fp32 accumulation, dense
     source: str
     half_rate: bool = False  # fp16 accumulation runs at twice `flops`
+    low_power: int | None = None  # watts of a board that cannot hold its boost clock under such work
 
     @property
     def tier(self) -> Tier:
@@ -53,6 +54,7 @@ def _card(
     tflops: float,
     source: str,
     devices: tuple[str, ...] = (),
+    low_power: int | None = None,
 ) -> Card:
     return Card(
         name,
@@ -63,6 +65,7 @@ def _card(
         tflops * 1e12,
         source,
         half_rate=name.startswith("GeForce"),
+        low_power=low_power,
     )
 
 
@@ -91,7 +94,7 @@ CARDS = (
     _geforce("GeForce RTX 4060", 8, "8.9", 272, 24, 2.460),
     _geforce("GeForce RTX 3060", 12, "8.6", 360, 28, 1.777),
     _geforce("GeForce RTX 4070", 12, "8.9", 504, 46, 2.475),
-    _card("T4", 16, "7.5", 320, 65, TURING, ("Tesla T4",)),
+    _card("T4", 16, "7.5", 320, 65, TURING, ("Tesla T4",), low_power=70),
     _card("V100 SXM2 16GB", 16, "7.0", 900, 125, VOLTA, ("Tesla V100-SXM2-16GB",)),
     _geforce("GeForce RTX 4060 Ti", 16, "8.9", 288, 34, 2.535),
     _geforce("GeForce RTX 4080", 16, "8.9", 716.8, 76, 2.505),
@@ -100,7 +103,7 @@ CARDS = (
     _card("GeForce RTX 4090", 24, "8.9", 1008, 165.2, ADA),
     _card("GeForce RTX 5090", 32, "12.0", 1792, 209.5, BLACKWELL),
     _card("A10", 24, "8.6", 600, 125, "NVIDIA A10 datasheet"),
-    _card("L4", 24, "8.9", 300, 121, "NVIDIA L4 datasheet, half of the figure with sparsity"),
+    _card("L4", 24, "8.9", 300, 121, "NVIDIA L4 datasheet, half of the figure with sparsity", low_power=72),
     _card("A100 40GB", 40, "8.0", 1555, 312, A100, ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")),
     _card("RTX A6000", 48, "8.6", 768, 154.8, GA102),
     _card("L40S", 48, "8.9", 864, 362.05, "NVIDIA L40S datasheet"),

@@ -13,7 +13,7 @@ import typer
 from svd_bench import quality_cli, report_cli
 from svd_engine import console
 from svd_engine.backends.registry import BACKENDS
-from svd_engine.options import DType, Family, Version
+from svd_engine.options import DType, Family, Variant, Version
 
 if TYPE_CHECKING:
     from svd_bench.results import Results
@@ -51,6 +51,7 @@ def root(version: Version = False) -> None:
 def run(
     bundle: Annotated[Path | None, typer.Option(help="Exported; its checkpoint must be there.")] = None,
     checkpoint: Checkpoint = None,
+    variant: Variant = None,
     random_weights: RandomWeights = None,
     backends: Annotated[
         str | None,
@@ -72,6 +73,8 @@ def run(
     """Times every stage and the whole video, ours and peers', in turns on the same inputs."""
     if [bundle, checkpoint, random_weights].count(None) != 2:
         raise typer.BadParameter("pass one of --bundle, --checkpoint and --random-weights")
+    if variant and checkpoint is None:
+        raise typer.BadParameter("--variant belongs to --checkpoint")
     if bundle is not None and dtype is not DType.auto:
         raise typer.BadParameter("--dtype belongs to a checkpoint; a bundle has its own")
 
@@ -82,6 +85,7 @@ def run(
     asked = Asked(
         bundle=bundle,
         checkpoint=f"random:{random_weights.value}" if random_weights else checkpoint,
+        variant=variant,
         backends=None if backends is None else names(backends),
         peers=[] if peers == "none" else names(peers),
         stages=names(stages),
@@ -105,6 +109,7 @@ def run(
 @app.command()
 def ladder(
     checkpoint: Checkpoint = None,
+    variant: Variant = None,
     random_weights: RandomWeights = None,
     networks: Annotated[str, typer.Option(help="Of unet, vae_decoder.")] = "unet,vae_decoder",
     backends: Annotated[str, typer.Option(help="Of eager, compiled, onnxruntime.")] = "eager,onnxruntime",
@@ -125,6 +130,8 @@ def ladder(
     """The exact rewrites one at a time, each beside diffusers' own module in the same rounds."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either --checkpoint or --random-weights")
+    if variant and checkpoint is None:
+        raise typer.BadParameter("--variant belongs to --checkpoint")
 
     from svd_bench.ladder import ladder_tables
     from svd_bench.running import Asked, measure_rungs
@@ -132,6 +139,7 @@ def ladder(
     asked = Asked(
         bundle=None,
         checkpoint=f"random:{random_weights.value}" if random_weights else checkpoint,
+        variant=variant,
         backends=names(backends),
         peers=["diffusers"],
         stages=names(networks),
@@ -155,16 +163,25 @@ def ladder(
 @app.command("gpu-check")
 def gpu_check(
     out: Annotated[Path, typer.Option(help="Folder for gpu-check.json, written after every stage.")],
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Run the stages on tiny networks on the CPU, without a GPU.")
+    ] = False,
     limit_s: Annotated[float, typer.Option(help="Seconds after which it stops.")] = 540.0,
     only: Annotated[
         str, typer.Option(help="Stages to run, as the summary names them, after the first; default all.")
     ] = "",
 ) -> None:
-    """Everything that this GPU can show, most valuable first, in minutes.  Exit code 1 if a stage failed."""
+    """Measure all that this GPU can show, most valuable first, in minutes.
+
+    Exit code 1 without a GPU, or if a stage failed.
+    """
+    if rehearse and device not in ("auto", "cpu"):
+        raise typer.BadParameter("--rehearse runs on the CPU: leave --device out")
+
     from svd_bench.gpu_check import check
 
-    raise SystemExit(check(out, device, limit_s, names(only), command()))
+    raise SystemExit(check(out, device, limit_s, names(only), command(), rehearse=rehearse))
 
 
 app.registered_commands += report_cli.app.registered_commands

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from svd_bench.results import Results, Row, Setting
+from svd_bench.results import Ratio, Results, Row, Setting
 from svd_bench.scopes import CAP, hardware
-from svd_bench.table import Table, gibibytes, milliseconds, percent
+from svd_bench.table import Table, gibibytes, milliseconds, percent, ratio
 from svd_engine.errors import SettingsError
 
 Key = tuple[object, ...]
@@ -27,10 +27,23 @@ class Change:
         return self.new.latency_ms.median / self.old.latency_ms.median - 1
 
     @property
+    def of_old(self) -> Ratio:
+        """New over old, below 1 is faster; from new's p10 over old's p90 to the reverse.
+
+        Not paired: the two were not measured in turns.
+        """
+        old, new = self.old.latency_ms, self.new.latency_ms
+        return Ratio(
+            median=new.median / old.median,
+            low=new.p10 / old.p90,
+            high=new.p90 / old.p10,
+            rounds=max(old.runs, new.runs),
+        )
+
+    @property
     def beyond_noise(self) -> bool:
         """The intervals from p10 to p90 do not touch; of a single run each, any change is beyond."""
-        old, new = self.old.latency_ms, self.new.latency_ms
-        return new.p10 > old.p90 or new.p90 < old.p10
+        return self.of_old.differs is not False
 
     @property
     def peaks(self) -> tuple[int, int] | None:
@@ -105,16 +118,17 @@ def compare(old: Results, new: Results, threshold: float) -> Comparison:
 def table(comparison: Comparison) -> Table:
     rows = []
     for change in comparison.changes:
-        old, new = change.old, change.new
+        old, new, of_old = change.old, change.new, change.of_old
         peaks = [gibibytes(peak) for peak in change.peaks or (None, None)]
         rows.append(
             [
-                old.stage, f"{old.subject} ({old.backend})", old.dtype, ", ".join(change.verdicts) or "same",
+                old.stage, f"{old.subject} ({old.backend})", old.dtype, ", ".join(change.verdicts) or "-",
                 milliseconds(old.latency_ms.median), milliseconds(new.latency_ms.median),
-                percent(change.latency, signed=True), *peaks, percent(change.memory, signed=True),
+                ratio(of_old.median, of_old.low, of_old.high, of_old.differs), *peaks,
+                percent(change.memory, signed=True),
             ]
         )  # fmt: skip
-    header = ["stage", "of", "dtype", "", "old", "new", "change", "old peak", "new peak", "change"]
+    header = ["stage", "of", "dtype", "", "old", "new", "of old's time", "old peak", "new peak", "change"]
     missing = [f"only in OLD: {_name(row)}" for row in comparison.only_old]
     missing += [f"only in NEW: {_name(row)}" for row in comparison.only_new]
     return Table("Old and new", header, rows, left=4, note="\n".join(missing))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -17,11 +16,11 @@ from torch import Tensor
 from svd_bench.check import check_output, check_placement, tolerance
 from svd_bench.environment import clock_warning, clocks
 from svd_bench.floor import share
-from svd_bench.harness import Lap, Timer, interleave, mean_joules, spread
+from svd_bench.harness import Lap, Timer, interleave, mean_joules, paired, spread
 from svd_bench.memory import Peaks
 from svd_bench.nvml import Gpu
 from svd_bench.recorder import Recorder
-from svd_bench.results import Ceiling, Clocks, Row
+from svd_bench.results import Ceiling, Clocks, Ratio, Row
 from svd_bench.subjects import Case, Running
 from svd_engine.errors import BackendError
 
@@ -53,7 +52,7 @@ class Started:
     laps: list[Lap] = field(default_factory=list)
     peaks: Peaks = field(default_factory=Peaks)
     clocks: Clocks | None = None
-    of_diffusers: float | None = None
+    of_diffusers: Ratio | None = None
 
 
 def contest(
@@ -128,7 +127,6 @@ def _rounds(bench: Bench, *started: Started) -> None:
     before = bench.gpu.clock_mhz() if bench.gpu else 0
     laps = interleave(calls, bench.repeat, bench.timer)
     read = clocks(bench.gpu, before) if bench.gpu else None
-    anchor = median(lap.ms for lap in laps["0"])
     for number, one in enumerate(started):
         mine = laps[str(number)]
         one.laps += mine
@@ -136,7 +134,7 @@ def _rounds(bench: Bench, *started: Started) -> None:
         if read:
             bench.recorder.warn(clock_warning(str(one.case), read))
         if started[0].case.subject.name == "diffusers":
-            one.of_diffusers = median(lap.ms for lap in mine) / anchor
+            one.of_diffusers = paired(mine, laps["0"])
 
 
 def _peaks(bench: Bench, case: Case) -> Peaks:

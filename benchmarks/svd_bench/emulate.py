@@ -94,10 +94,12 @@ def torch_backends(names: Sequence[str]) -> Sequence[str]:
     return names or TORCH
 
 
-def attempt(checkpoint: str, device: str, model: Model, steps: int, repeat: int) -> Attempt:
+def attempt(
+    checkpoint: str, device: str, model: Model, steps: int, repeat: int, variant: str | None = None
+) -> Attempt:
     """At the model's own size; tier, backend, frames, guidance, networks and chunk are `walk`'s to set."""
     return Attempt(
-        checkpoint=checkpoint, backend="eager", device=device, cap=None, note="",
+        checkpoint=checkpoint, variant=variant, backend="eager", device=device, cap=None, note="",
         frames=model.frames, height=model.height, width=model.width,
         guidance="batched", networks="resident", decode_chunk=model.frames, steps=steps, repeat=repeat,
     )  # fmt: skip

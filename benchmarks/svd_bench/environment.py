@@ -7,7 +7,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import psutil
 import torch
@@ -42,7 +42,7 @@ def environment(device: torch.device, gpu: Gpu | None, command: Sequence[str]) -
 def cpu_name() -> str:
     """The model, where the system tells it, else the architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -73,9 +73,10 @@ def commit(folder: Path) -> str:
 def anonymous(argument: str) -> str:
     """An argument without this machine's folders: of an absolute path only the last part is left."""
     option, equals, value = argument.rpartition("=")
-    if not value.startswith(("/", "~", "..")):
+    path = PureWindowsPath(value)  # takes both kinds of separator, and drives
+    if not path.anchor and not value.startswith(("~", "..")):
         return argument
-    return f"{option}{equals}{Path(value).name}"
+    return f"{option}{equals}{path.name}"
 
 
 def clocks(gpu: Gpu, before_mhz: int) -> Clocks:

@@ -7,8 +7,11 @@ one begun.  The document is written after every row and every stage.
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +26,17 @@ from svd_bench.gpu_context import Context, Skipped
 from svd_bench.gpu_stage import Stage
 from svd_bench.gpu_stages import STAGES
 from svd_bench.harness import timer_for
-from svd_bench.nvml import open_gpu
+from svd_bench.nvml import Gpu, open_gpu
 from svd_bench.recorder import Recorder, out_folder
 from svd_bench.results import Outcome, Results
 from svd_bench.scopes import scopes
+from svd_bench.table import GIB
 from svd_bench.views import VIEWS
 from svd_engine.arguments import one_of
 from svd_engine.backends.choose import resolve
+from svd_engine.errors import BackendUnavailable
 
+REHEARSAL = "rehearsal, no GPU: "  # begins every line of one
 RESERVE_S = 10.0  # left for the summary
 
 
@@ -45,31 +51,59 @@ def check(
     only: Sequence[str],
     command: Sequence[str],
     stages: Sequence[Stage] = STAGES,
+    rehearse: bool = False,
 ) -> int:
-    """Writes OUT/gpu-check.json and prints the summary last; returns 1 when a stage failed, else 0.
+    """Says what it found first, writes OUT/gpu-check.json and prints the summary last.
 
-    `only` names stages to run after the first, none of them meaning all.  Raises SettingsError for a name
-    that is none.
+    `only` names stages to run after the first, none of them meaning all.  With `rehearse` the stages run on
+    the CPU on tiny networks, and every line and the document say so.  Returns 1 when a stage failed, else 0.
+    Raises SettingsError for a stage that is none, BackendUnavailable without a GPU unless it is a rehearsal.
     """
+    mark = REHEARSAL if rehearse else ""
     for name in only:
         one_of("stage", name, tuple(stage.name for stage in stages))
+    where = torch.device("cpu") if rehearse else resolve(device)
     started = time.monotonic()
-    where = resolve(device)
-    path = out_folder(out) / "gpu-check.json"
     gpu, why_not = open_gpu(where)
-    recorder = Recorder("gpu-check", environment(where, gpu, command), path)
+    print(f"{mark}{found(where, gpu)}", flush=True)
+    if where.type != "cuda" and not rehearse:
+        raise BackendUnavailable(
+            "gpu-check",
+            expected="a CUDA GPU that torch can use",
+            got=f"device {where}",
+            remedy="Run it where one is, or rehearse its stages on tiny networks on the CPU with --rehearse.",
+        )
+    path = out_folder(out) / "gpu-check.json"
+    recorder = Recorder("gpu-check", environment(where, gpu, command), path, rehearse)
     recorder.warn(why_not)
 
     def say(line: str) -> None:
-        print(f"[{time.monotonic() - started:6.1f} s] {line}", file=sys.stderr, flush=True)
+        print(f"{mark}[{time.monotonic() - started:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     timer = timer_for(where, gpu.joules if gpu else lambda: None)
     context = Context(where, gpu, timer, recorder, say)
     chosen = [stage for stage in stages if not only or stage is stages[0] or stage.name in only]
     run(context, chosen, lambda: limit_s - (time.monotonic() - started), say)
     results = recorder.results()
-    print(summary(results))
+    print("\n".join(f"{mark}{line}".rstrip() for line in summary(results).splitlines()))
     return int(any(outcome.status == "failed" for outcome in results.outcomes))
+
+
+def found(device: torch.device, gpu: Gpu | None) -> str:
+    """The GPU and what drives it, or why there is none."""
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        driver = gpu.driver() if gpu else "unknown"
+        return (
+            f"GPU: {card.name}, {card.total_memory / GIB:.0f} GiB, compute capability "
+            f"{card.major}.{card.minor}, driver {driver}, CUDA {torch.version.cuda}; {versions}"
+        )
+    if not torch.backends.cuda.is_built():
+        return f"no CUDA GPU: this torch is built without CUDA; {versions}"
+    if not torch.cuda.is_available():
+        return f"no CUDA GPU: torch sees none, is the NVIDIA driver installed? {versions}"
+    return f"no CUDA GPU in use: device {device} was asked for; {versions}"
 
 
 def run(
@@ -118,7 +152,14 @@ def attempt(context: Context, stage: Stage, left_s: Callable[[], float]) -> Outc
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime in the block after `seconds`; a timer that was set before goes on afterwards."""
+    """Raises OutOfTime in the block after `seconds`; a timer that was set before goes on afterwards.
+
+    Without timer signals (Windows) it is raised by a thread, and not before a call into C has returned.
+    """
+    if not hasattr(signal, "setitimer"):
+        with _deadline_of_a_thread(seconds):
+            yield
+        return
 
     def over(_signal: int, _frame: FrameType | None) -> None:
         raise OutOfTime
@@ -133,6 +174,27 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         if remaining:
             signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - since), 0.001))
+
+
+@contextmanager
+def _deadline_of_a_thread(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime by way of the interpreter, in the thread that is in the block."""
+    here, lock, inside = threading.get_ident(), threading.Lock(), True
+
+    def over() -> None:
+        with lock:
+            if inside:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(here), ctypes.py_object(OutOfTime))
+
+    timer = threading.Timer(max(seconds, 0.001), over)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            inside = False
+        timer.cancel()
 
 
 def summary(results: Results) -> str:
@@ -150,9 +212,10 @@ def summary(results: Results) -> str:
 
 
 def main() -> None:
-    from svd_bench.cli import app
+    from svd_bench.cli import main as command
 
-    app(["gpu-check", *sys.argv[1:]])
+    sys.argv.insert(1, "gpu-check")
+    command()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,9 @@ class DeviceWeights:
             return ((uniform - 0.5) * (sqrt(12) * deviation) + mean).to(dtype)
 
         return {name: draw(name, shape) for name, shape in expected.items()}
+
+    def files(self, _component: Component) -> list[Path]:
+        return []
 
     def identity(self) -> Iterator[bytes]:
         yield f"random weights drawn on {self.device}".encode()
@@ -211,6 +215,7 @@ class Context:
             default=profile,
             profile_for=lambda _settings, _videos: profile,
             rewrites=self.modules.places,
+            weights=list,
         )
         return VideoEngine(source)
 

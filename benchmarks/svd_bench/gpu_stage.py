@@ -39,6 +39,7 @@ class Stage:
 
 def small_video(engine: VideoEngine) -> Tensor:
     """Frames of `SMALL`, two steps from a seed, on the CPU; closes the engine."""
+    engine.set_progress_bar_config(disable=True)
     with engine:
         frames: Tensor = engine(
             image=torch.rand(1, 3, SMALL.height, SMALL.width, generator=torch.Generator().manual_seed(SEED)),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from svd_bench.results import Spread
+from svd_bench.results import Ratio, Spread
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,17 @@ def spread(laps: Sequence[Lap]) -> Spread:
     """Median, 10th and 90th percentile in milliseconds, interpolated linearly between laps."""
     p10, median, p90 = np.percentile([lap.ms for lap in laps], [10, 50, 90])
     return Spread(median=float(median), p10=float(p10), p90=float(p90), runs=len(laps))
+
+
+def paired(laps: Sequence[Lap], others: Sequence[Lap]) -> Ratio:
+    """Time of `laps` over that of `others`, round by round: what slows a round down falls on both.
+
+    Of the same laps it is 1, of which nothing is measured.
+    """
+    if laps is others:
+        return Ratio(median=1.0)
+    ratios = [lap.ms / other.ms for lap, other in zip(laps, others, strict=True)]
+    return Ratio(median=float(np.median(ratios)), low=min(ratios), high=max(ratios), rounds=len(ratios))
 
 
 def mean_joules(laps: Sequence[Lap]) -> float | None:

@@ -9,6 +9,7 @@ from PIL.Image import Image
 
 from svd_engine.errors import BackendUnavailable
 from svd_engine.image import cover, load_image
+from svd_engine.install import install_line
 
 # name: package that brings it, place in it, licence
 HELD_OUT = {
@@ -35,6 +36,6 @@ def _path(package: str, place: str) -> Path:
             "held-out photographs",
             expected=f"the package {package}, which brings them",
             got="not installed",
-            remedy="pip install 'svd-engine[bench]'",
+            remedy=f"Run: {install_line('bench')}",
         )
     return Path(spec.origin).parent / place

@@ -11,10 +11,12 @@ from svd_bench.contest import Bench, contest
 from svd_bench.floor import best_rate, stage_flop
 from svd_bench.one_graph import exported
 from svd_bench.opening import stage_spec
+from svd_bench.remarks import of_times
 from svd_bench.results import Results, Row, Setting
 from svd_bench.stages import reference_output
 from svd_bench.subjects import Case, Subject, checkpoint_of
-from svd_bench.table import Table, gibibytes, milliseconds, percent, times
+from svd_bench.table import Table, gibibytes, milliseconds, percent
+from svd_bench.views import RATIO, how_compared, of_diffusers
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.networks.spec import Architecture
 
@@ -37,7 +39,7 @@ def measure_ladder(
     `peer` is diffusers, eager; ours compute in `dtype`, which may be another.  On the CPU the reference of
     outputs is diffusers' float32, elsewhere the peer itself.
     """
-    checkpoint = checkpoint_of(peer.checkpoint)
+    checkpoint = checkpoint_of(peer.checkpoint, peer.variant)
     architecture = checkpoint.model.architecture
     for network in networks:
         stage = STAGE_OF[network]
@@ -114,14 +116,15 @@ def _table(results: Results, stage: str, rows: Sequence[Row]) -> Table:
             row.note or "as published", f"{row.subject} {row.backend} {row.dtype}",
             milliseconds(row.latency_ms.median),
             f"{milliseconds(row.latency_ms.p10)} to {milliseconds(row.latency_ms.p90)}",
-            "-" if row.of_diffusers is None else times(row.of_diffusers), percent(row.share_of_ceiling),
+            of_diffusers(row), percent(row.share_of_ceiling),
             "-" if row.max_abs_difference is None else f"{row.max_abs_difference:.1e}",
             gibibytes(row.peak_driver_bytes or row.peak_host_bytes),
         ]
         for row in rows
     ]  # fmt: skip
     header = [
-        "rung", "", "median", "p10 to p90", "of diffusers' time", "of the floor's rate", "max difference",
+        "rung", "", "median", "p10 to p90", RATIO, "of the floor's rate", "max difference",
         "peak",
     ]  # fmt: skip
-    return Table(title, header, cells, left=2, note=note)
+    notes = [note, how_compared(rows), *of_times(rows)]
+    return Table(title, header, cells, left=2, note="\n".join(filter(None, notes)))

@@ -35,7 +35,7 @@ class OneGraph(Bundle):
         self.folder = folder
         self.exported = Exported.model_validate_json((folder / RECORD).read_bytes())
 
-    def graph(self, _spec: NetworkSpec) -> Path:
+    def graph(self, _spec: NetworkSpec, _memory: int | None = None) -> Path:
         return self.folder / self.exported.entry.graph
 
     def dtype_of(self, _spec: NetworkSpec) -> str:
@@ -54,7 +54,7 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     from svd_export.to_onnx import export_network
     from svd_export.weights import WeightsFile
 
-    checkpoint = checkpoint_of(subject.checkpoint)
+    checkpoint = checkpoint_of(subject.checkpoint, subject.variant)
     form: Form = "cpu" if subject.device == "cpu" else "attention"
     modules = Modules(
         checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites, rewrites_of(form)
@@ -68,5 +68,5 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
         modules.close()
         release()
         record = Exported(entry=entry, architecture=checkpoint.model.architecture, rewrites=found)
-        (folder / RECORD).write_text(record.model_dump_json())
+        (folder / RECORD).write_text(record.model_dump_json(), encoding="utf-8")
         yield subject.model_copy(update={"graph": name})

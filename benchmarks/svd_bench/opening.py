@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PHOTOGRAPH = Path(svd_engine.__file__).parent / "assets" / "coffee.png"
 SEED = 0
 FPS = 7
+DIFFUSERS_GUIDANCE = {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0}  # defaults of its call
 
 
 def open_case(case: Case) -> Running:
@@ -40,7 +41,7 @@ def open_case(case: Case) -> Running:
         return VideoRunning(engine_of(subject), setting)
     device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
     compiled = subject.backend == "torch.compile"
-    made = pipeline(checkpoint_of(subject.checkpoint), dtype, device, compiled)
+    made = pipeline(checkpoint_of(subject.checkpoint, subject.variant), dtype, device, compiled)
     return PipelineRunning(made, subject.backend, setting)
 
 
@@ -73,7 +74,7 @@ def open_backend(subject: Subject) -> Opened:
             bundle.manifest.model.architecture,
             lambda part: tuple(r.name for r in applied if r.network == part and r.places),
         )
-    checkpoint = checkpoint_of(subject.checkpoint)
+    checkpoint = checkpoint_of(subject.checkpoint, subject.variant)
     architecture = checkpoint.model.architecture
     if subject.name != "svd-engine":
         peer = PeerBackend(checkpoint, dtype, device, compiled=subject.backend == "torch.compile")
@@ -121,6 +122,7 @@ class VideoRunning:
     """The whole of ours: photograph in memory to frames [1,F,3,H,W] in [0, 1] on the device."""
 
     def __init__(self, engine: VideoEngine, setting: Setting) -> None:
+        engine.set_progress_bar_config(disable=True)
         self.engine = engine
         self.call = video_call(setting)
         self.placements: tuple[Placement, ...] = ()
@@ -171,7 +173,7 @@ def engine_of(subject: Subject) -> VideoEngine:
         return VideoEngine.from_bundle(subject.bundle, backend=subject.backend, device=subject.device)
     names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
     return VideoEngine.from_checkpoint(
-        checkpoint_of(subject.checkpoint),
+        checkpoint_of(subject.checkpoint, subject.variant),
         backend=subject.backend,
         device=subject.device,
         dtype=names[subject.dtype],
@@ -180,7 +182,10 @@ def engine_of(subject: Subject) -> VideoEngine:
 
 
 def video_call(setting: Setting) -> dict[str, Any]:
-    """What both pipelines are called with: the photograph that ships with the engine, diffusers' defaults."""
+    """What both pipelines are called with: the photograph that ships with the engine, diffusers' defaults.
+
+    Guidance is named, because a checkpoint may have its own for ours, which diffusers does not read.
+    """
     from svd_engine.image import cover, load_image
 
     return {
@@ -189,6 +194,7 @@ def video_call(setting: Setting) -> dict[str, Any]:
         "width": setting.width,
         "num_frames": setting.frames,
         "num_inference_steps": setting.steps,
+        **DIFFUSERS_GUIDANCE,
         "fps": FPS,
         "decode_chunk_size": setting.decode_chunk,
         "output_type": "pt",

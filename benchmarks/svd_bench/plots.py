@@ -15,6 +15,7 @@ from svd_bench.results import Row
 from svd_bench.scopes import CAP, Scope
 from svd_bench.table import GIB, percent
 from svd_engine.errors import BackendUnavailable
+from svd_engine.install import install_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +156,7 @@ def _figure(bars: Sequence[int], legend: bool = False) -> tuple[Figure, list[Axe
             "the report's plots",
             expected="matplotlib",
             got=str(error),
-            remedy="Run: pip install 'svd-engine[bench]'",
+            remedy=f"Run: {install_line('bench')}",
         ) from error
     heights = [count * BAR + 0.7 for count in bars]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.4 * legend), layout="constrained")

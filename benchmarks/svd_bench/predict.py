@@ -33,6 +33,7 @@ class Efficiency:
     stages: dict[Stage, float]
     card: str
     source: str
+    measured: bool = False  # of svd-engine, in a document of ours; else published of another
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,12 @@ def of_measured(results: Results) -> Efficiency:
     times = whole[backend, dtype, frames]
     stages = {stage: ideal_seconds(work, card) / times[stage] for stage, work in video(frames).items()}
     source = f"measured: svd-engine, {backend}, {dtype}, {frames} frames, on {card.name}"
-    return Efficiency(stages, card.name, source)
+    return Efficiency(stages, card.name, source, measured=True)
 
 
 def predictions(efficiency: Efficiency, steps: int = 25) -> dict[str, list[Prediction]]:
     """By card, for 14 and 25 frames; a card that was measured itself is left out."""
-    measured = efficiency.card if efficiency.source.startswith("measured") else ""
+    measured = efficiency.card if efficiency.measured else ""
     return {c.name: [predict(c, efficiency, f, steps) for f in FRAMES] for c in CARDS if c.name != measured}
 
 

@@ -26,6 +26,7 @@ from svd_bench.likeness import (
     ssim,
     warp_error,
 )
+from svd_bench.opening import DIFFUSERS_GUIDANCE
 from svd_bench.quality_document import BUCKETS, Difference, Figure, Motion
 from svd_engine import VideoEngine
 from svd_engine.checkpoint import Checkpoint, open_checkpoint
@@ -42,14 +43,15 @@ class Videos:
 
     def __init__(self, engine: VideoEngine) -> None:
         self.engine = engine
+        engine.set_progress_bar_config(disable=True)
         self._made: dict[tuple[Any, ...], tuple[Frames, float]] = {}
 
     def __call__(self, name: str, image: Image, seed: int = 0, **settings: Any) -> Frames:
         return self.timed(name, image, seed, **settings)[0]
 
     def timed(self, name: str, image: Image, seed: int = 0, **settings: Any) -> tuple[Frames, float]:
-        """(frames, seconds) of the photograph `name`."""
-        settings = {"motion_bucket_id": 127, "num_inference_steps": 25, **settings}
+        """(frames, seconds) of the photograph `name`, at diffusers' guidance unless another is named."""
+        settings = {"motion_bucket_id": 127, "num_inference_steps": 25, **DIFFUSERS_GUIDANCE, **settings}
         key = (name, seed, *sorted(settings.items()))
         if key not in self._made:
             started = time.perf_counter()
@@ -184,10 +186,10 @@ def warm(engine: VideoEngine, photograph: Image) -> None:
 
 
 def measure(
-    source: str, count: int, report: Report, only: str
+    source: str, count: int, report: Report, only: str, variant: str | None = None
 ) -> tuple[list[Figure], list[Motion], list[Difference]]:
     """`only`: "targets", "settings" or "all"."""
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, variant)
     figures, motions = targets(checkpoint, count, report) if only != "settings" else ([], [])
     return figures, motions, list(differences(checkpoint, report)) if only != "targets" else []
 

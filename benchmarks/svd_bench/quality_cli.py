@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from svd_engine import console
+from svd_engine.options import Variant
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -24,6 +25,7 @@ class Part(StrEnum):
 @app.command("quality")
 def quality_command(
     checkpoint: Annotated[str, typer.Option(help="demo, a diffusers folder, or a hub id.")] = "demo",
+    variant: Variant = None,
     only: Annotated[
         Part,
         typer.Option(
@@ -37,6 +39,9 @@ def quality_command(
     out: Annotated[Path | None, typer.Option(help="File for the JSON document.")] = None,
 ) -> None:
     """What a checkpoint's videos are worth on photographs it never saw.  Exit code 1 if a target fails."""
+    if out is not None:
+        console.check_folder(out)
+
     import torch
 
     from svd_bench.environment import environment
@@ -50,6 +55,7 @@ def quality_command(
         photographs,
         lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
         only.value,
+        variant,
     )
     document = Document(
         environment=where, checkpoint=checkpoint, figures=figures, motions=motions, settings=settings

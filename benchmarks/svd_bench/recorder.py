@@ -12,8 +12,11 @@ from svd_engine.errors import OutputError
 class Recorder:
     """`path` is the document's file, or None for one that is only printed."""
 
-    def __init__(self, kind: Kind, environment: Environment, path: Path | None = None) -> None:
+    def __init__(
+        self, kind: Kind, environment: Environment, path: Path | None = None, rehearsal: bool = False
+    ) -> None:
         self.kind, self.environment, self.path = kind, environment, path
+        self.rehearsal = rehearsal
         self.ceiling: Ceiling | None = None
         self._rows: dict[str, Row] = {}
         self._misfits: list[Misfit] = []
@@ -47,6 +50,7 @@ class Recorder:
             misfits=tuple(self._misfits),
             warnings=tuple(self._warnings),
             outcomes=tuple(self._outcomes.values()),
+            rehearsal=self.rehearsal,
         )
 
     def save(self) -> None:

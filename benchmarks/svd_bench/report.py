@@ -142,6 +142,11 @@ def _environment(document: Results) -> Lines:
     gpu = [f"{e.device_memory / GIB:.0f} GiB, driver {e.driver}, CUDA {e.cuda}"] if e.device_memory else []
     versions = ", ".join(f"{name} {version}" for name, version in e.versions.items())
     lines = [
+        *(
+            ["rehearsal without a GPU, on tiny networks: no figure says anything of one"]
+            if document.rehearsal
+            else []
+        ),
         *gpu,
         f"{e.cpu}, {e.cores} cores, {e.threads} threads, {e.host_memory / GIB:.0f} GiB",
         f"commit {e.commit}, measured {e.measured_at}",

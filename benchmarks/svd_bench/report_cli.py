@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from svd_engine.options import Variant
+
 if TYPE_CHECKING:
     from svd_bench.results import Results
 
@@ -36,6 +38,7 @@ def tiers_command(
     checkpoint: Annotated[
         str | None, typer.Option(help="With --run: svd, svd-xt, svd-xt-1-1, a diffusers folder, or a hub id.")
     ] = None,
+    variant: Variant = None,
     tiers: Annotated[str, typer.Option(help="With --run: of 8, 12, 16, ...; default all smaller.")] = "",
     backends: Annotated[str, typer.Option(help="With --run: of eager, compiled; default both.")] = "",
     frames: Annotated[str, typer.Option(help="With --run: as 14,25; default the checkpoint's own.")] = "",
@@ -46,17 +49,21 @@ def tiers_command(
 ) -> None:
     """Prints cards by memory tier with predicted latencies, or measures under emulated tiers (--run)."""
     if not run:
-        if any((random_weights, checkpoint, tiers, backends, frames, out)):
+        if any((random_weights, checkpoint, variant, tiers, backends, frames, out)):
             raise typer.BadParameter("without --run there are only --measured and --steps")
         _overview(measured, steps)
         return
     if (random_weights is None) == (checkpoint is None) or measured is not None:
         raise typer.BadParameter("with --run pass --random-weights or --checkpoint, and no --measured")
+    if variant and checkpoint is None:
+        raise typer.BadParameter("--variant belongs to --checkpoint")
     counts = _names(frames)
     if not all(count.isdecimal() and int(count) for count in counts):
         raise typer.BadParameter("--frames must be numbers of at least 1, such as 14,25")
     source = f"random:{random_weights.value}" if random_weights else checkpoint or ""
-    _emulate(source, device, _names(tiers), _names(backends), [int(c) for c in counts], steps, repeat, out)
+    _emulate(
+        source, variant, device, _names(tiers), _names(backends), [int(c) for c in counts], steps, repeat, out
+    )
 
 
 @app.command()
@@ -120,6 +127,7 @@ def _overview(measured: Path | None, steps: int) -> None:
 
 def _emulate(
     source: str,
+    variant: str | None,
     device: str,
     names: list[str],
     backends: list[str],
@@ -140,12 +148,12 @@ def _emulate(
     from svd_bench.subjects import checkpoint_of
     from svd_engine.backends.choose import resolve
 
-    where, model = resolve(device), checkpoint_of(source).model
+    where, model = resolve(device), checkpoint_of(source, variant).model
     gpu, without = open_gpu(where)
     path = None if out is None else out_folder(out) / "tiers.json"
     recorder = Recorder("tiers", environment(where, gpu, ["svd-bench", *sys.argv[1:]]), path)
     recorder.warn(without)
-    base = emulate.attempt(source, str(where), model, steps, repeat)
+    base = emulate.attempt(source, str(where), model, steps, repeat, variant)
     tried = []
     for one in emulate.walk(base, chosen, using, frames or [model.frames], emulate.in_subprocess):
         typer.echo(str(one), err=True)
@@ -163,7 +171,7 @@ def _render(path: Path, documents: list[tuple[str, Results]]) -> None:
     from svd_engine.errors import SettingsError
 
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"--readme {path}",

@@ -7,9 +7,9 @@ None, never an estimate: predictions have a type of their own in `predict`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from svd_engine.errors import SettingsError
 
@@ -28,6 +28,22 @@ class Spread(_Strict):
     p10: float
     p90: float
     runs: int
+
+
+class Ratio(_Strict):
+    """Time over another's time: below 1 is faster.  Of the rounds that both shared, one ratio each."""
+
+    median: float
+    low: float | None = None  # the lowest and the highest round; None where no rounds were kept
+    high: float | None = None
+    rounds: int | None = None
+
+    @property
+    def differs(self) -> bool | None:
+        """Whether every round is on one side of 1; None where that is not known: at least two are needed."""
+        if self.low is None or self.high is None or self.rounds is None or self.rounds < 2:
+            return None
+        return self.low > 1 or self.high < 1
 
 
 class Environment(_Strict):
@@ -99,9 +115,15 @@ class Row(_Strict):
     peak_host_bytes: int | None = None  # resident
     energy_j: float | None = None
     max_abs_difference: float | None = None  # from the reference, relative to its largest value
-    of_diffusers: float | None = None  # median over that of diffusers' eager module in the same rounds
+    of_diffusers: Ratio | None = None  # of the time of diffusers' eager module in the same rounds
     clocks: Clocks | None = None
     note: str = ""  # "emulated cap 12 GB"
+
+    @field_validator("of_diffusers", mode="before")
+    @classmethod
+    def _without_rounds(cls, value: Any) -> Any:
+        """Earlier documents have one number, of the medians, and no rounds to take another from."""
+        return {"median": value} if isinstance(value, int | float) else value
 
 
 class Misfit(_Strict):
@@ -135,6 +157,7 @@ class Results(_Strict):
     misfits: tuple[Misfit, ...] = ()  # of tiers
     warnings: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()  # of gpu-check
+    rehearsal: bool = False  # a gpu-check without a GPU: tiny networks, no figure says anything of one
 
 
 def read_results(path: Path) -> Results:

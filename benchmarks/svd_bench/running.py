@@ -21,7 +21,8 @@ from svd_bench.opening import open_case
 from svd_bench.recorder import Recorder, out_folder
 from svd_bench.results import Kind, Results, Setting
 from svd_bench.stages import STAGES, measure_stages
-from svd_bench.subjects import BUNDLED, Subject, checkpoint_of, subjects
+from svd_bench.subjects import BUNDLED, Subject, check_backends, check_names, checkpoint_of, subjects
+from svd_engine import console
 from svd_engine.arguments import one_of, torch_dtype
 from svd_engine.backends.choose import resolve
 from svd_engine.backends.registry import BACKENDS
@@ -40,6 +41,7 @@ class Asked:
 
     bundle: Path | None
     checkpoint: str | None  # one of the two is given
+    variant: str | None  # of the checkpoint's weight files; a bundle's manifest names its own
     backends: list[str] | None
     peers: list[str]
     stages: list[str]  # of the ladder, networks
@@ -62,11 +64,13 @@ def measure_run(asked: Asked, say: Say) -> Results:
     for stage in asked.stages:
         one_of("stage", stage, STAGES)
     device = resolve(asked.device)
-    source, dtype, setting = _of_bundle(asked) if asked.bundle else _of_checkpoint(asked, device)
     backends = asked.backends or ["eager", "compiled" if device.type == "cuda" else "onnxruntime"]
-    chosen = subjects(
-        backends, asked.peers, source, str(device), dtype, str(asked.bundle) if asked.bundle else None
-    )
+    check_names(backends, asked.peers)
+    check_backends(backends, device)
+    _check_out(asked)
+    (source, variant), dtype, setting = _of_bundle(asked) if asked.bundle else _of_checkpoint(asked, device)
+    bundle = str(asked.bundle) if asked.bundle else None
+    chosen = subjects(backends, asked.peers, source, str(device), dtype, bundle, variant)
     with _bench(asked, "run", device, [dtype], say) as bench, ready_subjects(chosen, setting, say) as ready:
         measure_stages(bench, ready, setting, asked.stages or STAGES)
         return bench.recorder.results()
@@ -78,9 +82,18 @@ def measure_rungs(asked: Asked, rungs: Rungs, say: Say) -> Results:
     for backend in asked.backends or ():
         one_of("backend", backend, LADDERS)
     device = resolve(asked.device)
-    source, dtype, setting = _of_checkpoint(asked, device)
+    check_backends(asked.backends or (), device)
+    _check_out(asked)
+    (source, variant), dtype, setting = _of_checkpoint(asked, device)
     theirs = dtype if asked.peer_dtype == "auto" else dtype_name(torch_dtype(asked.peer_dtype, device))
-    peer = Subject(name="diffusers", backend="eager", checkpoint=source, device=str(device), dtype=theirs)
+    peer = Subject(
+        name="diffusers",
+        backend="eager",
+        checkpoint=source,
+        variant=variant,
+        device=str(device),
+        dtype=theirs,
+    )
     with _bench(asked, "ladder", device, [dtype, theirs], say) as bench:
         measure_ladder(bench, peer, dtype, setting, asked.stages, asked.backends or (), rungs)
         return bench.recorder.results()
@@ -112,36 +125,33 @@ def _bench(
     )
 
 
-def _of_checkpoint(asked: Asked, device: torch.device) -> tuple[str, str, Setting]:
-    """Source, dtype and setting."""
+def _check_out(asked: Asked) -> None:
+    """Before the work starts; `_bench` says the file's name."""
+    if asked.out is not None:
+        console.check_folder(out_folder(asked.out) / "results.json")
+
+
+Weights = tuple[str, str | None]  # a checkpoint's source, and the variant of its files
+
+
+def _of_checkpoint(asked: Asked, device: torch.device) -> tuple[Weights, str, Setting]:
+    """Weights, dtype and setting."""
     assert asked.checkpoint is not None
-    model = checkpoint_of(asked.checkpoint).model
+    dtype = dtype_name(torch_dtype(asked.dtype, device))
+    model = checkpoint_of(asked.checkpoint, asked.variant).model
     frames, height, width = _size(asked, (model.frames, model.height, model.width))
     Settings(frames, height, width, steps=asked.steps, decode_chunk_size=asked.decode_chunk).check_size(
         model.architecture.size_multiple
     )
-    dtype = dtype_name(torch_dtype(asked.dtype, device))
-    return (
-        asked.checkpoint,
-        dtype,
-        _setting(asked, model, frames, height, width, asked.decode_chunk or frames),
-    )
+    setting = _setting(asked, model, frames, height, width, asked.decode_chunk or frames)
+    return (asked.checkpoint, asked.variant), dtype, setting
 
 
-def _of_bundle(asked: Asked) -> tuple[str, str, Setting]:
+def _of_bundle(asked: Asked) -> tuple[Weights, str, Setting]:
     """The same, of the bundle's first profile or the one that is asked for; its checkpoint must be there."""
     assert asked.bundle is not None
     bundle = Bundle(asked.bundle)
     manifest = bundle.manifest
-    source = manifest.source
-    digest = checkpoint_of(source.checkpoint).digest()
-    if digest != source.digest:
-        raise BundleError(
-            f"checkpoint {source.checkpoint} of bundle {asked.bundle}",
-            expected=f"the one that the bundle was made from, digest {source.digest}",
-            got=f"digest {digest}",
-            remedy="Outputs are held against it: bring back the original, or export again.",
-        )
     own = manifest.profiles[0]
     frames, height, width = _size(asked, (own.frames, own.height, own.width))
     profile = bundle.profile_for(
@@ -154,8 +164,18 @@ def _of_bundle(asked: Asked) -> tuple[str, str, Setting]:
             got=f"batch {profile.batch}",
             remedy="Export one with --batch 1.",
         )
+    source = manifest.source
+    digest = checkpoint_of(source.checkpoint, source.variant).digest()
+    if digest != source.digest:
+        raise BundleError(
+            f"checkpoint {source.checkpoint} of bundle {asked.bundle}",
+            expected=f"the one that the bundle was made from, digest {source.digest}",
+            got=f"digest {digest}",
+            remedy="Outputs are held against it: bring back the original, or export again.",
+        )
     setting = _setting(asked, manifest.model, frames, height, width, profile.decode_chunk)
-    return source.checkpoint, manifest.dtype, setting.model_copy(update={"guidance": profile.guidance})
+    weights = (source.checkpoint, source.variant)
+    return weights, manifest.dtype, setting.model_copy(update={"guidance": profile.guidance})
 
 
 def _size(asked: Asked, own: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -189,7 +209,10 @@ def ready_subjects(chosen: Sequence[Subject], setting: Setting, say: Say) -> Ite
 
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as folder:
         made = Path(folder, "bundle")
-        checkpoint, dtype = checkpoint_of(needy[0].checkpoint), getattr(torch, needy[0].dtype)
+        checkpoint, dtype = (
+            checkpoint_of(needy[0].checkpoint, needy[0].variant),
+            getattr(torch, needy[0].dtype),
+        )
         export_bundle(
             checkpoint, made, [profile_of(setting)], dtype, (), lambda line: say(f"exporting {line}")
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from svd_bench.check import check_output
 from svd_bench.contest import Bench, contest
 from svd_bench.floor import stage_flop
-from svd_bench.harness import interleave, spread
+from svd_bench.harness import interleave, paired, spread
 from svd_bench.opening import FPS, PHOTOGRAPH
 from svd_bench.results import Row, Setting
 from svd_bench.subjects import Case, Subject, checkpoint_of
@@ -86,10 +86,12 @@ def sampler(bench: Bench, subjects: Sequence[Subject], setting: Setting, checkpo
         difference = check_output("sampler", calls["svd-engine"](), calls["diffusers"](), 1e-4)
     bench.say(f"sampler: {bench.repeat} rounds")
     interleave(calls, 2, bench.timer)
-    for name, laps in interleave(calls, bench.repeat, bench.timer).items():
+    timed = interleave(calls, bench.repeat, bench.timer)
+    theirs = timed.get("diffusers")
+    for name, laps in timed.items():
         row = Row(
             subject=name, backend="torch", device=str(bench.device), dtype="float32", stage="sampler",
-            setting=setting, latency_ms=spread(laps),
+            setting=setting, latency_ms=spread(laps), of_diffusers=paired(laps, theirs) if theirs else None,
             max_abs_difference=difference if name == "svd-engine" and len(calls) > 1 else None,
         )  # fmt: skip
         bench.recorder.put(f"sampler, {name}", row)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, Protocol, get_args
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -12,7 +14,10 @@ from svd_bench.results import Setting
 from svd_engine.arguments import one_of
 from svd_engine.backends import registry
 from svd_engine.backends.network import Placement
+from svd_engine.backends.ort import load_runtime
+from svd_engine.backends.trt_library import require
 from svd_engine.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
+from svd_engine.errors import BackendUnavailable
 from svd_engine.random_weights import Family
 
 Name = Literal["svd-engine", "diffusers", "diffusers-compile"]
@@ -30,6 +35,7 @@ class Subject(BaseModel):
     name: Name
     backend: str  # of BACKENDS; of a peer "eager", "torch.compile"
     checkpoint: str  # what `checkpoint_of` takes
+    variant: str | None = None  # of its weight files
     device: str
     dtype: str  # "float16"
     bundle: str | None = None  # for BUNDLED
@@ -69,17 +75,20 @@ class Running(Protocol):
 
 
 def subjects(
-    backends: list[str], peers: list[str], checkpoint: str, device: str, dtype: str, bundle: str | None
+    backends: list[str],
+    peers: list[str],
+    checkpoint: str,
+    device: str,
+    dtype: str,
+    bundle: str | None,
+    variant: str | None = None,
 ) -> list[Subject]:
     """Peers first, then ours; `bundle` goes to those that run one.
 
     Raises SettingsError for a name that is none.
     """
-    for backend in backends:
-        one_of("backend", backend, BACKENDS)
-    for peer in peers:
-        one_of("peer", peer, tuple(PEERS))
-    common = {"checkpoint": checkpoint, "device": device, "dtype": dtype}
+    check_names(backends, peers)
+    common = {"checkpoint": checkpoint, "variant": variant, "device": device, "dtype": dtype}
     theirs = [Subject.model_validate({"name": peer, "backend": PEERS[peer], **common}) for peer in peers]
     ours = [
         Subject.model_validate(
@@ -95,6 +104,31 @@ def subjects(
     return theirs + ours
 
 
-def checkpoint_of(source: str) -> Checkpoint:
+def check_names(backends: list[str], peers: list[str]) -> None:
+    """Raises SettingsError for a name that is none."""
+    for backend in backends:
+        one_of("backend", backend, BACKENDS)
+    for peer in peers:
+        one_of("peer", peer, tuple(PEERS))
+
+
+def check_backends(backends: Collection[str], device: torch.device) -> None:
+    """Before anything is opened or exported: raises BackendUnavailable for what cannot run here."""
+    if "onnxruntime" in backends:
+        load_runtime(device)
+    for row in registry.PLAN_BACKENDS:
+        if row.flavour is None or row.name not in backends:
+            continue
+        if device.type != "cuda":
+            raise BackendUnavailable(
+                f"backend {row.name}",
+                expected="a CUDA GPU",
+                got=f"device {device}",
+                remedy="Leave it out of --backends on the CPU.",
+            )
+        require(row.flavour)
+
+
+def checkpoint_of(source: str, variant: str | None = None) -> Checkpoint:
     """Of "random:svd", "random:svd-xt", "random:small", or of anything that `open_checkpoint` takes."""
-    return random_checkpoint(FAMILIES[source]) if source in FAMILIES else open_checkpoint(source)
+    return random_checkpoint(FAMILIES[source]) if source in FAMILIES else open_checkpoint(source, variant)

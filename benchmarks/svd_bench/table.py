@@ -79,5 +79,15 @@ def times(value: float) -> str:
     return f"{value:.2f}x"
 
 
+def ratio(median: float, low: float | None, high: float | None, differs: bool | None) -> str:
+    """`differs`: whether the whole of low to high is on one side of 1; None where that is not known."""
+    if low is None or high is None:
+        return times(median)
+    if differs is None:
+        return f"{times(median)} (one round)"
+    spread = f"{times(median)} ({low:.2f} to {high:.2f})"
+    return spread if differs else f"{spread}: no difference seen"
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")

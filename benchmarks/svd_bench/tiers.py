@@ -21,7 +21,8 @@ def _cards(efficiency: predict.Efficiency, steps: int) -> str:
         seconds = [f"{p.seconds:.1f}" for p in predicted.get(card.name, [])] or ["measured"] * len(FRAMES)
         rows.append(
             [
-                f"{card.tier.name} GB", card.name, f"{card.memory} GB", card.compute_capability,
+                f"{card.tier.name} GB", card.name + "*" * bool(card.low_power), f"{card.memory} GB",
+                card.compute_capability,
                 f"{card.bandwidth / 1e9:.0f}", f"{card.flops / 1e12:.1f}", *seconds,
                 f"[{sources.index(card.source) + 1}]",
             ]
@@ -32,15 +33,34 @@ def _cards(efficiency: predict.Efficiency, steps: int) -> str:
         ["tier", "card", "memory", "capability", "GB/s", "TFLOP/s", *columns, "source"],
         rows,
         left=2,
-        note="TFLOP/s: dense fp16 with fp32 accumulation.  A card counts in the largest tier that its memory "
+        note=f"{_trust(efficiency)}\n"
+        "TFLOP/s: dense fp16 with fp32 accumulation.  A card counts in the largest tier that its memory "
         "fills.\nA prediction says nothing about whether the video fits: that is `svd-bench tiers --run`.\n"
         + _numbered(sources),
     ).text()
 
 
+def _trust(efficiency: predict.Efficiency) -> str:
+    """Whose efficiency it is, which cards will be slower and why, and how far off the model has been."""
+    whose = f"Efficiency of the predictions, taken to hold on every card: {efficiency.source}"
+    if not efficiency.measured:
+        whose += ".\nIt is another engine's: --measured takes svd-engine's own, from results on a GPU"
+    low = ", ".join(f"{card.name} {card.low_power} W" for card in CARDS if card.low_power)
+    others = [check for check in predict.checks() if check.error is not None]
+    worst = max(others, key=lambda check: abs(check.error or 0))
+    return (
+        f"{whose}.\n"
+        f"* Low-power boards ({low}) will be slower than predicted: TFLOP/s are those of the boost clock,\n"
+        "which such a board cannot hold under this work, and the model knows no power limit.\n"
+        f"Against {len(others)} published times the model is off by up to {percent(abs(worst.error or 0))} "
+        f"({worst.row.stack} on {worst.row.card}: {worst.row.seconds:.1f} s published, "
+        f"{worst.predicted:.1f} s predicted); below, all of them."
+    )
+
+
 def _efficiency(efficiency: predict.Efficiency) -> str:
     stages = ", ".join(f"{stage} {percent(share)}" for stage, share in efficiency.stages.items())
-    return f"Efficiency behind the predictions: {stages}\n{efficiency.source}"
+    return f"Efficiency behind the predictions, of {efficiency.card}: {stages}"
 
 
 def _checks() -> str:

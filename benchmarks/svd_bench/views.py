@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from svd_bench.remarks import of_times, of_videos
 from svd_bench.results import Misfit, Row
 from svd_bench.scopes import CAP, Scope
-from svd_bench.table import Table, figure, gibibytes, milliseconds, percent, times
+from svd_bench.table import Table, figure, gibibytes, milliseconds, percent, ratio
 
 STAGES = (
     "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
 )  # fmt: skip
 OURS = "svd-engine"
 RATIO = "of diffusers' time"
+PAIRED = (
+    "Of diffusers' time: the median of the rounds that both shared, below 1 is faster; in brackets the "
+    "lowest and the highest round. Where they lie around 1, no difference was seen."
+)
+UNPAIRED = "Of diffusers' time is a ratio of medians here, without spread: this document kept no rounds."
 VRAM = ["peak VRAM (driver)", "peak VRAM (torch)"]
 
 
@@ -38,11 +44,12 @@ def videos(scope: Scope) -> list[Table]:
         "peak host",
         "energy",
     ]
-    return _table("A whole video", header, cells, left=2)
+    note = "\n".join([*of_times(rows), *of_videos(scope)])
+    return _table("A whole video", header, cells, left=2, note=note)
 
 
 def peers(scope: Scope) -> list[Table]:
-    """What both we and others ran in one dtype, each against the first of the others."""
+    """What both we and others ran in one dtype, with the same ratio to diffusers as everywhere."""
     found = contested(scope)
     tables = []
     for dtype in dict.fromkeys(dtype for _, dtype in found):
@@ -50,10 +57,9 @@ def peers(scope: Scope) -> list[Table]:
         names = list(dict.fromkeys(label(row) for rows in here.values() for row in rows))
         cells = []
         for stage, rows in here.items():
-            base = rows[0].latency_ms.median
-            shown = {label(r): f"{median(r)} ({times(base / r.latency_ms.median)})" for r in rows}
+            shown = {label(r): ", ".join([median(r), *_ratio(r)]) for r in rows}
             cells.append([stage, *(shown.get(name, "-") for name in names)])
-        note = "In brackets: how many times as fast as the first of the row."
+        note = how_compared([row for rows in here.values() for row in rows])
         tables += _table(f"Ours against peers, {dtype}", ["stage", *names], cells, note=note)
     return tables
 
@@ -68,9 +74,10 @@ def stages(scope: Scope) -> list[Table]:
         for row in sorted(rows, key=order)
     ]  # fmt: skip
     header = ["stage", "of", "dtype", "median", "p10 to p90", "first call", RATIO, *VRAM, "max difference"]
-    note = (
+    calls = (
         "A denoiser step is one call of the network, a VAE decode one chunk of frames, the sampler all steps."
     )
+    note = "\n".join([calls, *filter(None, [how_compared(rows)]), *of_times(rows)])
     return _table("Stages", header, cells, left=3, note=note)
 
 
@@ -86,7 +93,8 @@ def ladder(scope: Scope) -> list[Table]:
             for row in rows
         ]  # fmt: skip
         header = ["rung", "dtype", "median", "p10 to p90", RATIO, "of the ceiling", *VRAM, "max difference"]
-        tables += _table(f"Ladder of optimisations: {stage}", header, cells, left=2)
+        note = "\n".join([*filter(None, [how_compared(rows)]), *of_times(rows)])
+        tables += _table(f"Ladder of optimisations: {stage}", header, cells, left=2, note=note)
     return tables
 
 
@@ -149,7 +157,20 @@ def interval(row: Row) -> str:
 
 
 def of_diffusers(row: Row) -> str:
-    return "-" if row.of_diffusers is None else times(row.of_diffusers)
+    r = row.of_diffusers
+    return "-" if r is None else ratio(r.median, r.low, r.high, r.differs)
+
+
+def how_compared(rows: Sequence[Row]) -> str:
+    """What a reader must know of these rows' ratios; nothing where there are none but diffusers' own."""
+    ratios = [row.of_diffusers for row in rows if row.of_diffusers and row.subject != "diffusers"]
+    if not ratios:
+        return ""
+    return PAIRED if all(r.rounds for r in ratios) else UNPAIRED
+
+
+def _ratio(row: Row) -> list[str]:
+    return [] if row.of_diffusers is None else [of_diffusers(row)]
 
 
 def vram(row: Row) -> list[str]:

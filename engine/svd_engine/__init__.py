@@ -1,21 +1,66 @@
 """Stable Video Diffusion as an engine: `VideoEngine` is what users call, `errors` is what it raises.
 
-Importing this package costs no torch: `VideoEngine` is loaded on first use.
+Importing this package costs no torch: what needs it, or Pillow, is loaded on first use.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from svd_engine._version import __version__
+from svd_engine.errors import (
+    BackendError,
+    BackendUnavailable,
+    BundleError,
+    CheckpointError,
+    ExportError,
+    ImageError,
+    NonFiniteOutput,
+    NotOffered,
+    OutputError,
+    ParityError,
+    ProfileError,
+    SettingsError,
+    SvdEngineError,
+    TensorMismatch,
+)
 
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine as VideoEngine
+    from svd_engine.image import load_image as load_image
+    from svd_engine.output import VideoOutput as VideoOutput
+    from svd_engine.video import write_video as write_video
 
-__all__ = ["VideoEngine", "__version__"]
+__all__ = [
+    "BackendError",
+    "BackendUnavailable",
+    "BundleError",
+    "CheckpointError",
+    "ExportError",
+    "ImageError",
+    "NonFiniteOutput",
+    "NotOffered",
+    "OutputError",
+    "ParityError",
+    "ProfileError",
+    "SettingsError",
+    "SvdEngineError",
+    "TensorMismatch",
+    "VideoEngine",
+    "VideoOutput",
+    "__version__",
+    "load_image",
+    "write_video",
+]
+
+_LOADED_ON_USE = {
+    "VideoEngine": "engine",
+    "VideoOutput": "output",
+    "load_image": "image",
+    "write_video": "video",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "VideoEngine":
-        from svd_engine.engine import VideoEngine
-
-        return VideoEngine
+    if name in _LOADED_ON_USE:
+        return getattr(import_module(f"svd_engine.{_LOADED_ON_USE[name]}"), name)
     raise AttributeError(f"module 'svd_engine' has no attribute {name!r}")

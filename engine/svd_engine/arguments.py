@@ -1,6 +1,8 @@
-"""Checks a caller's arguments that are no numbers: names out of a list, and random generators."""
+"""Validates non-numeric arguments: names out of a list, random generators, callbacks and their answers."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
@@ -11,18 +13,20 @@ CALLBACK_TENSORS = ("latents",)  # what `callback_on_step_end_tensor_inputs` may
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    """fp32, fp16 or bf16; "auto" is fp16 on a GPU and fp32 on the CPU.  Raises SettingsError."""
+def torch_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """fp32, fp16, bf16 or torch's own; "auto" is fp16 on a GPU and fp32 on the CPU.  Raises SettingsError."""
+    if isinstance(name, torch.dtype) and name in DTYPES.values():
+        return name
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    one_of("dtype", name, tuple(DTYPES))
-    return DTYPES[name]
+    return DTYPES[one_of("dtype", name, tuple(DTYPES))]
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
     """Raises SettingsError unless `value` is allowed."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise SettingsError(name, expected=", ".join(allowed), got=repr(value), remedy="Choose one of these.")
+    return value
 
 
 def check_generators(generator: object, videos: int) -> None:
@@ -36,3 +40,36 @@ def check_generators(generator: object, videos: int) -> None:
             got=f"a list of {len(listed)}" if isinstance(generator, list) else type(generator).__name__,
             remedy="For reproducible videos pass torch.Generator('cpu').manual_seed(SEED).",
         )
+
+
+def check_callback(callback: object, tensor_inputs: object) -> None:
+    """Raises SettingsError unless the callback can be called and asks for tensors that there are."""
+    if callback is not None and not callable(callback):
+        raise SettingsError(
+            "callback_on_step_end",
+            expected="a function of (engine, step, timestep, callback_kwargs), or None",
+            got=type(callback).__name__,
+            remedy="Pass the function itself.",
+        )
+    if not isinstance(tensor_inputs, (list, tuple)):
+        raise SettingsError(
+            "callback_on_step_end_tensor_inputs",
+            expected=f"a list out of {', '.join(CALLBACK_TENSORS)}",
+            got=repr(tensor_inputs),
+            remedy="Leave it out, or pass [] for none.",
+        )
+    for name in tensor_inputs:
+        one_of("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
+
+
+def returned_tensors(returned: object) -> Mapping[str, object]:
+    """What a callback gave back: a dict of the tensors that it replaces.  Raises SettingsError."""
+    if isinstance(returned, Mapping) and set(returned) <= set(CALLBACK_TENSORS):
+        return returned
+    got = f"a dict of {', '.join(map(repr, returned))}" if isinstance(returned, Mapping) else repr(returned)
+    raise SettingsError(
+        "what callback_on_step_end returned",
+        expected=f"a dict of none or some of {', '.join(CALLBACK_TENSORS)}",
+        got=got,
+        remedy="Return callback_kwargs, or {} to change nothing.",
+    )

@@ -12,10 +12,11 @@ The manifest is read when a bundle is opened; the files of a network are hashed 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from svd_engine.errors import BundleError, ProfileError
-from svd_engine.external_data import check_external_data
+from svd_engine.external_data import check_external_data, read_graph
+from svd_engine.graph_limits import check_limits
 from svd_engine.manifest import DTYPE_OPTIONS, MANIFEST, FileEntry, NetworkEntry, PlanEntry, read_manifest
 from svd_engine.networks.spec import Guidance, NetworkSpec, Profile, specs_of
 
@@ -35,8 +36,9 @@ class Bundle:
     def profile_for(
         self, *, frames: int, height: int, width: int, decode_chunk: int | None, guided: bool
     ) -> Profile:
-        """The profile that does this call.  `decode_chunk` None takes any; `guided` prefers `batched`.
+        """The profile that does this call.  `guided` prefers `batched`.
 
+        decode_chunk: frames that the decoder takes at once; None prefers the most, as diffusers decodes.
         Raises ProfileError that names what there is and the export command that would do it.
         """
         fitting = [
@@ -57,7 +59,7 @@ class Bundle:
                 f"--dtype {DTYPE_OPTIONS[self.manifest.dtype]}",
             )
         wanted: Guidance = "batched" if guided else "single"
-        return min(fitting, key=lambda p: p.guidance != wanted)
+        return min(fitting, key=lambda p: (p.guidance != wanted, -p.decode_chunk))
 
     def entry(self, spec: NetworkSpec) -> NetworkEntry:
         """Raises BundleError when the manifest's table differs from `spec`."""
@@ -74,13 +76,20 @@ class Bundle:
     def dtype_of(self, spec: NetworkSpec) -> str:
         return self.entry(spec).dtype
 
-    def graph(self, spec: NetworkSpec) -> Path:
-        """Path of the network's ONNX graph, after its files' hashes and its weight paths are checked."""
+    def graph(self, spec: NetworkSpec, memory: int | None = None) -> Path:
+        """Path of the network's ONNX graph, after all is checked that can be known before it runs.
+
+        Its files' hashes, where its weights lie, its inputs and output, and what it allocates: no run of it
+        may need more than `memory` bytes; None leaves that to the runtime.  Raises BundleError.
+        """
         entry = self.entry(spec)
         for name in (entry.graph, entry.weights):
             self._check_hash(name)
-        check_external_data(self.folder / entry.graph, entry.weights)
-        return self.folder / entry.graph
+        path = self.folder / entry.graph
+        model = read_graph(path)
+        check_external_data(path, model, entry.weights)
+        check_limits(path, model, spec, self.manifest.files[entry.weights].bytes, memory)
+        return path
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""
@@ -157,7 +166,7 @@ def sha256_of(path: Path) -> str:
 
 def _check_present(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
-    if Path(name).name != name or path.is_symlink():
+    if PureWindowsPath(name).name != name or path.is_symlink():  # of both kinds of separator, and drives
         got = "a link" if path.is_symlink() else "a path that leaves the bundle"
     elif not path.is_file():
         got = "no such file"

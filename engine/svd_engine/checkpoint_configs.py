@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from svd_engine.bounds import ChannelMean, Channels, ClipPixels, Divisor, Frames, LatentChannels, NoiseLevel
 from svd_engine.errors import CheckpointError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture
@@ -26,14 +27,16 @@ FILES = {
     "scheduler": "scheduler/scheduler_config.json",
     "feature_extractor": "feature_extractor/preprocessor_config.json",
 }
+OPTIONAL = {"generation": "generation_config.json"}  # what a call defaults to; SVD's own has none
 SVD_SIZE = (576, 1024)  # pixels; no config says it, diffusers' pipeline has it as its default
 
 _TIME = "projection_class_embeddings_input_dim"
 
-Configs = Mapping[str, Mapping[str, Any]]  # by the keys of FILES
+Configs = Mapping[str, Mapping[str, Any]]  # by the keys of FILES and OPTIONAL
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
+LatentPixels = Annotated[int, Field(ge=1, le=512)]  # height or width
+Levels = Annotated[list[Count], Field(min_length=1, max_length=6)]  # one per resolution
+Rgb = Annotated[list[ChannelMean], Field(min_length=3, max_length=3)]
 
 
 class _Config(BaseModel):
@@ -46,29 +49,27 @@ class _UNet(_Config):
     class_name: Literal["UNetSpatioTemporalConditionModel"] = Field(alias="_class_name")
     in_channels: Count
     out_channels: Count
-    block_out_channels: list[Count]
+    block_out_channels: Levels
     cross_attention_dim: Count
     addition_time_embed_dim: Count
     projection_class_embeddings_input_dim: Count
-    num_frames: Count
-    sample_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | int | None = (
-        None  # latent pixels
-    )
+    num_frames: Frames
+    sample_size: Annotated[list[LatentPixels], Field(min_length=2, max_length=2)] | int | None = None
 
 
 class _Vae(_Config):
     class_name: Literal["AutoencoderKLTemporalDecoder"] = Field(alias="_class_name")
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
-    latent_channels: Count
-    block_out_channels: list[Count]
-    scaling_factor: Positive
+    latent_channels: LatentChannels
+    block_out_channels: Levels
+    scaling_factor: Divisor
 
 
 class _ImageEncoder(_Config):
     architectures: list[Literal["CLIPVisionModelWithProjection"]]
-    image_size: Count
-    projection_dim: Count
+    image_size: ClipPixels
+    projection_dim: Channels
 
 
 class _Scheduler(_Config):
@@ -86,18 +87,27 @@ class _Scheduler(_Config):
     use_exponential_sigmas: Literal[False] = False
     use_beta_sigmas: Literal[False] = False
     final_sigmas_type: Literal["zero"] = "zero"
-    sigma_min: Positive
-    sigma_max: Positive
+    sigma_min: NoiseLevel
+    sigma_max: NoiseLevel
 
 
 class _FeatureExtractor(_Config):
     image_mean: Rgb
-    image_std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    image_std: Annotated[list[Divisor], Field(min_length=3, max_length=3)]
     crop_size: Count | dict[str, Count]  # older transformers wrote one number
 
 
+class _Generation(_Config):
+    """Guidance that a checkpoint recommends.  A misspelt key is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_guidance_scale: float = Model.min_guidance_scale
+    max_guidance_scale: float = Model.max_guidance_scale
+
+
 def read_configs(folder: Path) -> Configs:
-    """The five configs of a diffusers folder.
+    """The five configs of a diffusers folder, and those of OPTIONAL that it has.
 
     Raises CheckpointError for a missing or unreadable file, and for another family of pipeline.
     """
@@ -109,7 +119,8 @@ def read_configs(folder: Path) -> Configs:
             got=str(family),
             remedy="This engine runs Stable Video Diffusion only; pass an SVD checkpoint.",
         )
-    return {part: _read_json(folder / file) for part, file in FILES.items()}
+    there = {part: file for part, file in OPTIONAL.items() if (folder / file).exists()}
+    return {part: _read_json(folder / file) for part, file in (FILES | there).items()}
 
 
 def describe(name: str, where: str, configs: Configs, *, random_weights: bool = False) -> Model:
@@ -124,6 +135,7 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
     clip = _parse(_ImageEncoder, "image_encoder", where, configs)
     scheduler = _parse(_Scheduler, "scheduler", where, configs)
     extractor = _parse(_FeatureExtractor, "feature_extractor", where, configs)
+    generation = _parse(_Generation, "generation", where, {"generation": {}, **configs})
 
     c, clip_size = vae.latent_channels, clip.image_size
     time_ids = 3 * unet.addition_time_embed_dim  # fps, motion bucket and noise augmentation
@@ -173,6 +185,8 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
         clip_mean=_rgb(extractor.image_mean),
         clip_std=_rgb(extractor.image_std),
         random_weights=random_weights,
+        min_guidance_scale=generation.min_guidance_scale,
+        max_guidance_scale=generation.max_guidance_scale,
     )
 
 
@@ -188,7 +202,10 @@ def _parse(kind: type[_C], part: str, where: str, configs: Configs) -> _C:
         expected = "a value, which SVD needs" if missing else first["msg"].removeprefix("Input should be ")
         got = "no such key" if missing else repr(first["input"])
         key = first["loc"][0]
-        raise _refused(f"{where}/{FILES[part]}, key {key}", expected=expected, got=got) from error
+        if first["type"] == "extra_forbidden":
+            expected, got = f"one of {', '.join(kind.model_fields)}", "a key that is none of them"
+        file = (FILES | OPTIONAL)[part]
+        raise _refused(f"{where}/{file}, key {key}", expected=expected, got=got) from error
 
 
 def _refused(what: str, *, expected: str, got: str) -> CheckpointError:

@@ -10,10 +10,13 @@ import typer
 
 from svd_engine import console
 from svd_engine.backends.registry import NAMES, check_name
-from svd_engine.options import DType, Version
+from svd_engine.options import DType, Fit, Variant, Version, integer
 
 if TYPE_CHECKING:
-    from svd_engine.engine import VideoEngine, VideoOutput
+    from PIL.Image import Image
+
+    from svd_engine.engine import VideoEngine
+    from svd_engine.output import VideoOutput
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,7 +28,7 @@ def root(version: Version = False) -> None:
 
 @app.command()
 def generate(
-    image: Annotated[Path, typer.Argument(help="Photograph; cropped in the middle to the video's aspect.")],
+    image: Annotated[Path, typer.Argument(help="Photograph: JPEG, PNG, WebP, ...")],
     output: Annotated[
         list[Path],
         typer.Option(
@@ -45,36 +48,50 @@ def generate(
     dtype: Annotated[
         DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
     ] = DType.auto,
-    frames: Annotated[int | None, typer.Option(help="Default: the bundle's or checkpoint's own.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; default as --frames.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; default as --frames.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    variant: Variant = None,
+    frames: Annotated[
+        int | None, typer.Option(parser=integer, help="Default: the bundle's or checkpoint's own.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(parser=integer, help="Pixels; default as --frames.")] = None,
+    width: Annotated[int | None, typer.Option(parser=integer, help="Pixels; default as --frames.")] = None,
+    fit: Annotated[
+        Fit, typer.Option(help="A photograph of another aspect is squeezed, cropped, or padded with black.")
+    ] = Fit.stretch,
+    steps: Annotated[int, typer.Option(parser=integer, help="Denoising steps.")] = 25,
     seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
-    fps: Annotated[int, typer.Option(help="Frames a second, shown and told to the network.")] = 7,
-    motion_bucket_id: Annotated[int, typer.Option(help="0 to 1023; more is more motion.")] = 127,
+    fps: Annotated[
+        int, typer.Option(parser=integer, help="Frames a second, shown and told to the network.")
+    ] = 7,
+    motion_bucket_id: Annotated[float, typer.Option(help="0 to 1023; more is more motion.")] = 127,
     noise_aug_strength: Annotated[
         float, typer.Option(help="Noise on the photograph; more departs more.")
     ] = 0.02,
-    min_guidance_scale: Annotated[float, typer.Option(help="Of the first frame.")] = 1.0,
+    min_guidance_scale: Annotated[
+        float | None, typer.Option(help="Of the first frame; default the model's own, for SVD 1.")
+    ] = None,
     max_guidance_scale: Annotated[
-        float, typer.Option(help="Of the last frame; up to 1 is no guidance.")
-    ] = 3.0,
+        float | None,
+        typer.Option(
+            help="Of the last frame; guidance acts if one of the two is above 1. Default the model's own, "
+            "for SVD 3."
+        ),
+    ] = None,
     decode_chunk_size: Annotated[
-        int | None, typer.Option(help="Frames decoded at once; fewer take less memory.")
+        int | None, typer.Option(parser=integer, help="Frames decoded at once; fewer take less memory.")
     ] = None,
     swap_networks: Annotated[
         bool, typer.Option("--swap-networks", help="One network in memory at a time: less memory, more time.")
     ] = False,
     jit_cache: Annotated[
         Path | None,
-        typer.Option(
-            help="Keep what tensorrt-rtx compiles on this GPU here; default the user's cache folder."
-        ),
+        typer.Option(help="Keep the kernels that tensorrt-rtx compiles here; default your cache folder."),
     ] = None,
     no_jit_cache: Annotated[
-        bool, typer.Option("--no-jit-cache", help="Keep nothing of what tensorrt-rtx compiles.")
+        bool, typer.Option("--no-jit-cache", help="Keep no kernels that tensorrt-rtx compiles.")
     ] = False,
-    num_videos: Annotated[int, typer.Option(help="Videos; outputs are numbered OUT-0, OUT-1, ...")] = 1,
+    num_videos: Annotated[
+        int, typer.Option(parser=integer, help="Videos; outputs are numbered OUT-0, OUT-1, ...")
+    ] = 1,
     without_rewrite: Annotated[
         list[str] | None,
         typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable."),
@@ -84,8 +101,10 @@ def generate(
     """Animates IMAGE over a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
-    if bundle is not None and (dtype is not DType.auto or without_rewrite):
-        raise typer.BadParameter("--dtype and --without-rewrite belong to --checkpoint; a bundle has its own")
+    if bundle is not None and (dtype is not DType.auto or without_rewrite or variant):
+        raise typer.BadParameter(
+            "--dtype, --variant and --without-rewrite belong to --checkpoint; a bundle has its own"
+        )
     if jit_cache is not None and no_jit_cache:
         raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
     compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
@@ -96,13 +115,22 @@ def generate(
     if num_videos > 1 and any(path.name in ("", "..") for path in output):
         raise typer.BadParameter("--num-videos numbers the outputs: give each a name")
 
-    from svd_engine.image import cover, load_image
-    from svd_engine.settings import check_seed
+    from svd_engine.image import load_image
+    from svd_engine.settings import Settings, check_seed
     from svd_engine.video import MAX_GIF_FPS, check_output
 
     check_name(backend)
     console.show_notices()
     check_seed(seed)
+    Settings(  # refused before anything is opened, with 1 for what the engine knows
+        frames=1 if frames is None else frames,
+        height=1 if height is None else height,
+        width=1 if width is None else width,
+        min_guidance_scale=1 if min_guidance_scale is None else min_guidance_scale,
+        max_guidance_scale=1 if max_guidance_scale is None else max_guidance_scale,
+        steps=steps, fps=fps, motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength,
+        decode_chunk_size=decode_chunk_size, videos_per_image=num_videos,
+    )  # fmt: skip
     if fps > MAX_GIF_FPS and any(path.suffix.lower() == ".gif" for path in output):
         raise typer.BadParameter(f"a GIF shows at most {MAX_GIF_FPS} frames a second: lower --fps")
     targets = [[check_output(_numbered(path, i, num_videos)) for i in range(num_videos)] for path in output]
@@ -123,16 +151,15 @@ def generate(
     else:
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
-            checkpoint, backend=backend, device=device, dtype=dtype.value,
+            checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
-    height = engine.default.height if height is None else height
-    width = engine.default.width if width is None else width
+    _note_distortion(photograph, height or engine.default.height, width or engine.default.width, fit)
     with engine:
         result = _with_progress(
             engine, steps, seed,
-            image=cover(photograph, height, width), height=height, width=width, num_frames=frames,
+            image=photograph, fit=fit.value, height=height, width=width, num_frames=frames,
             num_inference_steps=steps, min_guidance_scale=min_guidance_scale,
             max_guidance_scale=max_guidance_scale, fps=fps, motion_bucket_id=motion_bucket_id,
             noise_aug_strength=noise_aug_strength, decode_chunk_size=decode_chunk_size,
@@ -147,20 +174,51 @@ def generate(
 @app.command()
 def info(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle; without one, this machine.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Instead of a bundle: what a checkpoint is and which files it reads.")
+    ] = None,
+    variant: Variant = None,
+    check: Annotated[bool, typer.Option("--check", help="Hash every file of the bundle first.")] = False,
 ) -> None:
-    """Says what a bundle is and what can run it here, or what this machine has and lacks."""
+    """Says what a bundle or a checkpoint is and what can run it here, or what this machine has and lacks."""
+    if bundle is not None and checkpoint is not None:
+        raise typer.BadParameter("pass BUNDLE or --checkpoint, not both")
+    if variant and checkpoint is None:
+        raise typer.BadParameter("--variant belongs to --checkpoint")
+    if check and bundle is None:
+        raise typer.BadParameter("--check needs a BUNDLE, whose files it hashes")
+
     from svd_engine import info as facts
     from svd_engine.bundle import Bundle
 
-    if bundle is None:
+    if checkpoint is not None:
+        from svd_engine.checkpoint import open_checkpoint
+
+        _lines(facts.checkpoint_facts(open_checkpoint(checkpoint, variant)))
+        rows = facts.torch_abilities()
+    elif bundle is None:
         _lines(facts.machine_facts())
         rows = facts.abilities()
     else:
         opened = Bundle(bundle)
+        if check:
+            opened.check_hashes()
+            _lines({"checked": f"{len(opened.manifest.files)} files have the manifest's hashes"})
         _lines(facts.bundle_facts(opened) | facts.plan_facts(opened))
         rows = [*facts.bundle_abilities(opened.manifest.dtype), *facts.plan_abilities(opened)]
     for row in rows:
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
+
+
+def _note_distortion(photograph: Image, height: int, width: int, fit: Fit) -> None:
+    """Say so when the photograph's proportions will not be kept: the default is diffusers'."""
+    factor = photograph.width * height / (photograph.height * width)
+    if fit is Fit.stretch and not 0.98 < factor < 1.02:
+        typer.echo(
+            f"the photograph, {photograph.width} x {photograph.height}, is squeezed into {width} x {height}: "
+            "--fit crop or --fit pad keeps its proportions",
+            err=True,
+        )
 
 
 def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> VideoOutput:
@@ -168,6 +226,7 @@ def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> V
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    engine.set_progress_bar_config(disable=True)  # this command shows its own
     columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("steps", total=steps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -26,7 +26,12 @@ class Clock:
     def stage(self, name: str) -> Iterator[None]:
         self._synchronize()
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(RuntimeError):  # a broken device has nothing to add to the first error
+                self._synchronize()  # another thread, with another stream, may be next
+            raise
         self._synchronize()
         self.stages[name] = self.stages.get(name, 0.0) + (time.perf_counter() - start) * 1e3
 

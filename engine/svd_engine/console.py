@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,22 +48,36 @@ def show_notices() -> None:
         notices.addHandler(_Notices())
 
 
-def check_folder(path: Path) -> None:
-    """Said before the work starts: the folder of a file to be written must exist.  Raises OutputError."""
-    if not path.absolute().parent.is_dir() or path.is_dir():
+def check_folder(path: Path, otherwise: str = "choose another path") -> None:
+    """Before the work starts: the folder of a file to be written must exist and take files.
+
+    Raises OutputError; `otherwise` ends its remedy.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir() or path.is_dir():
         raise OutputError(
             f"file {path}",
             expected="a file name in an existing folder",
-            got="a folder" if path.is_dir() else f"no folder {path.absolute().parent}",
-            remedy="Make the folder first, or choose another path.",
+            got="a folder" if path.is_dir() else f"no folder {folder}",
+            remedy=f"Make the folder first, or {otherwise}.",
         )
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permission bits do not tell of a read-only disk
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"file {path}",
+            expected="a folder that can be written",
+            got=str(error),
+            remedy=f"Make {folder} writable, or {otherwise}.",
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file whole or not at all.  Raises OutputError."""
     aside = path.with_name(f".{path.name}.partial")
     try:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8", newline="\n")
         os.replace(aside, path)
     except OSError as error:
         raise OutputError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,27 @@ import torch
 from torch import Tensor
 
 from svd_engine import image as images
-from svd_engine import pipeline, report, video
-from svd_engine.arguments import CALLBACK_TENSORS, OUTPUT_TYPES, check_generators, one_of
+from svd_engine import pipeline, report
+from svd_engine.arguments import (
+    CALLBACK_TENSORS,
+    OUTPUT_TYPES,
+    check_callback,
+    check_generators,
+    one_of,
+    returned_tensors,
+)
+from svd_engine.backends.interruptible import InterruptibleNetwork
 from svd_engine.backends.jit_cache import check_folder, default_folder
 from svd_engine.backends.network import Network
+from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
-from svd_engine.settings import Settings
+from svd_engine.output import Frames, VideoOutput, present
+from svd_engine.settings import Fit, Settings
 from svd_engine.source import Source, of_bundle, of_checkpoint
+from svd_engine.steering import Steered, Steering
+from svd_engine.torch_state import own_torch_state
+from svd_engine.unsupported import DiffusersNames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,27 +44,20 @@ if TYPE_CHECKING:
 
 
 Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
-Frames = Any  # list of lists of PIL images, numpy array, or tensor: what `output_type` says
 
 
-@dataclass(frozen=True)
-class VideoOutput:
-    """`frames` as diffusers gives them; `report` says how they were made."""
-
-    frames: Frames
-    report: report.RunReport
-
-
-class VideoEngine:
+class VideoEngine(Steered, DiffusersNames):
     """Image to video.  Make one with `from_bundle` or `from_checkpoint`; use it as a function.
 
-    One engine serves one call at a time.  `close()`, or leaving a `with` block, frees its memory.
+    Calls from several threads wait for each other, in the order of their arrival.  `close()`, or leaving
+    a `with` block, frees its memory.  A forked child cannot call it: open the engine there, after "spawn".
     """
 
     def __init__(self, source: Source) -> None:
         self.source, self.model, self.backend = source, source.model, source.backend
         self.choice, self.default = source.choice, source.default
         self._open: dict[str, Network] = {}
+        self._calls = CallQueue()
 
     @classmethod
     def from_bundle(
@@ -59,7 +65,7 @@ class VideoEngine:
         folder: str | Path,
         *,
         backend: str = "auto",
-        device: str = "auto",
+        device: str | torch.device = "auto",
         swap_networks: bool = False,
         jit_cache: str | Path | None = "auto",
     ) -> VideoEngine:
@@ -78,20 +84,25 @@ class VideoEngine:
         checkpoint: str | Path | Checkpoint,
         *,
         backend: str = "auto",
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        variant: str | None = None,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:
         """Over torch modules: a name, a local diffusers folder or a hub id; any size and frame count.
 
-        dtype: fp32, fp16, bf16, or auto (fp16 on a GPU, fp32 on the CPU).  swap_networks: keep one
-        network at a time on the device, the others in host memory.  Raises CheckpointError,
+        dtype: fp32, fp16, bf16, torch's own, or auto (fp16 on a GPU, fp32 on the CPU).  variant: of the
+        weight files, as in diffusers' `from_pretrained`; None reads those without one, whatever the dtype.
+        swap_networks: keep one network at a time on the device, the others in host memory.  Raises
+        CheckpointError,
         BackendUnavailable, SettingsError.
         """
-        return cls(of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks))
+        return cls(
+            of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant)
+        )
 
-    @torch.no_grad()
+    @own_torch_state()
     def __call__(
         self,
         image: Image | list[Image] | Tensor,
@@ -100,10 +111,10 @@ class VideoEngine:
         num_frames: int | None = None,
         num_inference_steps: int = 25,
         sigmas: Sequence[float] | None = None,
-        min_guidance_scale: float = 1.0,
-        max_guidance_scale: float = 3.0,
+        min_guidance_scale: float | None = None,
+        max_guidance_scale: float | None = None,
         fps: int = 7,
-        motion_bucket_id: int = 127,
+        motion_bucket_id: float = 127,
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
         num_videos_per_prompt: int = 1,
@@ -113,74 +124,109 @@ class VideoEngine:
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
         return_dict: bool = True,
+        *,
+        cancel: Cancel | None = None,
+        fit: Fit = "stretch",
     ) -> VideoOutput | Frames:
         """Animates the image(s).  Arguments as in diffusers' `StableVideoDiffusionPipeline.__call__`.
 
         height, width, num_frames: None means the bundle's or checkpoint's own (576x1024 and 14 or 25
-        for SVD).  image: PIL image, list of them, or tensor [N,3,H,W] in [0, 1].
+        for SVD); min_guidance_scale, max_guidance_scale: None means the model's own (1.0 and 3.0, diffusers'
+        defaults, for SVD).  image: PIL image, list of them, or tensor [N,3,H,W] in [0, 1] or of bytes.
+        fit: an image of another aspect is squeezed ("stretch", as diffusers does), cropped in the middle
+        ("crop"), or laid on black ("pad").
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
         "latent" [N,F,4,h,w].  With return_dict off the frames alone are returned.
+        callback_on_step_end(engine, step, timestep, {"latents": x}) returns a dict that may replace the
+        latents; it may read and set what `Steered` lists, such as `interrupt` and `_guidance_scale`.
 
-        Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError.
+        Safe from any thread: calls of one engine run one after the other, in the order of their arrival,
+        and the report says how long one waited.  cancel: a `threading.Event`, say, looked at while the
+        call waits and before every run of a network.  The caller's torch state (grad and inference mode,
+        autocast, default device and dtype) changes nothing and comes back as it was; callbacks run in the
+        engine's (`torch_state`), and must not wait for another call of the same engine.
+
+        Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError,
+        Cancelled.
         """
-        started = time.perf_counter()
         settings = Settings(
             frames=num_frames if num_frames is not None else self.default.frames,
             height=height if height is not None else self.default.height,
             width=width if width is not None else self.default.width,
             steps=num_inference_steps,
-            sigmas=None if sigmas is None else tuple(float(s) for s in sigmas),
-            min_guidance_scale=min_guidance_scale,
-            max_guidance_scale=max_guidance_scale,
+            sigmas=sigmas,  # type: ignore[arg-type]  # `Settings` makes a tuple of any sequence
+            min_guidance_scale=self.model.min_guidance_scale
+            if min_guidance_scale is None
+            else min_guidance_scale,
+            max_guidance_scale=self.model.max_guidance_scale
+            if max_guidance_scale is None
+            else max_guidance_scale,
             fps=fps,
             motion_bucket_id=motion_bucket_id,
             noise_aug_strength=noise_aug_strength,
             decode_chunk_size=decode_chunk_size,
             videos_per_image=num_videos_per_prompt,
+            fit=fit,
         )
         settings.check_size(self.model.architecture.size_multiple)
         one_of("output_type", output_type, OUTPUT_TYPES)
-        for name in callback_on_step_end_tensor_inputs:
-            one_of("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
-        device, arch = self.backend.device, self.model.architecture
-        clock = Clock(device)
-        with clock.stage("preprocess"):
-            pixels = images.to_vae_pixels(image, settings.height, settings.width).to(device)
-            clip = images.to_clip_pixels(image, arch.clip_size, self.model.clip_mean, self.model.clip_std)
-            clip = clip.to(device)
-        videos = len(pixels) * settings.videos_per_image
-        check_generators(generator, videos)
-        with clock.stage("load"):
-            stages = self._stages(self.source.profile_for(settings, videos))
-        if cold := [network for network in self._open.values() if network.needs_warm_up]:
-            with clock.stage("compile_kernels"):
-                for network in cold:
-                    network.warm_up()
+        with self._calls.turn(cancel) as turn:
+            started = time.perf_counter()
+            device, arch = self.backend.device, self.model.architecture
+            clock = Clock(device)
+            with clock.stage("preprocess"):
+                framed = images.fitted(image, settings.height, settings.width, settings.fit)
+                pixels = images.to_vae_pixels(framed, settings.height, settings.width).to(device)
+                clip = images.to_clip_pixels(
+                    framed, arch.clip_size, self.model.clip_mean, self.model.clip_std
+                )
+                clip = clip.to(device)
+            videos = len(pixels) * settings.videos_per_image
+            check_generators(generator, videos)
+            with clock.stage("load"):
+                stages = self._stages(self.source.profile_for(settings, videos), turn)
+            if cold := [network for network in self._open.values() if network.needs_warm_up]:
+                with clock.stage("compile_kernels"):
+                    for network in cold:
+                        turn.check()
+                        network.warm_up()
+            steering = self._steering = Steering(settings, videos, device)
 
-        def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
-            if callback_on_step_end is None:
-                return x
-            given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-            return callback_on_step_end(self, step, timestep, given).pop("latents", x)
+            def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+                if callback_on_step_end is None:
+                    return x
+                given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
+                returned = returned_tensors(callback_on_step_end(self, step, timestep, given))
+                steering.refresh()
+                replaced = returned.get("latents", x)
+                return pipeline.latents_of("latents of callback_on_step_end", replaced, x.shape, x.device)
 
-        result = pipeline.generate(
-            stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
-            decode=output_type != "latent",
-        )  # fmt: skip
-        with clock.stage("postprocess"):
-            frames = present(result, output_type)
-        if not return_dict:
-            return frames
-        total_ms = (time.perf_counter() - started) * 1e3
-        return VideoOutput(frames, self._report(stages, settings, generator, clock, total_ms))
+            result = pipeline.generate(
+                stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
+                decode=output_type != "latent", steering=steering, progress=self.progress_bar,
+            )  # fmt: skip
+            with clock.stage("postprocess"):
+                frames = present(result, output_type)
+            if not return_dict:
+                return frames
+            total_ms = (time.perf_counter() - started) * 1e3
+            return VideoOutput(frames, self._report(stages, settings, generator, clock, turn, total_ms))
 
     def close(self) -> None:
-        """Frees networks and weights.  The engine can be called again; it then loads them again."""
-        for network in self._open.values():
-            network.close()
-        self._open.clear()
-        self.backend.close()
+        """Frees networks and weights.  The engine can be called again; it then loads them again.
+
+        Waits for the running call; those that wait for their turn end with BackendError.  Raises
+        BackendError inside a callback of the running call.  Does nothing in a forked child: the memory is
+        its parent's.
+        """
+        if not self._calls.in_opening_process:
+            return
+        with self._calls.turn(closes=True):
+            while self._open:
+                self._open.popitem()[1].close()
+            self.backend.close()
 
     def __enter__(self) -> VideoEngine:
         return self
@@ -188,9 +234,11 @@ class VideoEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stages(self, profile: Profile) -> pipeline.Stages:
+    def _stages(self, profile: Profile, turn: Turn) -> pipeline.Stages:
+        """The networks of one call: each looks before it runs whether the call has ended."""
         specs = specs_of(profile, self.model.architecture)
-        image_encoder, vae_encoder, denoiser, *decoders = [self._network(spec) for spec in specs]
+        opened = [InterruptibleNetwork(self._network(spec), turn.check) for spec in specs]
+        image_encoder, vae_encoder, denoiser, *decoders = opened
         by_frames = {d.spec.inputs[0].shape[0]: d for d in decoders}
         return pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames)
 
@@ -200,7 +248,13 @@ class VideoEngine:
         return self._open[spec.key]
 
     def _report(
-        self, stages: pipeline.Stages, settings: Settings, generator: Any, clock: Clock, total_ms: float
+        self,
+        stages: pipeline.Stages,
+        settings: Settings,
+        generator: Any,
+        clock: Clock,
+        turn: Turn,
+        total_ms: float,
     ) -> report.RunReport:
         generators = generator if isinstance(generator, list) else [generator] if generator else []
         used = [stages.image_encoder, stages.vae_encoder, stages.denoiser, *stages.vae_decoders.values()]
@@ -208,6 +262,7 @@ class VideoEngine:
             model=self.model.name,
             random_weights=self.model.random_weights,
             source=self.source.name,
+            weights=self.source.weights(),
             profile=str(stages.profile),
             settings=settings,
             seeds=[g.initial_seed() for g in generators],
@@ -218,19 +273,9 @@ class VideoEngine:
             swap_networks=self.source.swap_networks,
             stage_ms=clock.stages,
             step_ms=clock.steps,
+            waited_ms=turn.waited_ms,
             total_ms=total_ms,
             peak_host_bytes=report.peak_host_bytes(),
             peak_device_bytes=report.peak_device_bytes(self.backend.device),
             versions=report.versions(),
         )
-
-
-def present(result: Tensor, output_type: str) -> Frames:
-    """Frames [N,F,3,H,W] in [0, 1], or latents, in the form that the caller asked for."""
-    if output_type in ("pt", "latent"):
-        return result
-    if output_type == "np":
-        return result.permute(0, 1, 3, 4, 2).cpu().numpy()
-    from PIL import Image
-
-    return [[Image.fromarray(frame) for frame in video.to_uint8(one)] for one in result]

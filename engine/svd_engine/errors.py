@@ -3,8 +3,10 @@
     SvdEngineError                 exit code 1
     ├── SettingsError              exit code 2: an argument out of range, also a ValueError
     │   └── ProfileError           a setting that this bundle's static profiles cannot do
+    ├── NotOffered                 a name of diffusers' pipelines that an engine lacks, also an AttributeError
     ├── ImageError                 the input image cannot be used
     ├── OutputError                the result cannot be written where it was asked for
+    ├── Cancelled                  the caller cancelled a call, waiting or running
     ├── CheckpointError            the checkpoint is missing, of another family, or has wrong weights
     ├── BundleError                the bundle is missing, incomplete, altered or of another version
     ├── ExportError                a network cannot be exported, or the export cannot be written
@@ -39,11 +41,19 @@ class ProfileError(SettingsError):
     pass
 
 
+class NotOffered(SvdEngineError, AttributeError):
+    exit_code = 2
+
+
 class ImageError(SvdEngineError):
     pass
 
 
 class OutputError(SvdEngineError):
+    pass
+
+
+class Cancelled(SvdEngineError):
     pass
 
 

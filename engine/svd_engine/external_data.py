@@ -12,25 +12,33 @@ from typing import Any
 
 from svd_engine.errors import BackendUnavailable, BundleError
 
+GRAPH_BYTES = 256 * 2**20  # of a file without its weights; SVD's largest is below one MiB
 
-def check_external_data(graph: Path, weights: str) -> None:
-    """Weights may lie in the graph, or in the file `weights` beside it, and nowhere else.
 
-    Raises BundleError for another path or an unreadable graph, BackendUnavailable without onnx.
+def read_graph(graph: Path) -> Any:
+    """The ModelProto of an ONNX file, its weights left where they are.
+
+    Raises BundleError for an unreadable graph or one above GRAPH_BYTES, BackendUnavailable without onnx.
     """
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx
-        from onnx.external_data_helper import uses_external_data
     except ImportError as error:
         raise BackendUnavailable(
             f"reading {graph.name}",
             expected="the package onnx",
             got="none installed",
-            remedy="Run: pip install 'svd-engine[cpu]' (or [cuda] on a GPU)",
+            remedy="Run: pip install onnx",
         ) from error
+    if (size := graph.stat().st_size) > GRAPH_BYTES:
+        raise BundleError(
+            f"graph {graph}",
+            expected=f"at most {GRAPH_BYTES:,} bytes, its weights in another file",
+            got=f"{size:,} bytes",
+            remedy="Do not run this bundle; export one from the checkpoint.",
+        )
     try:
-        model = onnx.load(str(graph), load_external_data=False)
+        return onnx.load(str(graph), load_external_data=False)
     except DecodeError as error:
         raise BundleError(
             f"graph {graph}",
@@ -38,6 +46,16 @@ def check_external_data(graph: Path, weights: str) -> None:
             got=str(error),
             remedy="Export the bundle again.",
         ) from error
+
+
+def check_external_data(graph: Path, model: Any, weights: str) -> None:
+    """Weights may lie in the graph, or in the file `weights` beside it, and nowhere else.
+
+    `model` is the graph's ModelProto.  Raises BundleError for another path.
+    """
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
     for tensor in _tensors(model, onnx.TensorProto):
         if not uses_external_data(tensor):
             continue

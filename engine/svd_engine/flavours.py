@@ -12,12 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from svd_engine import bounds
 from svd_engine.errors import SettingsError
+from svd_engine.install import install_line
 
 FlavourName = Literal["tensorrt", "tensorrt-rtx"]
-Capability = tuple[int, int]  # compute capability of a GPU: (8, 9)
+Capability = tuple[bounds.Capability, bounds.Capability]  # compute capability of a GPU: (8, 9)
 AMPERE: Capability = (8, 0)
 
 
@@ -44,7 +48,7 @@ class Flavour:
 
     @property
     def install(self) -> str:
-        return f"pip install 'svd-engine[{self.name}]'"
+        return install_line(self.name)
 
     @property
     def versions(self) -> str:
@@ -107,7 +111,7 @@ class Target:
     """What a plan is for: cards of one name, or of the listed compute capabilities, or of one and newer."""
 
     label: str  # in the plan's name and in messages: "sm86-sm89", "portable", "nvidia-h100-80gb"
-    capabilities: tuple[Capability, ...]
+    capabilities: Annotated[tuple[Capability, ...], Field(min_length=1)]
     gpu: str = ""  # the only name of a card that it runs on; "" any
     or_newer: bool = False
 

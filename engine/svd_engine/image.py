@@ -7,8 +7,8 @@ of diffusers' StableVideoDiffusionPipeline.  Where diffusers crashes or guesses,
 
 * PIL images may have any mode with a known range, and those of one list any sizes.  Transparency is laid over
   white, colour profiles are ignored.
-* A tensor must lie in [0, 1].  diffusers takes one with a negative value to be in [-1, 1] already, on the way
-  to the VAE though not to the image encoder.
+* A tensor of floats must lie in [0, 1]; one of uint8 holds bytes.  diffusers takes one with a negative value
+  to be in [-1, 1] already, on the way to the VAE though not to the image encoder.
 * A tensor that does not have the image encoder's size is resized for it like a PIL image.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +25,16 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from svd_engine.errors import ImageError, SettingsError
+from svd_engine.settings import Fit, check_fit
 
 if TYPE_CHECKING:
     import torch
 
+    Images = Image.Image | Sequence[Image.Image] | torch.Tensor
+
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # pixels; JPEG's own limit
+BAND = 2**21  # pixels that are converted at once, so that memory stays a small multiple of the picture
 # What Pillow may try on a file.  One of its other formats, EPS, starts an interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 
@@ -68,7 +72,8 @@ def _read(file: str | Path | io.BytesIO, name: str) -> Image.Image:
             with Image.open(file, formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                     raise _too_large(name, f"{image.width} x {image.height}")
-                return _to_rgb(ImageOps.exif_transpose(image), name)
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image, name)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -82,6 +87,30 @@ def _read(file: str | Path | io.BytesIO, name: str) -> Image.Image:
         ) from error
 
 
+def fitted(images: Images, height: int, width: int, fit: Fit) -> list[Image.Image] | torch.Tensor:
+    """Bring images to the aspect ratio height : width, without resizing them yet.
+
+    fit: "crop" cuts the same off two opposite sides, "pad" adds black there, and "stretch" changes nothing:
+    the resize will distort what has another aspect.  Tensors come back as [N, 3, H, W] in [0, 1], PIL images
+    as RGB.  Raises SettingsError for another `fit`, type, shape or range, and ImageError for a "pad" beyond
+    MAX_PIXELS.
+    """
+    import torch
+    from torch.nn import functional
+
+    check_fit(fit)
+    _check_size(height, width)
+    given = _unit_tensor(images) if isinstance(images, torch.Tensor) else _rgb_images(images)
+    if fit == "stretch":
+        return given
+    if isinstance(given, torch.Tensor):
+        down, across = given.shape[-2:]
+        left, top, right, bottom = _window(across, down, height, width, fit)
+        return functional.pad(given, (-left, right - across, -top, bottom - down))  # less than 0 crops
+    # beyond its border a PIL image is black
+    return [image.crop(_window(*image.size, height, width, fit)) for image in given]
+
+
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """Crop the centre of `image` to the aspect ratio height : width, without resizing.  RGB.
 
@@ -90,20 +119,26 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """
     _check_size(height, width)
     (image,) = _rgb_images([image])
-    across = min(image.width, max(1, round(image.height * width / height)))
-    down = min(image.height, max(1, round(image.width * height / width)))
-    left, top = (image.width - across) // 2, (image.height - down) // 2
-    return image.crop((left, top, left + across, top + down))
+    return image.crop(_window(*image.size, height, width, "crop"))
 
 
-def to_vae_pixels(
-    images: Image.Image | Sequence[Image.Image] | torch.Tensor, height: int, width: int
-) -> torch.Tensor:
+def _window(across: int, down: int, height: int, width: int, fit: Fit) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the aspect height : width: inside the image, or around it to pad."""
+    side = min if fit == "crop" else max
+    wide = side(across, max(1, round(down * width / height)))
+    high = side(down, max(1, round(across * height / width)))
+    if fit == "pad" and wide * high > MAX_PIXELS:
+        raise _too_large("padded image", f"{wide} x {high}")
+    left, top = (across - wide) // 2, (down - high) // 2
+    return left, top, left + wide, top + high
+
+
+def to_vae_pixels(images: Images, height: int, width: int) -> torch.Tensor:
     """Resize to what the VAE encoder reads: [N, 3, height, width] float32 in [-1, 1].
 
-    `images` is a PIL image, a list of them, or a tensor [N, 3, H, W] or [3, H, W] in [0, 1].  PIL images are
-    resized with Lanczos, tensors by nearest neighbour (diffusers' VideoProcessor.preprocess); the aspect
-    ratio is not kept.  Raises SettingsError for another type, shape or range.
+    `images` is a PIL image, a list of them, or a tensor [N, 3, H, W] or [3, H, W] in [0, 1] or of bytes.  PIL
+    images are resized with Lanczos, tensors by nearest neighbour (diffusers' VideoProcessor.preprocess); the
+    aspect ratio is not kept.  Raises SettingsError for another type, shape or range.
     """
     import torch
     from torch.nn import functional
@@ -117,12 +152,7 @@ def to_vae_pixels(
     return pixels * 2.0 - 1.0  # [N, 3, height, width]
 
 
-def to_clip_pixels(
-    images: Image.Image | Sequence[Image.Image] | torch.Tensor,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> torch.Tensor:
+def to_clip_pixels(images: Images, size: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Resize and normalise to what the image encoder reads: [N, 3, size, size] float32.
 
     `images` as for `to_vae_pixels`; `mean` and `std` are CLIP's, per channel, for values in [0, 1].  PIL
@@ -133,23 +163,32 @@ def to_clip_pixels(
 
     _check_size(size)
     if not isinstance(images, torch.Tensor):
-        pixels = torch.cat([_antialiased_resize(_from_rgb(i), size) for i in _rgb_images(images)])
+        resized = [
+            _antialiased_resize((_from_rgb(band) for band in _bands(i)), i.height, i.width, size)
+            for i in _rgb_images(images)
+        ]
+        pixels = torch.cat(resized)
     else:
         pixels = _unit_tensor(images)
         if pixels.shape[-2:] != (size, size):
-            pixels = _antialiased_resize(pixels, size)
+            height, width = pixels.shape[-2:]
+            rows = max(1, BAND // (len(pixels) * width))
+            pixels = _antialiased_resize(pixels.split(rows, dim=-2), height, width, size)
     return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
 
 
-def _antialiased_resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """[N, 3, H, W] in [0, 1] to [N, 3, S, S]; the bicubic filter may overshoot that range.
+def _antialiased_resize(bands: Iterable[torch.Tensor], height: int, width: int, size: int) -> torch.Tensor:
+    """`bands` of rows, [N, 3, rows, W] in [0, 1], H rows together, to [N, 3, S, S].
 
-    Equals diffusers' _resize_with_antialiasing, a blur and then a bicubic filter.  Both are linear and
-    separable, so one matrix an axis does both, at a fraction of the work on a large photograph.
+    The bicubic filter may overshoot that range.  Equals diffusers' _resize_with_antialiasing, a blur and then
+    a bicubic filter.  Both are linear and separable, so one matrix an axis does both, at a fraction of the
+    work on a large photograph.
     """
-    height, width = pixels.shape[-2:]
+    import torch
+
     rows, columns = _resize_weights(height, size).double(), _resize_weights(width, size).double()
-    filtered = rows @ ((pixels.double() * 2.0 - 1.0) @ columns.T)  # in [-1, 1], as in training
+    across = torch.cat([(band.double() * 2.0 - 1.0) @ columns.T for band in bands], dim=-2)  # [N, 3, H, S]
+    filtered = rows @ across  # in [-1, 1], as in training
     return ((filtered + 1.0) / 2.0).float()
 
 
@@ -178,11 +217,27 @@ def _resize_weights(source: int, target: int) -> torch.Tensor:
     index = (taps[:, :, None] + offsets).abs()  # [target, 4, 2 reach + 1], reflected at 0
     index = ((source - 1) - ((source - 1) - index).abs()).clamp_min(0)  # and at source - 1
     shares = shown.gather(1, taps % 4)[:, :, None] * blur
-    return torch.zeros(target, source).scatter_add_(1, index.flatten(1), shares.flatten(1))
+    return shares.new_zeros(target, source).scatter_add_(1, index.flatten(1), shares.flatten(1))
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A PIL image of any mode to RGB; `name` is for the error."""
+    """A PIL image of any mode to RGB, band by band; `name` is for the error."""
+    rgb = Image.new("RGB", image.size)
+    top = 0
+    for band in _bands(image):
+        rgb.paste(_band_to_rgb(band, name), (0, top))
+        top += band.height
+    return rgb
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """The rows of an image from top to bottom, about BAND pixels at a time."""
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _band_to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; in mode I from some formats and versions of Pillow
         grey = np.asarray(image).astype(np.int32)
         if grey.min() >= 0 and grey.max() <= 65535:
@@ -210,7 +265,11 @@ def _from_rgb(image: Image.Image) -> torch.Tensor:
 
 def _rgb_images(images: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
     given = images if isinstance(images, (list, tuple)) else [images]
-    rgb = [_to_rgb(image, "image") for image in given if isinstance(image, Image.Image) and all(image.size)]
+    rgb = [
+        image if image.mode == "RGB" and not image.has_transparency_data else _to_rgb(image, "image")
+        for image in given
+        if isinstance(image, Image.Image) and all(image.size)
+    ]
     if not rgb or len(rgb) < len(given):
         raise SettingsError(
             "image",
@@ -222,22 +281,27 @@ def _rgb_images(images: Image.Image | Sequence[Image.Image]) -> list[Image.Image
 
 
 def _unit_tensor(images: torch.Tensor) -> torch.Tensor:
-    """Check a tensor in [0, 1] and give it as [N, 3, H, W] float32."""
+    """Check a tensor in [0, 1], or of bytes, and give it as [N, 3, H, W] float32 in [0, 1]."""
+    import torch
+
     batch = images[None] if images.ndim == 3 else images
-    if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel() or not batch.is_floating_point():
+    holds_pixels = images.is_floating_point() or images.dtype == torch.uint8
+    if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel() or not holds_pixels:
         raise SettingsError(
             "image tensor",
-            expected="floating-point values in the shape [N, 3, H, W] or [3, H, W], nothing empty",
+            expected="floats in [0, 1], or uint8, in the shape [N, 3, H, W] or [3, H, W], nothing empty",
             got=f"{images.dtype} {list(images.shape)}",
-            remedy="Put the channels before height and width; divide bytes by 255.",
+            remedy="Put the channels before height and width with permute; convert other numbers to float.",
         )
+    if images.dtype == torch.uint8:
+        return batch.float() / 255
     batch = batch.detach().float()
     low, high = batch.aminmax()
     if not (low >= 0 and high <= 1):  # NaN too
         raise SettingsError(
             "image tensor",
             expected="values in [0, 1]",
-            got=f"values from {low:.4g} to {high:.4g}",
+            got=f"values from {low:.9g} to {high:.9g}",  # 9 digits tell any two float32 apart
             remedy="Map [-1, 1] with x / 2 + 0.5; cut off what a resize overshot with clamp(0, 1).",
         )
     return batch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +17,18 @@ from svd_engine.backends.registry import PLAN_BACKENDS
 from svd_engine.backends.trt_jit import invalidity
 from svd_engine.backends.trt_library import host, library, log, require
 from svd_engine.bundle import Bundle
+from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError
 from svd_engine.flavours import FLAVOURS, Flavour, Host, sm
 from svd_engine.manifest import DType, PlanEntry
 from svd_engine.networks.spec import specs_of
 from svd_engine.plans import build_command, misfit
+from svd_engine.weight_files import COMPONENTS, WeightFile
+
+COMPILERS = {  # torch.compile's own choice, and how it is had
+    "win32": ("cl", "install Visual Studio's C++ build tools"),
+    "darwin": ("clang++", "run xcode-select --install"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,14 +51,17 @@ def gpus() -> list[str]:
 
 def abilities() -> list[Ability]:
     """Every backend on every kind of device, whatever it would run."""
+    return [*torch_abilities(), *bundle_abilities("float32"), *plan_abilities()]
+
+
+def torch_abilities() -> list[Ability]:
+    """The backends that can run a checkpoint."""
     cuda = "" if torch.cuda.is_available() else _no_gpu()
     return [
         Ability("eager", "cpu", ""),
         Ability("eager", "cuda", cuda),
         Ability("compiled", "cpu", _no_compiler()),
         Ability("compiled", "cuda", cuda),
-        *bundle_abilities("float32"),
-        *plan_abilities(),
     ]
 
 
@@ -152,11 +164,12 @@ def _refused_by_library(bundle: Bundle, plan: PlanEntry, device: str) -> str:
 def bundle_facts(bundle: Bundle) -> dict[str, str]:
     """What a person wants to know of a bundle, in the order in which they ask."""
     manifest = bundle.manifest
-    model = manifest.model
+    model, source = manifest.model, manifest.source
     size = sum(entry.bytes for entry in manifest.files.values())
     facts = {
         "model": f"{model.name}{' with random weights' if model.random_weights else ''}",
-        "made from": manifest.source.checkpoint,
+        "made from": f"{source.checkpoint}{f', variant {source.variant}' if source.variant else ''}",
+        **_weights_facts(source.weights),
         "precision": manifest.dtype,
         "size": f"{size / 2**20:.1f} MiB in {len(manifest.files)} files, ONNX opset {manifest.opset}",
     }
@@ -175,14 +188,33 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
     return facts
 
 
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """What it is, and which weight files are read; hashes them, and from the hub fetches them."""
+    model = checkpoint.model
+    return {
+        "model": f"{model.name}, {model.frames} frames of {model.height}x{model.width}",
+        **_weights_facts([file for part in COMPONENTS for file in checkpoint.weight_files(part)]),
+        "digest": checkpoint.digest(),
+    }
+
+
+def _weights_facts(files: Iterable[WeightFile]) -> dict[str, str]:
+    """The files that a checkpoint's weights were read from, a line each."""
+    return {
+        f"weights {number}": f"{file.component}/{file.file}, {file.bytes} bytes, sha256 {file.sha256}"
+        for number, file in enumerate(files, 1)
+    }
+
+
 def machine_facts() -> dict[str, str]:
     facts = {f"GPU {index}": card for index, card in enumerate(gpus())} or {"GPU": _no_gpu()}
     return {**facts, **report.versions()}
 
 
 def _no_compiler() -> str:
-    name = os.environ.get("CXX", "g++")  # torch.compile's own choice
-    return "" if shutil.which(name) else f"no C++ compiler {name}: run apt-get install g++, or set CXX"
+    usual, how = COMPILERS.get(sys.platform, ("g++", "run apt-get install g++"))
+    name = os.environ.get("CXX", usual)
+    return "" if shutil.which(name) else f"no C++ compiler {name}: {how}, or set CXX"
 
 
 def _no_gpu() -> str:

@@ -7,21 +7,32 @@ something else to another reader.  `format` changes when a reader of the old one
 from __future__ import annotations
 
 import json
-import shlex
-from dataclasses import astuple
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from svd_engine.errors import BundleError
+from svd_engine.bounds import (
+    Bytes,
+    Count,
+    Finite,
+    Opset,
+    OptimizationLevel,
+    Positive,
+    Sha256,
+)
+from svd_engine.errors import BundleError, SettingsError
 from svd_engine.flavours import FlavourName, Target
 from svd_engine.model import Model
-from svd_engine.networks.spec import Architecture, NetworkSpec, Profile
+from svd_engine.networks.spec import Architecture, NetworkSpec, Profile, too_large
 from svd_engine.random_weights import Family
+from svd_engine.shell import quoted
+from svd_engine.weight_files import WeightFile
 
 FORMAT: Literal[2] = 2
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 4 * 2**20  # at most; one network takes about 1000
 SCHEMA = "manifest.schema.json"
 DType = Literal["float32", "float16", "bfloat16"]
 Form = Literal["attention", "operators", "primitives", "cpu"]  # of the graphs: for which runtimes
@@ -33,13 +44,15 @@ class _Strict(BaseModel):
 
 
 class FileEntry(_Strict):
-    bytes: int
-    sha256: str
+    bytes: Bytes
+    sha256: Sha256
 
 
 class Source(_Strict):
     checkpoint: str  # as the user named it
     digest: str  # Checkpoint.digest(): sha256 over its weights and configs
+    variant: str | None = None  # of the weight files, as the user asked for it
+    weights: tuple[WeightFile, ...] = ()  # that were read; none for random weights
 
 
 class NetworkEntry(_Strict):
@@ -52,7 +65,7 @@ class NetworkEntry(_Strict):
 class RewriteEntry(_Strict):
     network: str
     name: str
-    places: int
+    places: Count
     left_alone: tuple[str, ...] = ()
 
 
@@ -61,10 +74,10 @@ class ParityEntry(_Strict):
 
     network: str  # key
     backend: str
-    max_abs: float
-    relative: float  # max_abs over the largest absolute value of the reference
-    cosine: float
-    tolerance: PositiveFloat  # on `relative`
+    max_abs: Finite
+    relative: Finite  # max_abs over the largest absolute value of the reference
+    cosine: Finite
+    tolerance: Positive  # on `relative`
 
 
 class PlanEntry(_Strict):
@@ -76,14 +89,14 @@ class PlanEntry(_Strict):
     version: str  # of that TensorRT; no other reads it
     target: Target  # the cards that it runs on
     dtype: DType  # of weights and activations; the boundary is float32
-    graph_sha256: str  # of the ONNX graph and weights that it was built from
-    weights_sha256: str
+    graph_sha256: Sha256  # of the ONNX graph and weights that it was built from
+    weights_sha256: Sha256
     stripped: bool  # it holds no weights: they come from the network's weights file when it is loaded
     refittable: bool  # its weights can be replaced
-    optimization_level: int | None  # None: the flavour has no such option
-    workspace_bytes: int | None  # limit of a kernel's scratch memory that the builder had; None as above
-    device_memory_bytes: int  # activations of one execution context
-    weights_memory_bytes: int | None  # weights on the GPU, as the compiler counts them; None: it did not say
+    optimization_level: OptimizationLevel | None  # None: the flavour has no such option
+    workspace_bytes: Bytes | None  # limit of a kernel's scratch memory that the builder had; None as above
+    device_memory_bytes: Bytes  # activations of one execution context
+    weights_memory_bytes: Bytes | None  # weights on the GPU, as the compiler counts them; None: it did not
 
 
 class Manifest(_Strict):
@@ -92,9 +105,9 @@ class Manifest(_Strict):
     source: Source
     dtype: DType
     form: Form
-    opset: int
-    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
-    networks: tuple[NetworkEntry, ...]
+    opset: Opset
+    profiles: Annotated[tuple[Profile, ...], Field(min_length=1, max_length=256)]
+    networks: Annotated[tuple[NetworkEntry, ...], Field(max_length=4096)]
     files: dict[str, FileEntry]
     rewrites: tuple[RewriteEntry, ...] = ()
     without_rewrites: tuple[str, ...] = ()
@@ -103,11 +116,14 @@ class Manifest(_Strict):
     plans: tuple[PlanEntry, ...] = ()
 
     @model_validator(mode="after")
-    def _shapes_are_positive(self) -> Self:
-        everything: tuple[Profile | Architecture, ...] = (*self.profiles, self.model.architecture)
-        for shapes in everything:
-            if any(isinstance(value, int) and value < 1 for value in astuple(shapes)):
-                raise ValueError(f"a number below 1 in {shapes}")
+    def _numbers_go_together(self) -> Self:
+        if not self.model.sigma_min < self.model.sigma_max:
+            raise ValueError(
+                f"sigma_min {self.model.sigma_min} is not below sigma_max {self.model.sigma_max}"
+            )
+        for profile in self.profiles:
+            if fault := too_large(profile, self.model.architecture):
+                raise ValueError(fault)
         return self
 
     @property
@@ -118,15 +134,23 @@ class Manifest(_Strict):
 
     @property
     def export_source(self) -> str:
-        """The argument by which `svd-export onnx` finds the bundle's checkpoint again."""
+        """The arguments by which `svd-export onnx` finds the bundle's checkpoint again."""
         if self.random_family:
             return f"--random-weights {self.random_family}"
-        return shlex.quote(self.source.checkpoint)
+        variant = f" --variant {quoted(self.source.variant)}" if self.source.variant else ""
+        return quoted(self.source.checkpoint) + variant
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises BundleError when there is none, or one of another format or against the schema."""
     path = folder / MANIFEST
+    if path.is_symlink() or (path.is_file() and path.stat().st_size > MANIFEST_BYTES):
+        raise BundleError(
+            str(path),
+            expected=f"a regular file of at most {MANIFEST_BYTES:,} bytes",
+            got="a link" if path.is_symlink() else f"{path.stat().st_size:,} bytes",
+            remedy="Copy the whole bundle again, links resolved, or export it again.",
+        )
     if not path.is_file():
         raise BundleError(
             f"bundle {folder}",
@@ -136,13 +160,13 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         content = path.read_bytes()
-        document = json.loads(content)
+        document = json.loads(content.decode(), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(
             str(path), expected="a JSON document", got=str(error), remedy="Export the bundle again."
         ) from error
     version = document.get("format") if isinstance(document, dict) else None
-    if version != FORMAT:
+    if type(version) is not int or version != FORMAT:  # True and 1.0 are equal to 1
         raise BundleError(
             str(path),
             expected=f"bundle format {FORMAT}",
@@ -170,4 +194,32 @@ def _checkpoint_of(document: object) -> str:
         return "CHECKPOINT"
     kind, _, family = named.partition(":")
     random = kind == "random" and family in get_args(Family)
-    return f"--random-weights {family}" if random else shlex.quote(named)
+    return f"--random-weights {family}" if random else quoted(named)
+
+
+def check_profile(profile: Profile, architecture: Architecture) -> None:
+    """Raises SettingsError when a bundle cannot hold `profile`: see `bounds`."""
+    try:
+        TypeAdapter(Profile).validate_json(json.dumps(asdict(profile)), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what, expected = f"{first['loc'][0]} of a profile", first["msg"].removeprefix("Input should be ")
+        raise SettingsError(
+            what, expected=expected, got=repr(first["input"]), remedy="Pass a value in this range."
+        ) from error
+    if fault := too_large(profile, architecture):
+        raise SettingsError(
+            "profile",
+            expected="a video that a bundle may hold",
+            got=fault,
+            remedy="Export fewer or smaller frames, or a smaller batch.",
+        )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two equal keys they take.  Raises ValueError."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} twice in one object")
+    return fields

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svd_engine.bounds import ChannelMean, Divisor, Finite, Frames, NoiseLevel, Pixels, Rho
 from svd_engine.networks.spec import Architecture
 
 
@@ -14,13 +15,15 @@ from svd_engine.networks.spec import Architecture
 class Model:
     name: str  # "svd-xt", or the name of the folder or hub repository
     architecture: Architecture
-    frames: int  # of the videos that it was trained on
-    height: int  # pixels, native size
-    width: int  # pixels
-    sigma_min: float  # noise levels of the Karras schedule
-    sigma_max: float
-    rho: float = 7.0  # Karras et al. 2022, eq. 5; diffusers holds it constant
-    latent_scale: float  # the decoder takes latents divided by this
-    clip_mean: tuple[float, float, float]  # of RGB in [0, 1]
-    clip_std: tuple[float, float, float]
+    frames: Frames  # of the videos that it was trained on
+    height: Pixels  # native size
+    width: Pixels
+    sigma_min: NoiseLevel  # noise levels of the Karras schedule
+    sigma_max: NoiseLevel  # above sigma_min
+    rho: Rho = 7.0  # Karras et al. 2022, eq. 5; diffusers holds it constant
+    latent_scale: Divisor  # the decoder takes latents divided by this
+    clip_mean: tuple[ChannelMean, ChannelMean, ChannelMean]  # of RGB in [0, 1]
+    clip_std: tuple[Divisor, Divisor, Divisor]
     random_weights: bool
+    min_guidance_scale: Finite = 1.0  # of a call that names none: SVD's are diffusers' defaults
+    max_guidance_scale: Finite = 3.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,6 +11,30 @@ import typer
 from svd_engine.console import version_option
 
 Version = Annotated[bool, typer.Option("--version", callback=version_option, is_eager=True, help="Print it.")]
+
+Variant = Annotated[
+    str | None,
+    typer.Option(help="Of the checkpoint's weight files: fp16 reads the half-sized ones; default none."),
+]
+
+
+def integer(text: str | int) -> int:
+    """A whole number, also one written as 7.0 as `VideoEngine` takes it.  Its range is checked there."""
+    try:
+        return int(text)
+    except ValueError:
+        with suppress(ValueError):
+            if (number := float(text)).is_integer():
+                return int(number)
+    raise typer.BadParameter(f"{text!r} is not a whole number")
+
+
+class Fit(StrEnum):
+    """Those of `svd_engine.settings.Fit`."""
+
+    stretch = "stretch"
+    crop = "crop"
+    pad = "pad"
 
 
 class DType(StrEnum):

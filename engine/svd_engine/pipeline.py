@@ -8,7 +8,7 @@ Arithmetic outside the networks is float32.  Follows diffusers'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,11 @@ from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
 from svd_engine.settings import Settings
+from svd_engine.steering import Steering
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OnStep = Callable[[int, Tensor, Tensor], Tensor]  # (step, c_noise, latents) -> latents
+Progress = Callable[[range], Iterable[int]]  # the steps' numbers, shown as they pass
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def generate(
     on_step: OnStep,
     clock: Clock,
     decode: bool = True,
+    steering: Steering | None = None,  # None: what `settings` say, to the end
+    progress: Progress = iter,
 ) -> Tensor:
     """Frames [N,F,3,H,W] in [0, 1], or with `decode` off the latents [N,F,4,h,w].  float32.
 
@@ -72,8 +76,9 @@ def generate(
     with clock.stage("denoiser"):
         sigmas = schedule(settings, model).to(pixels.device)
         x = noise_video(first_latent, settings, generator, latents) * sampling.initial_scale(sigmas)
-        denoise = denoiser_call(stages, settings, embedding, first_latent)
-        x = sample(denoise, x, sigmas, on_step, clock)
+        steering = steering or Steering(settings, len(x), x.device)
+        denoise = denoiser_call(stages, settings, steering, embedding, first_latent)
+        x = sample(denoise, x, sigmas, on_step, clock, steering, progress)
         finite(x, stages.denoiser)
     if not decode:
         return x
@@ -96,25 +101,28 @@ def noise_video(
     shape = torch.Size((n, settings.frames, *latent))
     if given is None:
         return draw(shape, generator, first_latent.device)
-    if given.shape != shape:
+    return latents_of("latents", given, shape, first_latent.device)
+
+
+def latents_of(name: str, given: object, shape: torch.Size, device: torch.device) -> Tensor:
+    """A caller's latents as float32 on `device`.  Raises SettingsError unless a tensor of `shape`."""
+    if not isinstance(given, Tensor) or given.shape != shape:
         raise SettingsError(
-            "latents",
+            name,
             expected=f"shape {list(shape)}",
-            got=str(list(given.shape)),
-            remedy="Pass noise [videos, frames, 4, height/8, width/8], not yet scaled.",
+            got=f"{list(given.shape)}" if isinstance(given, Tensor) else f"no tensor: {type(given).__name__}",
+            remedy="Pass a tensor [videos, frames, 4, height/8, width/8].",
         )
-    return given.to(first_latent.device, torch.float32)
+    return given.to(device, torch.float32)
 
 
 def denoiser_call(
-    stages: Stages, settings: Settings, embedding: Tensor, first_latent: Tensor
+    stages: Stages, settings: Settings, steering: Steering, embedding: Tensor, first_latent: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """D(x; sigma) over all N videos, with guidance growing linearly from the first frame to the last."""
+    """D(x; sigma) over all N videos, with the guidance scales that `steering` has at each step."""
     n, device = len(embedding), embedding.device
     ids = [settings.fps - 1, settings.motion_bucket_id, settings.noise_aug_strength]  # trained on fps - 1
     time_ids = torch.tensor([ids], dtype=torch.float32, device=device).expand(n, -1)
-    ramp = torch.linspace(settings.min_guidance_scale, settings.max_guidance_scale, settings.frames)
-    scale = (ramp if settings.guided else torch.ones_like(ramp)).to(device).expand(n, -1)  # [N, F]
     batch, network = stages.profile.batch, stages.denoiser
 
     def half(x: Tensor, sigma: Tensor, first: Tensor, embed: Tensor) -> Tensor:
@@ -125,28 +133,40 @@ def denoiser_call(
     def batched(x: Tensor, sigma: Tensor) -> Tensor:
         return in_batches(
             network, batch, x=x, sigma=sigma, first_latent=first_latent, embedding=embedding,
-            time_ids=time_ids, guidance=scale,
+            time_ids=time_ids, guidance=steering.scales,
         )  # fmt: skip
 
     def one_by_one(x: Tensor, sigma: Tensor) -> Tensor:
         """D_u + g (D_c - D_u): guidance commutes with the preconditioning, which is affine in v."""
         conditional = half(x, sigma, first_latent, embedding)
-        if not settings.guided:
+        if not steering.guided:
             return conditional
         conditional = conditional.clone()  # the next call writes over it
         unconditional = half(x, sigma, torch.zeros_like(first_latent), torch.zeros_like(embedding))
-        return unconditional + scale[:, :, None, None, None] * (conditional - unconditional)
+        scales = steering.scales[:, :, None, None, None]
+        return unconditional + scales * (conditional - unconditional)
 
     return batched if stages.profile.guidance == "batched" else one_by_one
 
 
 def sample(
-    denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, on_step: OnStep, clock: Clock
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    on_step: OnStep,
+    clock: Clock,
+    steering: Steering,
+    progress: Progress,
 ) -> Tensor:
-    """Noise -> latent video [N,F,4,h,w]; `on_step` may replace the latents after each step."""
+    """Noise -> latent video [N,F,4,h,w]; `on_step` may replace the latents after each step.
+
+    An interrupt of `steering` skips the steps that are left: the latents keep the noise of the last one.
+    """
     steps = sampling.euler_steps(denoise, x, sigmas)
     replaced: Tensor | None = None
-    for index in range(len(sigmas) - 1):
+    for index in progress(range(len(sigmas) - 1)):
+        if steering.interrupted:
+            break
         with clock.step():
             sigma, x = steps.send(replaced) if index else next(steps)
         replaced = x = on_step(index, sampling.c_noise(sigma), x)

@@ -5,7 +5,6 @@ A plan is made by one flavour and version of TensorRT, from one ONNX graph and i
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from svd_engine.bundle import Bundle
@@ -13,6 +12,7 @@ from svd_engine.errors import BackendUnavailable
 from svd_engine.flavours import FLAVOURS, FlavourName, Host, Target, slug
 from svd_engine.manifest import DType, PlanEntry
 from svd_engine.networks.spec import NetworkSpec
+from svd_engine.shell import quoted
 
 
 def plan_file(key: str, flavour: FlavourName, version: str, target: Target, dtype: DType) -> str:
@@ -24,7 +24,7 @@ def plan_file(key: str, flavour: FlavourName, version: str, target: Target, dtyp
 def build_command(folder: Path, flavour: FlavourName | None = None) -> str:
     """What builds the plans that are missing here."""
     option = f" --flavour {flavour}" if flavour == "tensorrt-rtx" else ""
-    return f"svd-export tensorrt {shlex.quote(str(folder))}{option}"
+    return f"svd-export tensorrt {quoted(folder)}{option}"
 
 
 def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, host: Host) -> str:

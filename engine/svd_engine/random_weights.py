@@ -1,6 +1,6 @@
 """SVD networks with seeded random weights: the real architectures, and a small one for tests.
 
-Knows the published configs, as data, and how to draw a tensor.  Knows no files and no modules.
+Knows the published configs, as data, and how to draw a tensor.  Reads no files, knows no modules.
 
 Every tensor is drawn from its own generator, seeded with its name, so its values depend neither on the
 order of loading nor on the other tensors.  Draws are uniform, not normal: a scaled uniform float32 is
@@ -13,13 +13,15 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod, sqrt
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from svd_engine.weights import Component, Shapes
+    from svd_engine.weight_files import Component
+    from svd_engine.weights import Shapes
 
 Family = Literal["svd", "svd-xt", "small"]
 
@@ -139,6 +141,9 @@ class RandomWeights:
         return {
             name: draw(self.seed, f"{component}.{name}", shape, dtype) for name, shape in expected.items()
         }
+
+    def files(self, _component: Component) -> list[Path]:
+        return []
 
     def identity(self) -> Iterator[bytes]:
         yield f"random weights, seed {self.seed}".encode()

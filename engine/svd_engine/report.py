@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from svd_engine._version import __version__
 from svd_engine.settings import Settings
+from svd_engine.weight_files import WeightFile
 
 PACKAGES = (
     "torch",
@@ -42,6 +42,7 @@ class RunReport(BaseModel):
     model: str
     random_weights: bool
     source: str  # bundle or checkpoint, as the user named it
+    weights: list[WeightFile] = []  # of the checkpoint, as read now or when the bundle was exported
     profile: str
     settings: Settings
     seeds: list[int]  # of the generators; empty when the caller gave none
@@ -52,7 +53,8 @@ class RunReport(BaseModel):
     swap_networks: bool  # one network in memory at a time
     stage_ms: dict[str, float]
     step_ms: list[float]
-    total_ms: float
+    waited_ms: float  # for earlier calls of the same engine
+    total_ms: float  # from the end of that wait
     peak_host_bytes: int  # resident memory of the process so far, at its highest
     peak_device_bytes: int | None  # as torch's allocator counts it; None without a GPU
     versions: dict[str, str]
@@ -70,8 +72,15 @@ def versions() -> dict[str, str]:
 
 
 def peak_host_bytes() -> int:
+    """Resident memory of this process at its highest."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
 
 
 def peak_device_bytes(device: Any) -> int | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+import torch
 
 from svd_engine.arguments import torch_dtype
 from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
@@ -16,6 +19,7 @@ from svd_engine.errors import SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
 from svd_engine.settings import Settings
+from svd_engine.weight_files import WeightFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +31,22 @@ class Source:
     default: Profile  # of a call that says nothing of size and frames
     profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
+    weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
     without_rewrites: Collection[str] = ()
     swap_networks: bool = False
 
 
 def of_bundle(
-    folder: str | Path, backend: str, device: str, swap_networks: bool, jit_cache: Path | None
+    folder: str | Path,
+    backend: str,
+    device: str | torch.device,
+    swap_networks: bool,
+    jit_cache: Path | None,
 ) -> Source:
     """Raises BundleError, BackendUnavailable, SettingsError."""
     from svd_engine.backends.swapped import SwappedBackend
 
+    _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     bundle = Bundle(folder)
     choice = choose_for_bundle(backend, device, bundle)
     made = BACKENDS[choice.backend].open(bundle, choice.device, jit_cache)
@@ -59,6 +69,7 @@ def of_bundle(
         default=manifest.profiles[0],
         profile_for=profile_for,
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
+        weights=lambda: list(manifest.source.weights),
         without_rewrites=manifest.without_rewrites,
         swap_networks=swap_networks,
     )
@@ -67,15 +78,18 @@ def of_bundle(
 def of_checkpoint(
     checkpoint: str | Path | Checkpoint,
     backend: str,
-    device: str,
-    dtype: str,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
     without_rewrites: Collection[str],
     swap_networks: bool,
+    variant: str | None = None,
 ) -> Source:
-    """Raises CheckpointError, BackendUnavailable, SettingsError."""
+    """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
-    from svd_engine.networks.rewrites import rewrites_for
+    from svd_engine.networks.rewrites import check_names, rewrites_for
 
+    if not isinstance(checkpoint, Checkpoint):
+        _check_place("checkpoint", checkpoint, "a name, the path of a diffusers folder, or a hub id")
     choice = choose_for_checkpoint(backend, device)
     if swap_networks and choice.device.type == "cpu":
         raise SettingsError(
@@ -84,15 +98,18 @@ def of_checkpoint(
             got="a checkpoint on the CPU, where networks that wait lie in the same memory",
             remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
         )
-    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    modules = Modules(
-        opened,
-        torch_dtype(dtype, choice.device),
-        choice.device,
-        without_rewrites,
-        rewrites_for(choice.backend, choice.device.type),
-        swap_networks,
-    )
+    if isinstance(checkpoint, Checkpoint) and variant is not None:
+        raise SettingsError(
+            "variant",
+            expected="None with a checkpoint that is open already",
+            got=repr(variant),
+            remedy="Open it with open_checkpoint(source, variant).",
+        )
+    weights_dtype = torch_dtype(dtype, choice.device)
+    rewrites = rewrites_for(choice.backend, choice.device.type)
+    check_names(without_rewrites, rewrites)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant)
+    modules = Modules(opened, weights_dtype, choice.device, without_rewrites, rewrites, swap_networks)
 
     def profile_for(settings: Settings, videos: int) -> Profile:
         return Profile(
@@ -113,6 +130,18 @@ def of_checkpoint(
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
         profile_for=profile_for,
         rewrites=modules.places,
+        weights=lambda: list(chain(*modules.weight_files.values())),
         without_rewrites=without_rewrites,
         swap_networks=swap_networks,
     )
+
+
+def _check_place(what: str, given: object, expected: str) -> None:
+    """Raises SettingsError for what is neither a str nor a Path, such as a pipeline object of diffusers."""
+    if not isinstance(given, (str, Path)):
+        raise SettingsError(
+            what,
+            expected=expected,
+            got=f"an object of type {type(given).__name__}",
+            remedy="A pipeline of diffusers becomes a folder with pipeline.save_pretrained(FOLDER).",
+        )

@@ -12,13 +12,16 @@ import itertools
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
 from svd_engine.errors import OutputError, SettingsError
+from svd_engine.settings import at_least
+from svd_engine.shell import make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,42 @@ BT709 = 1  # matrix, primaries and transfer characteristics in ITU-T H.273
 LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG: black is 16, white 235
 MAX_GIF_FPS = 50  # a GIF counts in 1/100 s, and players slow down what lasts less than two of them
 SHEET_GAP = 4  # pixels between the frames of a contact sheet
+
+
+Frames = Any  # of one video: PIL images, an array or a tensor; `as_bytes` takes them
+
+
+def as_bytes(frames: Frames) -> np.ndarray:
+    """One video as the engine gives it, to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
+
+    Takes a list of PIL images of one size, an array [F, H, W, 3] of bytes or of floats in [0, 1], or a tensor
+    [F, 3, H, W] of floats in [0, 1]; also `result.frames` with one video in it.
+    Raises SettingsError for another type, shape or range; NaN is out of range.
+    """
+    batched = isinstance(frames, (list, tuple)) and frames and not isinstance(frames[0], Image.Image)
+    if (batched or getattr(frames, "ndim", 4) == 5) and len(frames) == 1:
+        frames = frames[0]
+    if hasattr(frames, "detach"):
+        return to_uint8(frames)
+    if isinstance(frames, (list, tuple)):
+        return _of_images(frames)
+    if not isinstance(frames, np.ndarray):
+        raise _no_frames(type(frames).__name__)
+    if frames.ndim != 4 or frames.shape[3] != 3 or not frames.size or frames.dtype.kind not in "uf":
+        raise _no_frames(f"{frames.dtype} {list(frames.shape)}")
+    if frames.dtype == np.uint8:
+        return frames
+    _check_unit_range(float(frames.min()), float(frames.max()))
+    return (frames * 255).round().astype(np.uint8)
+
+
+def _of_images(images: Sequence[object]) -> np.ndarray:
+    pictures = [image for image in images if isinstance(image, Image.Image)]
+    if not images or len(pictures) < len(images):
+        raise _no_frames(", ".join(sorted({type(image).__name__ for image in images})) or "an empty list")
+    if len({picture.size for picture in pictures}) > 1:
+        raise _no_frames("images of several sizes")
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
@@ -45,14 +84,28 @@ def to_uint8(frames: torch.Tensor) -> np.ndarray:
         )
     frames = frames.detach().float()
     low, high = frames.aminmax()
+    _check_unit_range(float(low), float(high))
+    return (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _check_unit_range(low: float, high: float) -> None:
     if not (low >= 0 and high <= 1):  # NaN too
         raise SettingsError(
             "frames",
             expected="values in [0, 1]",
-            got=f"values from {low:.4g} to {high:.4g}",
+            got=f"values from {low:.9g} to {high:.9g}",
             remedy="Map the decoder's output with (x / 2 + 0.5).clamp(0, 1).",
         )
-    return (frames * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _no_frames(got: str) -> SettingsError:
+    return SettingsError(
+        "frames",
+        expected="one video: PIL images of one size, an array [F, H, W, 3] of uint8 or of floats in [0, 1], "
+        "or a tensor [F, 3, H, W] of floats",
+        got=got,
+        remedy='Pass result.frames[0], made with output_type "pil", "np" or "pt".',
+    )
 
 
 def check_output(path: str | Path) -> Path:
@@ -65,11 +118,12 @@ def check_output(path: str | Path) -> Path:
     """
     target, what = Path(path), f"output {path}"
     suffix = target.suffix.lower()
-    if suffix not in WRITERS or (suffix and str(path).endswith("/")):
+    folder = str(path).endswith(("/", os.sep))
+    if suffix not in WRITERS or (suffix and folder):
         raise SettingsError(
             what,
             expected=f"a suffix out of {', '.join(filter(None, WRITERS))}, or none for a folder of frames",
-            got=f"{'a folder with ' if str(path).endswith('/') else ''}the suffix {suffix}",
+            got=f"{'a folder with ' if folder else ''}the suffix {suffix}",
             remedy="Rename it.",
         )
     if suffix in ENCODERS:
@@ -87,7 +141,7 @@ def check_output(path: str | Path) -> Path:
             what,
             expected=f"the folder {target.parent}",
             got="a file" if target.parent.exists() else "no such folder",
-            remedy=f"Create it (mkdir -p {target.parent}), or write elsewhere.",
+            remedy=f"Create it ({make_folder(target.parent)}), or write elsewhere.",
         )
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(
@@ -115,47 +169,42 @@ def check_output(path: str | Path) -> Path:
     return target
 
 
-def write_video(frames: np.ndarray, path: str | Path, fps: int) -> Path:
-    """Write frames [F, H, W, 3] uint8 to `path` at `fps` frames a second; gives the path.
+def write_video(frames: Frames, path: str | Path, fps: int) -> Path:
+    """Write one video, `result.frames[0]` of any output type, to `path`.  Gives the path.
 
-    `check_output` lists the formats.  An existing file is replaced.  The same frames give the same bytes with
-    the same versions of PyAV and Pillow.  A GIF or WebP merges equal neighbours into one longer frame.
+    fps: frames a second.  `as_bytes` lists the frames that it takes, `check_output` the formats.  An existing
+    file is replaced.  The same frames give the same bytes with the same versions of PyAV and Pillow.  A GIF
+    or WebP merges equal neighbours into one longer frame.
     Raises what `check_output` raises, SettingsError for frames or fps that the format cannot hold, and
     OutputError if writing fails.
     """
     target = check_output(path)
     suffix = target.suffix.lower()
-    _check_frames(frames, suffix)
-    if not isinstance(fps, int) or fps < 1 or (suffix == ".gif" and fps > MAX_GIF_FPS):
+    pixels, fps = as_bytes(frames), at_least("fps", fps, 1)
+    _check_size(pixels, suffix)
+    if suffix == ".gif" and fps > MAX_GIF_FPS:
         raise SettingsError(
             "fps",
-            expected=f"a whole number from 1{f' to {MAX_GIF_FPS} for a GIF' if suffix == '.gif' else ''}",
-            got=f"{fps!r}",
-            remedy="Give one such as 7.",
+            expected=f"a whole number from 1 to {MAX_GIF_FPS} for a GIF",
+            got=f"{fps}",
+            remedy="Write a .webp, or lower it.",
         )
     try:
         with tempfile.TemporaryDirectory(prefix=".svd-engine-", dir=target.parent) as scratch:
             whole = Path(scratch, f"video{suffix}")
-            WRITERS[suffix](frames, whole, fps)
+            WRITERS[suffix](pixels, whole, fps)
             whole.replace(target)
     except OSError as error:
         raise OutputError(
             f"output {path}",
-            expected=f"to write {len(frames)} frames",
+            expected=f"to write {len(pixels)} frames",
             got=f"{error.strerror or error}",
             remedy="Nothing was written. Make room there, write elsewhere, or choose another suffix.",
         ) from error
     return target
 
 
-def _check_frames(frames: np.ndarray, suffix: str) -> None:
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise SettingsError(
-            "frames",
-            expected="uint8 of the shape [F, H, W, 3], nothing empty",
-            got=f"{frames.dtype} {list(frames.shape)}",
-            remedy="Convert them with to_uint8.",
-        )
+def _check_size(frames: np.ndarray, suffix: str) -> None:
     if suffix in ENCODERS and (frames.shape[1] % 2 or frames.shape[2] % 2):
         raise SettingsError(
             "frames",

@@ -1,34 +1,25 @@
 """A network's weights: from safetensors files into diffusers' or transformers' own module, on the CPU.
 
-Knows file names, tensor names and shapes.  Knows nothing of where a folder came from, of the hub, or
-of what the networks compute.  The module is built without memory (torch's meta device) and takes its
-tensors one at a time, already in their dtype, so that loading needs little more than the weights.
+Knows tensor names and shapes.  Knows nothing of where a file came from (`weight_files` chooses it), of
+the hub, or of what the networks compute.  The module is built without memory (torch's meta device) and
+takes its tensors one at a time, already in their dtype, so that loading needs little more than the weights.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from svd_engine.errors import CheckpointError
+from svd_engine.weight_files import Component
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Component = Literal["unet", "vae", "image_encoder"]
 Shapes = Mapping[str, tuple[int, ...]]
-Variant = Literal["", ".fp16"]
 
-COMPONENTS: tuple[Component, ...] = ("unet", "vae", "image_encoder")
-STEMS: dict[Component, str] = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "image_encoder": "model",
-}
 # A buffer that transformers before 4.31 saved with CLIP; the module makes it itself.
 HARMLESS = {"vision_model.embeddings.position_ids"}
 FLOATS = {"F16", "BF16", "F32", "F64"}
@@ -41,22 +32,13 @@ class Weights(Protocol):
         """Exactly the tensors that `expected` names, in `dtype`, each in memory of its own."""
         ...
 
-    def identity(self) -> Iterator[bytes]:
-        """Bytes that differ whenever the weights do, in pieces."""
+    def files(self, component: Component) -> list[Path]:
+        """The files that `tensors` reads; none where the tensors are made."""
         ...
 
-
-def variants(dtype: torch.dtype) -> tuple[Variant, Variant]:
-    """The two kinds of weight file, better one first: float16 takes the half-sized file."""
-    import torch
-
-    return (".fp16", "") if dtype == torch.float16 else ("", ".fp16")
-
-
-def names(component: Component, variant: Variant) -> tuple[str, str]:
-    """File names of a component's weights: in one file, and the index of a sharded set."""
-    stem = STEMS[component]
-    return f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
+    def identity(self) -> Iterator[bytes]:
+        """Bytes that differ whenever the weights do."""
+        ...
 
 
 def build(component: Component, config: Mapping[str, Any]) -> nn.Module:
@@ -115,96 +97,38 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class FolderWeights:
-    """safetensors files as diffusers and transformers save them: one file or shards, full or fp16."""
+def read_tensors(
+    where: Path, files: Sequence[Path], expected: Shapes, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Exactly the tensors that `expected` names, out of a component's `files`; `where` is its folder.
 
-    folder: Path
-
-    def tensors(self, component: Component, expected: Shapes, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Raises CheckpointError for missing, pickled, truncated or mismatched weights."""
-        where: dict[str, Path] = {}
-        problems = []
-        for file in self.files(component, variants(dtype)):
-            for name, shape, kind in _header(file):
-                if name in HARMLESS:
-                    continue
-                if name in where:
-                    problems.append(f"{name} in both {where[name].name} and {file.name}")
-                elif name not in expected:
-                    problems.append(f"unexpected {name} {shape}")
-                elif shape != list(expected[name]):
-                    problems.append(f"{name} {shape} instead of {list(expected[name])}")
-                elif kind not in FLOATS:
-                    problems.append(f"{name} in {kind}")
-                where[name] = file
-        problems += [f"no {name} {list(shape)}" for name, shape in expected.items() if name not in where]
-        if problems:
-            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise CheckpointError(
-                f"weights in {self.folder / component}",
-                expected=f"the {len(expected)} floating-point tensors of its config.json",
-                got="; ".join(problems[:5]) + more,
-                remedy="Pass weights that belong to this config, not quantised; download the folder again.",
-            )
-        return {name: _read(where[name], name, dtype) for name in expected}
-
-    def files(self, component: Component, order: tuple[Variant, ...]) -> list[Path]:
-        """The weight files of the first variant that is there."""
-        for variant in order:
-            if files := self._variant(component, variant):
-                return files
-        folder = self.folder / component
-        pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(kind))
-        if pickles:
-            raise CheckpointError(
-                f"weights in {folder}",
-                expected="safetensors",
-                got=f"pickles only ({', '.join(pickles[:5])}), which can run code when read",
-                remedy="Convert them where you trust them: load the pipeline with diffusers and call "
-                "save_pretrained(folder, safe_serialization=True).",
-            )
+    Raises CheckpointError for truncated or mismatched weights.
+    """
+    found: dict[str, Path] = {}
+    problems = []
+    for file in files:
+        for name, shape, kind in _header(file):
+            if name in HARMLESS:
+                continue
+            if name in found:
+                problems.append(f"{name} in both {found[name].name} and {file.name}")
+            elif name not in expected:
+                problems.append(f"unexpected {name} {shape}")
+            elif shape != list(expected[name]):
+                problems.append(f"{name} {shape} instead of {list(expected[name])}")
+            elif kind not in FLOATS:
+                problems.append(f"{name} in {kind}")
+            found[name] = file
+    problems += [f"no {name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
-            f"weights in {folder}",
-            expected=" or ".join(names(component, variant)[0] for variant in order),
-            got="neither",
-            remedy="Download the checkpoint again with all its parts, or pass another one.",
+            f"weights in {where}",
+            expected=f"the {len(expected)} floating-point tensors of its config.json",
+            got="; ".join(problems[:5]) + more,
+            remedy="Pass weights that belong to this config, not quantised; download the folder again.",
         )
-
-    def identity(self) -> Iterator[bytes]:
-        """Names and contents of every weight file that some dtype would read."""
-        for component in COMPONENTS:
-            full, half = self._variant(component, ""), self._variant(component, ".fp16")
-            for file in full + half or self.files(component, ("", ".fp16")):
-                yield f"\0{component}/{file.name} {file.stat().st_size}\0".encode()
-                with file.open("rb") as stream:
-                    while piece := stream.read(1 << 22):
-                        yield piece
-
-    def _variant(self, component: Component, variant: Variant) -> list[Path]:
-        folder = self.folder / component
-        single, index = (folder / name for name in names(component, variant))
-        if single.is_file():
-            return [single]
-        return _shards(index) if index.is_file() else []
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        files = [index.parent / shard for shard in shards if Path(shard).name == shard]
-        whole = bool(files) and len(files) == len(shards) and all(file.is_file() for file in files)
-        problem = "" if whole else f"{', '.join(shards[:5])}, not all of them there"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {error}"
-    if problem:
-        raise CheckpointError(
-            str(index),
-            expected="a weight_map to files beside it",
-            got=problem,
-            remedy="Download the checkpoint again with all its parts.",
-        )
-    return files
+    return {name: _read(found[name], name, dtype) for name in expected}
 
 
 def _header(file: Path) -> list[tuple[str, list[int], str]]:

@@ -12,15 +12,23 @@ struct Picture {
   std::vector<std::uint8_t> rgb;  // [height, width, 3]
 };
 
-/// The centre of a picture in the aspect ratio height : width, not resized.
-inline Picture cover(const Picture& from, int height, int width) {
-  const auto fit = [](double side, int a, int b) { return std::max(1, int(std::nearbyint(side * a / b))); };
-  Picture to{std::min(from.height, fit(from.width, height, width)),
-             std::min(from.width, fit(from.height, width, height)), {}};
-  const int left = (from.width - to.width) / 2, top = (from.height - to.height) / 2;
-  for (int y = top; y < top + to.height; ++y) {
-    const auto row = from.rgb.begin() + 3 * (std::ptrdiff_t(y) * from.width + left);
-    to.rgb.insert(to.rgb.end(), row, row + 3 * to.width);
+/// A picture in the aspect ratio height : width, not resized.  fit "crop": its centre; "pad": black beside it;
+/// "stretch": as it is, for the resize to distort.
+inline Picture fitted(const Picture& from, int height, int width, const std::string& fit) {
+  if (fit == "stretch") return from;
+  const auto side = [&](int own, double other, int a, int b) {
+    const int wanted = std::max(1, int(std::nearbyint(other * a / b)));
+    return fit == "crop" ? std::min(own, wanted) : std::max(own, wanted);
+  };
+  Picture to{side(from.height, from.width, height, width), side(from.width, from.height, width, height), {}};
+  to.rgb.resize(3 * std::size_t(to.height) * to.width);
+  const auto half = [](int pixels) { return pixels >= 0 ? pixels / 2 : -((1 - pixels) / 2); };  // rounded down
+  const int left = half(from.width - to.width), top = half(from.height - to.height);
+  const int first = std::max(left, 0), last = std::min(left + to.width, from.width);
+  for (int y = std::max(top, 0); y < std::min(top + to.height, from.height); ++y) {
+    const auto row = from.rgb.begin() + 3 * std::ptrdiff_t(y) * from.width;
+    std::copy(row + 3 * first, row + 3 * last,
+              to.rgb.begin() + 3 * (std::ptrdiff_t(y - top) * to.width + (first - left)));
   }
   return to;
 }

@@ -20,8 +20,10 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -35,6 +37,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using Floats = std::vector<float>;
 using Inputs = std::map<std::string, Floats>;  // by tensor name, row-major
+constexpr std::uintmax_t manifest_bytes = 4 << 20;
 using OnStep = std::function<void(int)>;       // steps done
 
 /// What is wrong and where, what was expected, what was got, what to do.  `exit_code` 2 is wrong usage.
@@ -94,6 +97,7 @@ struct Model {
   double sigma_min, sigma_max, rho;
   float latent_scale;
   std::array<float, 3> clip_mean, clip_std;  // of RGB in [0, 1]
+  float min_guidance, max_guidance;          // of a call that names none
 };
 
 /// An opened bundle: manifest.json read, every file there.  A file is hashed when `verified` gives its path.
@@ -105,34 +109,41 @@ class Bundle {
   std::vector<Profile> profiles;
 
   explicit Bundle(const fs::path& path) : folder(path) {
-    if (!fs::is_regular_file(folder / "manifest.json"))
+    const auto file = folder / "manifest.json";
+    if (fs::is_symlink(file) || (fs::is_regular_file(file) && fs::file_size(file) > manifest_bytes))
+      throw bad("a regular file of at most 4 MiB", fs::is_symlink(file) ? "a link" : "more");
+    if (!fs::is_regular_file(file))
       throw Error("bundle " + folder.string(), "a folder with manifest.json",
                   fs::is_directory(folder) ? "no such file" : "no such folder",
                   "Make one with: svd-export onnx CHECKPOINT -o BUNDLE");
     try {
-      manifest = json::parse(std::ifstream(folder / "manifest.json"));
-      if (manifest.at("format") != 2) throw bad("bundle format 2", "format " + manifest["format"].dump());
+      manifest = parse(file);
+      if (!manifest.at("format").is_number_integer() || manifest["format"] != 2)
+        throw bad("bundle format 2", "format " + manifest["format"].dump());
       read_model();
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
-      for (const auto& profile : profiles)
-        for (const auto& network : networks(profile)) check_listed(network);
+      for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
     } catch (const json::exception& error) {
       throw bad("JSON that follows manifest.schema.json", error.what());
     }
   }
 
-  /// The profile that does this call.  `guided` prefers batched guidance.
-  const Profile& profile_for(int frames, int height, int width, bool guided) const {
+  /// The profile that does this call.  `guided` prefers batched guidance; `chunk` 0 the most frames at once.
+  const Profile& profile_for(int frames, int height, int width, bool guided, int chunk) const {
     const Profile* best = nullptr;
     std::vector<std::string> all;
+    const auto rank = [&](auto& p) { return std::pair((p.guidance == "batched") == guided, p.decode_chunk); };
     for (const auto& p : profiles) {
       all.push_back(p.text());
-      const bool fits = p.frames == frames && p.height == height && p.width == width && p.batch == 1;
-      if (fits && (!best || p.guidance == (guided ? "batched" : "single"))) best = &p;
+      const bool fits = p.frames == frames && p.height == height && p.width == width && p.batch == 1 &&
+                        (!chunk || p.decode_chunk == std::min(chunk, frames));
+      if (fits && (!best || rank(p) > rank(*best))) best = &p;
     }
     if (best) return *best;
+    const auto decoded = chunk ? ", decode chunk " + std::to_string(chunk) : "";
     throw Error("bundle " + folder.string(), "one of its profiles of batch 1 (" + join(all, "; ") + ")",
-                std::to_string(frames) + " frames of " + std::to_string(height) + "x" + std::to_string(width),
+                std::to_string(frames) + " frames of " + std::to_string(height) + "x" + std::to_string(width) +
+                    decoded,
                 "Ask for one of these, or export this size with svd-export onnx.", 2);
   }
 
@@ -182,18 +193,62 @@ class Bundle {
     return {(folder / "manifest.json").string(), expected, got, "Export the bundle again."};
   }
 
+  /// Strict JSON without a byte order mark; readers differ in which of two equal keys they take.
+  json parse(const fs::path& path) const {
+    std::ifstream file(path, std::ios::binary);
+    const std::string content{std::istreambuf_iterator<char>(file), {}};
+    if (content.rfind("\xef\xbb\xbf", 0) == 0) throw bad("JSON", "a byte order mark");
+    std::vector<std::set<std::string>> keys;  // of the objects that are open
+    return json::parse(content, [&](int, json::parse_event_t event, json& value) {
+      if (event == json::parse_event_t::object_start) keys.emplace_back();
+      if (event == json::parse_event_t::object_end) keys.pop_back();
+      if (event == json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
+        throw bad("every key once in an object", value.dump() + " twice");
+      return true;
+    });
+  }
+
+  /// A whole number in a range; the limits are those of svd_engine/bounds.py.
+  int whole(const json& of, const char* name, std::int64_t low, std::int64_t high) const {
+    const auto& value = of.at(name);
+    if (!value.is_number_integer() || value < low || value > high)
+      throw bad(name + (" from " + std::to_string(low)) + " to " + std::to_string(high), value.dump());
+    return value.get<int>();
+  }
+
+  double real(const json& value, const char* name, double low, double high) const {
+    if (!value.is_number() || !(value >= low && value <= high))
+      throw bad(name + (" from " + json(low).dump()) + " to " + json(high).dump(), value.dump());
+    return value.get<double>();
+  }
+
+  std::array<float, 3> rgb(const json& values, const char* name, double low, double high) const {
+    if (!values.is_array() || values.size() != 3) throw bad(name + std::string(" of 3"), values.dump());
+    std::array<float, 3> all{};
+    for (std::size_t i = 0; i < 3; ++i) all[i] = float(real(values[i], name, low, high));
+    return all;
+  }
+
   void read_model() {
     const auto &m = manifest.at("model"), &a = m.at("architecture");
-    model = {a.at("clip_size"), a.at("embedding_dim"), a.at("latent_channels"), a.at("vae_scale"),
-             m.at("sigma_min"), m.at("sigma_max"),     m.at("rho"),             m.at("latent_scale"),
-             m.at("clip_mean"), m.at("clip_std")};
-    for (const auto& p : manifest.at("profiles"))
-      profiles.push_back({p.at("frames"), p.at("height"), p.at("width"), p.at("batch"), p.at("decode_chunk"),
-                          p.at("guidance")});
-    int least = std::min({model.clip_size, model.embedding_dim, model.channels, model.scale});
-    for (const auto& p : profiles)
-      least = std::min({least, p.frames, p.height, p.width, p.batch, p.decode_chunk});
-    if (least < 1 || profiles.empty()) throw bad("numbers of at least 1", manifest["profiles"].dump());
+    model = {whole(a, "clip_size", 1, 2048), whole(a, "embedding_dim", 1, 65536),
+             whole(a, "latent_channels", 1, 64), whole(a, "vae_scale", 1, 1024),
+             real(m.at("sigma_min"), "sigma_min", 1e-6, 1e6), real(m.at("sigma_max"), "sigma_max", 1e-6, 1e6),
+             real(m.at("rho"), "rho", 0.1, 1000), float(real(m.at("latent_scale"), "latent_scale", 1e-6, 1e6)),
+             rgb(m.at("clip_mean"), "clip_mean", -1e6, 1e6), rgb(m.at("clip_std"), "clip_std", 1e-6, 1e6),
+             float(real(m.value("min_guidance_scale", json(1.0)), "min_guidance_scale", -1e6, 1e6)),
+             float(real(m.value("max_guidance_scale", json(3.0)), "max_guidance_scale", -1e6, 1e6))};
+    if (model.sigma_min >= model.sigma_max) throw bad("sigma_min below sigma_max", m.at("sigma_min").dump());
+    const auto& listed = manifest.at("profiles");
+    if (!listed.is_array() || listed.empty() || listed.size() > 256)
+      throw bad("1 to 256 profiles", std::to_string(listed.size()));
+    for (const auto& p : listed) {
+      profiles.push_back({whole(p, "frames", 1, 1024), whole(p, "height", 1, 16384), whole(p, "width", 1, 16384),
+                          whole(p, "batch", 1, 64), whole(p, "decode_chunk", 1, 1024), p.at("guidance")});
+      const auto& made = profiles.back();
+      if (std::int64_t(made.batch) * made.frames * made.height * made.width > std::int64_t{1} << 30)
+        throw bad("at most 1,073,741,824 pixels in one call", made.text());
+    }
   }
 
   void check_present(const std::string& name, std::uintmax_t bytes) const {
@@ -236,9 +291,10 @@ class Bundle {
   }
 };
 
-/// What runs the networks.  At this boundary tensors are in host memory.
+/// What runs the networks, for one `generate` at a time.  At this boundary tensors are in host memory.
 class Backend {
  public:
+  std::mutex turn;  // held by `generate`
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
   virtual Floats run(const Network& network, const Inputs& inputs) = 0;
@@ -393,10 +449,9 @@ class OnnxRuntime : public Backend {
     return checked("the sampler", [&] { return Ort::Session(env_, graph.data(), graph.size(), options_); });
   }
 
-  Ort::Value host(const float* data, const Tensor& tensor) const {  // a view: `data` outlives it
-    const auto& shape = tensor.shape;
+  Ort::Value host(const float* data, const Tensor& t) const {  // a view: `data` outlives it
     auto* values = const_cast<float*>(data);
-    return Ort::Value::CreateTensor<float>(host_, values, tensor.size(), shape.data(), shape.size());
+    return Ort::Value::CreateTensor<float>(host_, values, t.size(), t.shape.data(), t.shape.size());
   }
 
   void bind(Ort::IoBinding& to, const Tensor& tensor, const Inputs& inputs) const {
@@ -421,12 +476,15 @@ class OnnxRuntime : public Backend {
   Ort::Session euler_{nullptr}, guide_{nullptr};
 };
 
+/// Defaults are diffusers', guidance is the model's own.
 struct Settings {
-  int steps = 25;
-  float min_guidance = 1, max_guidance = 3;  // of the first and the last frame; up to 1 means no guidance
-  int fps = 7, motion_bucket = 127;
-  float noise_aug = 0.02F;  // standard deviation of the noise on the photograph, pixels in [-1, 1]
-  bool guided() const { return max_guidance > 1; }
+  explicit Settings(const Model& model)
+      : min_guidance(model.min_guidance), max_guidance(model.max_guidance) {}
+
+  int steps = 25, fps = 7;
+  float min_guidance, max_guidance;              // of the first and the last frame; guided if one is above 1
+  float motion_bucket = 127, noise_aug = 0.02F;  // 0 to 1023; deviation of the noise on pixels in [-1, 1]
+  bool guided() const { return std::max(min_guidance, max_guidance) > 1; }
 };
 
 /// n values from first to last, counted from both ends as torch.linspace counts.
@@ -434,8 +492,7 @@ template <class Real>
 std::vector<Real> linspace(Real first, Real last, int n) {
   const Real step = n > 1 ? (last - first) / Real(n - 1) : 0;
   std::vector<Real> values(n, first);
-  for (int i = 1; i < n; ++i)
-    values[i] = i < n / 2 ? first + step * Real(i) : last - step * Real(n - 1 - i);
+  for (int i = 1; i < n; ++i) values[i] = i < n / 2 ? first + step * Real(i) : last - step * Real(n - 1 - i);
   return values;
 }
 
@@ -464,6 +521,7 @@ inline Floats finite(Floats values, const Network& network, const Backend& backe
 inline Floats generate(const Bundle& bundle, Backend& backend, const Profile& profile,
                        const Settings& settings, const Floats& clip, Floats pixels, const Floats& noise,
                        const OnStep& done) {
+  const std::lock_guard<std::mutex> one_at_a_time(backend.turn);
   const auto networks = bundle.networks(profile);
   const auto run = [&](const Network& network, Inputs inputs) {
     return finite(backend.run(network, inputs), network, backend);
@@ -476,7 +534,7 @@ inline Floats generate(const Bundle& bundle, Backend& backend, const Profile& pr
   Floats x(noise.begin() + std::ptrdiff_t(pixels.size()), noise.end());  // [1, F, 4, h, w]
   for (auto& value : x) value *= std::sqrt(sigmas[0] * sigmas[0] + 1);
   Inputs inputs{{"x", x}, {"first_latent", first_latent}, {"embedding", embedding},
-                {"time_ids", {float(settings.fps - 1), float(settings.motion_bucket), settings.noise_aug}}};
+                {"time_ids", {float(settings.fps - 1), settings.motion_bucket, settings.noise_aug}}};
   if (settings.guided())
     inputs["guidance"] = linspace(settings.min_guidance, settings.max_guidance, profile.frames);
   else if (networks[2].takes("guidance"))

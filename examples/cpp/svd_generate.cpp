@@ -22,18 +22,20 @@ namespace fs = std::filesystem;
 constexpr const char* usage =
     R"(svd_generate BUNDLE PHOTO -o OUT [options]
 
-PHOTO is a PNG or JPEG, cropped in the middle to the video's aspect.  OUT is a file .y4m (4:4:4, BT.601),
+PHOTO is a PNG or JPEG.  OUT is a file .y4m (4:4:4, BT.601),
 a file .f32 (float32 [F, 3, H, W] in [0, 1], nothing else in it), or a new folder of PNG frames.
 
   --steps N                 denoising steps, 25
   --seed N                  0; draws what torch draws on a CPU for the same seed
   --noise FILE              draws from a file instead: float32, little-endian, [3, H, W] and then [F, 4, h, w]
   --frames, --height, --width N   which profile of the bundle; the first one's if left out
+  --decode-chunk-size N     a profile that decodes so many frames at once; the most if left out
+  --fit F                   stretch; or crop or pad: what becomes of a photograph of another aspect
   --fps N                   7, shown and told to the network
-  --motion-bucket-id N      127, from 0 to 1023
+  --motion-bucket-id X      127, from 0 to 1023
   --noise-aug-strength X    0.02, noise on the photograph
-  --min-guidance-scale X    1, of the first frame
-  --max-guidance-scale X    3, of the last frame; up to 1 is no guidance
+  --min-guidance-scale X    the bundle's own (SVD: 1), of the first frame
+  --max-guidance-scale X    the bundle's own (SVD: 3), of the last frame; guidance acts if one is above 1
   --provider P              cpu, cuda or tensorrt
   --runtime FILE            ONNX Runtime's library, libonnxruntime.so.1
 )";
@@ -50,7 +52,7 @@ struct Arguments {
     const std::vector<std::string> known{
         "-o", "--steps", "--seed", "--noise", "--frames", "--height", "--width", "--fps",
         "--motion-bucket-id", "--noise-aug-strength", "--min-guidance-scale", "--max-guidance-scale",
-        "--provider", "--runtime"};
+        "--decode-chunk-size", "--fit", "--provider", "--runtime"};
     for (int i = 1; i < count; ++i) {
       const std::string word = values[i];
       if (word.size() < 2 || word[0] != '-') {
@@ -79,15 +81,27 @@ struct Arguments {
       throw wrong(name, "a whole number from " + std::to_string(low) + " to " + std::to_string(high), given);
     return value;
   }
-  int count(const std::string& name, int otherwise, int low, int high = 1'000'000) const {
-    return int(whole(name, otherwise, low, high));
+  int count(const std::string& name, int otherwise, int low, int high = 1'000'000) const {  // 7.0 is 7
+    const auto expected = "a whole number from " + std::to_string(low) + " to " + std::to_string(high);
+    const auto value = number<double>(name, otherwise, expected, std::strtod);
+    if (value != std::floor(value) || value < low || value > high) throw wrong(name, expected, options.at(name));
+    return int(value);
   }
-  float real(const std::string& name, float otherwise, float low) const {
+  float real(const std::string& name, float otherwise, float low, float high = INFINITY) const {
+    const auto expected = high < INFINITY ? "a number from 0 to " + std::to_string(int(high))
+                                          : low == 0 ? "a finite number of 0 or more" : "a finite number";
+    const auto value = number<float>(name, otherwise, expected, std::strtof);
+    if (value < low || value > high) throw wrong(name, expected, options.at(name));
+    return value;
+  }
+  template <class Real>
+  Real number(const std::string& name, Real otherwise, const std::string& expected,
+              Real (*parse)(const char*, char**)) const {
     if (!options.count(name)) return otherwise;
+    const auto& given = options.at(name);
     char* end = nullptr;
-    const float value = std::strtof(options.at(name).c_str(), &end);
-    if (*end || end == options.at(name).c_str() || !std::isfinite(value) || value < low)
-      throw wrong(name, low == 0 ? "a finite number of 0 or more" : "a finite number", options.at(name));
+    const Real value = parse(given.c_str(), &end);
+    if (*end || end == given.c_str() || !std::isfinite(value)) throw wrong(name, expected, given);
     return value;
   }
 };
@@ -196,23 +210,26 @@ void run(const Arguments& arguments) {
   const auto provider = arguments.text("--provider", "cpu");
   if (provider != "cpu" && provider != "cuda" && provider != "tensorrt")
     throw wrong("--provider", "cpu, cuda or tensorrt", provider);
-  svd::Settings settings;
+  const svd::Bundle bundle(arguments.places[0]);
+  svd::Settings settings(bundle.model);
   settings.steps = arguments.count("--steps", settings.steps, 1);
   settings.fps = arguments.count("--fps", settings.fps, 1);
-  settings.motion_bucket = arguments.count("--motion-bucket-id", settings.motion_bucket, 0, 1023);
+  settings.motion_bucket = arguments.real("--motion-bucket-id", settings.motion_bucket, 0, 1023);
   settings.noise_aug = arguments.real("--noise-aug-strength", settings.noise_aug, 0);
   constexpr auto any = std::numeric_limits<float>::lowest();
   settings.min_guidance = arguments.real("--min-guidance-scale", settings.min_guidance, any);
   settings.max_guidance = arguments.real("--max-guidance-scale", settings.max_guidance, any);
   const auto seed = arguments.whole("--seed", 0, 0, UINT64_MAX);
+  const auto chunk = arguments.options.count("--decode-chunk-size") ? arguments.count("--decode-chunk-size", 0, 1) : 0;
+  const auto fit = arguments.text("--fit", "stretch");
+  if (fit != "stretch" && fit != "crop" && fit != "pad") throw wrong("--fit", "stretch, crop or pad", fit);
 
   const Output output(arguments.options.at("-o"));
   const auto photograph = svd::read_picture(arguments.places[1]);
-  const svd::Bundle bundle(arguments.places[0]);
   const auto& own = bundle.profiles[0];
   const auto& profile = bundle.profile_for(arguments.count("--frames", own.frames, 1),
                                            arguments.count("--height", own.height, 1),
-                                           arguments.count("--width", own.width, 1), settings.guided());
+                                           arguments.count("--width", own.width, 1), settings.guided(), chunk);
   const auto draws = svd::draws(bundle, profile);
   const auto file = arguments.text("--noise", "");
   const auto noise = file.empty() ? svd::torch_randn(seed, draws) : svd::read_noise(file, draws);
@@ -220,9 +237,9 @@ void run(const Arguments& arguments) {
   const auto done = [&](int step) {
     std::cerr << "\rstep " << step << " of " << settings.steps << (step < settings.steps ? "" : "\n");
   };
-  const auto cropped = svd::cover(photograph, profile.height, profile.width);
-  const auto clip = svd::clip_pixels(cropped, bundle.model);
-  const auto pixels = svd::vae_pixels(cropped, profile.height, profile.width);
+  const auto framed = svd::fitted(photograph, profile.height, profile.width, fit);
+  const auto clip = svd::clip_pixels(framed, bundle.model);
+  const auto pixels = svd::vae_pixels(framed, profile.height, profile.width);
   const auto frames = svd::generate(bundle, *backend, profile, settings, clip, pixels, noise, done);
   output.write(frames, profile, settings.fps);
   std::cout << "wrote " << arguments.options.at("-o") << ": " << profile.text() << "; " << backend->name()

@@ -23,7 +23,7 @@ URLS = {"grpc": "localhost:8001", "http": "localhost:8000"}
 TYPES: dict[str, type] = {
     "seed": np.uint64, "height": np.int32, "width": np.int32, "num_frames": np.int32,
     "num_inference_steps": np.int32, "min_guidance_scale": np.float32, "max_guidance_scale": np.float32,
-    "fps": np.int32, "motion_bucket_id": np.int32, "noise_aug_strength": np.float32,
+    "fps": np.int32, "motion_bucket_id": np.float32, "noise_aug_strength": np.float32,
     "decode_chunk_size": np.int32, "num_videos_per_prompt": np.int32, "preview_every": np.int32,
 }  # fmt: skip
 OnStep = Callable[[int, bytes | None], None]  # (steps done, an animated WebP or None)

@@ -42,8 +42,11 @@ def assemble(vae_run: Path, unet_run: Path, latent_scale: float, seed: int, fold
     for config in folder.glob("*/config.json"):  # where it was made is nobody's business
         values = json.loads(config.read_text())
         values.pop("_name_or_path", None)
+        if "dtype" in values:  # transformers loads in it, where diffusers loads float32
+            values["dtype"] = "float32"
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     index = folder / "model_index.json"  # a name that every transformers knows
     index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor") + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(configs.GUIDANCE, indent=2) + "\n")
     for weights in folder.rglob("*.safetensors"):
         weights.chmod(0o644)

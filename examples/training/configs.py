@@ -46,3 +46,5 @@ UNET: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 96,
     "num_frames": FRAMES,
 }
+
+GUIDANCE = {"min_guidance_scale": 1.0, "max_guidance_scale": 1.5}  # 3 grows coloured fringes

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from svd_engine import console
-from svd_engine.options import Family, Version
+from svd_engine.options import Family, Variant, Version
 from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def onnx(
     random_weights: Annotated[
         Family | None, typer.Option(help="Real architecture, seeded random weights, instead of CHECKPOINT.")
     ] = None,
+    variant: Variant = None,
     frames: Annotated[
         list[int] | None, typer.Option(help="Frames; default the checkpoint's own. Repeatable.")
     ] = None,
@@ -78,7 +80,7 @@ def onnx(
         typer.Option(help="batched: both CFG halves in one call; single: one half a call. Repeatable."),
     ] = None,
     decode_chunk: Annotated[
-        int | None, typer.Option(help="Frames that the decoder takes at once; default all.")
+        list[int] | None, typer.Option(help="Frames that the decoder takes at once; default all. Repeatable.")
     ] = None,
     without_rewrite: Annotated[
         list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
@@ -92,9 +94,11 @@ def onnx(
         ),
     ] = None,
 ) -> None:
-    """Exports CHECKPOINT to a bundle.  Repeated --frames or --guidance share one file of weights."""
+    """Exports CHECKPOINT to a bundle.  Repeated --frames, --guidance or --decode-chunk share weights."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
+    if random_weights and variant:
+        raise typer.BadParameter("--variant belongs to CHECKPOINT: random weights have no files")
 
     from svd_engine.arguments import DTYPES
     from svd_engine.checkpoint import open_checkpoint, random_checkpoint
@@ -102,10 +106,14 @@ def onnx(
     from svd_export.to_onnx import export_bundle
 
     check_free(output.absolute())
-    opened = random_checkpoint(random_weights.value) if random_weights else open_checkpoint(checkpoint or "")
+    opened = (
+        random_checkpoint(random_weights.value)
+        if random_weights
+        else open_checkpoint(checkpoint or "", variant)
+    )
     wanted = profiles(
         opened, frames or [opened.model.frames], height, width, batch,
-        [g.value for g in guidance or [Guidance.batched]], decode_chunk,
+        [g.value for g in guidance or [Guidance.batched]], decode_chunk or [None],
     )  # fmt: skip
     chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
     manifest = export_bundle(
@@ -124,7 +132,13 @@ def verify(
     checkpoint: Annotated[
         str | None, typer.Option(help="Where its checkpoint is now; default where it was.")
     ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of the checkpoint's weight files; default the one exported.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for --backend.")] = "auto",
+    no_write: Annotated[
+        bool, typer.Option("--no-write", help="Only print the report: the bundle may be read-only.")
+    ] = False,
     backend: Annotated[
         VerifiedBackend,
         typer.Option(
@@ -141,8 +155,8 @@ def verify(
 
     opened = Bundle(bundle)
     if backend is not VerifiedBackend.onnxruntime:
-        if checkpoint is not None:
-            raise typer.BadParameter("--checkpoint belongs to --backend onnxruntime")
+        if checkpoint is not None or variant is not None or no_write:
+            raise typer.BadParameter("--checkpoint, --variant, --no-write belong to --backend onnxruntime")
         from svd_engine.backends.choose import resolve
         from svd_engine.flavours import FLAVOURS
         from svd_export.verify_plans import verify_plans
@@ -153,8 +167,9 @@ def verify(
     if checkpoint is None and (family := opened.manifest.random_family):
         source = random_checkpoint(family)
     else:
-        source = open_checkpoint(checkpoint or opened.manifest.source.checkpoint)
-    _show(run(opened, source, choice.device, _progress()))
+        exported = opened.manifest.source
+        source = open_checkpoint(checkpoint or exported.checkpoint, variant or exported.variant)
+    _show(run(opened, source, choice.device, _progress(), write=not no_write))
 
 
 @app.command()
@@ -189,24 +204,23 @@ def profiles(
     width: int | None,
     batch: int,
     guidance: list[str],
-    decode_chunk: int | None,
+    decode_chunks: Sequence[int | None],
 ) -> list[Profile]:
-    """Every combination of frames and guidance, checked.  Raises SettingsError."""
+    """Every combination of frames, guidance and decode chunk (None: all frames).  Raises SettingsError."""
     from svd_engine.networks.spec import Profile
     from svd_engine.settings import Settings, at_least
 
     model = checkpoint.model
-    at_least("batch", batch, 1)
+    batch = at_least("batch", batch, 1)
     made = []
     height = model.height if height is None else height
     width = model.width if width is None else width
-    for count in dict.fromkeys(frames):
-        asked = Settings(count, height, width, decode_chunk_size=decode_chunk)
+    for count, mode, chunk in product(frames, guidance, decode_chunks):
+        asked = Settings(count, height, width, decode_chunk_size=chunk)
         asked.check_size(model.architecture.size_multiple)
-        chunk = min(decode_chunk or count, count)
-        for mode in dict.fromkeys(guidance):
-            made.append(Profile(count, asked.height, asked.width, batch, mode, chunk))  # type: ignore[arg-type]
-    return made
+        at_once = min(asked.decode_chunk_size or count, count)
+        made.append(Profile(count, asked.height, asked.width, batch, mode, at_once))  # type: ignore[arg-type]
+    return list(dict.fromkeys(made))
 
 
 def _progress() -> Callable[[str], None]:

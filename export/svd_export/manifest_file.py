@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from svd_engine import console
 from svd_engine.bundle import sha256_of
+from svd_engine.errors import OutputError
 from svd_engine.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from svd_export.file_lock import locked
+
+LOCK = f".{MANIFEST}.lock"
 
 
 def as_json(manifest: Manifest) -> str:
@@ -25,11 +28,17 @@ def update_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> Man
 
     Raises BundleError when there is none, OutputError when it cannot be written.
     """
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # goes with the process
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    read_manifest(folder)  # before a lock is made where no bundle is
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / LOCK, wait=True))
+        except OSError as error:
+            raise OutputError(
+                f"file {folder / MANIFEST}",
+                expected="a folder that can be written",
+                got=str(error),
+                remedy="Make the folder writable, or work on a copy of the bundle.",
+            ) from error
         changed = change(read_manifest(folder))
         console.write_text(folder / MANIFEST, as_json(changed))
         return changed
-    finally:
-        os.close(lock)

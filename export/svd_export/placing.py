@@ -1,21 +1,24 @@
 """Writes a folder aside and puts it in its place when it is whole, under a lock.
 
-The folder aside is `.NAME.partial` beside the target, so the last step is one rename.  A lock on it says
-who works there; it goes with the process, so what a killed one left is cleared by the next.
+The folder aside is `.NAME.partial` beside the target, so the last step is one rename.  The lock
+`.NAME.lock` says who works there; it goes with the process, so what a killed one left is cleared by the next.
+Nothing is renamed or removed while it is open here: Windows would refuse.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from filelock import Timeout
+
 from svd_engine.errors import ExportError
+from svd_engine.shell import make_folder
+from svd_export.file_lock import locked
 
 OTHER_PLACE = "choose another place with -o"
 
@@ -30,20 +33,18 @@ def placed(target: Path) -> Iterator[Path]:
     target = target.absolute()
     check_free(target)
     aside = target.with_name(f".{target.name}.partial")
-    with _refused(target):
-        lock = _lock(aside, target)
+    with _refused(target), _alone(target.with_name(f".{target.name}.lock"), target):
+        check_free(target)  # whoever held the lock until now may have finished
+        _make_anew(aside)
         try:
-            check_free(target)  # whoever held the lock until now may have finished
-            _empty(aside)
             yield aside
-            _sync(aside)
+            for path in aside.rglob("*"):  # what the rename makes visible must be on the disk before it
+                _sync(path)
             check_free(target)
             aside.rename(target)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        finally:
-            os.close(lock)
 
 
 @contextmanager
@@ -53,22 +54,18 @@ def workshop(folder: Path) -> Iterator[Path]:
     It is gone afterwards, whatever happens.  Raises ExportError when another process works there, or when
     the disk is full or not writable.
     """
-    aside = folder.absolute() / ".partial"
-    with _refused(folder, "make the folder writable"):
-        lock = _lock(aside, folder, "then run the same command")
+    aside, lock = folder.absolute() / ".partial", folder.absolute() / ".lock"
+    with _refused(folder, "make the folder writable"), _alone(lock, folder, "then run the same command"):
+        _make_anew(aside)
         try:
-            _empty(aside)
             yield aside
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-            os.close(lock)
 
 
 def move_out(path: Path, target: Path) -> None:
     """Puts a whole file in its place, over an older one."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    _sync(path)
     path.replace(target)
 
 
@@ -96,7 +93,7 @@ def check_free(target: Path) -> None:
             f"output {target}",
             expected="an existing folder to write into",
             got=f"{'a file' if taken else 'no folder'} {parent}",
-            remedy="Choose another place with -o." if taken else f"Run: mkdir -p {shlex.quote(str(parent))}",
+            remedy="Choose another place with -o." if taken else f"Run: {make_folder(parent)}",
         )
     if os.path.lexists(target):
         raise ExportError(
@@ -107,43 +104,38 @@ def check_free(target: Path) -> None:
         )
 
 
-def _lock(aside: Path, target: Path, otherwise: str = f"or {OTHER_PLACE}") -> int:
-    while True:
-        with suppress(FileExistsError):
-            aside.mkdir()
+@contextmanager
+def _alone(lock: Path, target: Path, otherwise: str = f"or {OTHER_PLACE}") -> Iterator[None]:
+    """No other process works on `target` meanwhile.  Raises ExportError when one does now."""
+    with ExitStack() as held:
         try:
-            # a link's folder is not ours to empty
-            descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            continue  # renamed or removed since by the process that held it
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.stat(aside), os.fstat(descriptor)):
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
+            held.enter_context(locked(lock, wait=False))
+        except Timeout as error:
             raise ExportError(
                 f"output {target}",
                 expected="no other export into the same place",
                 got="another process that is writing it now",
                 remedy=f"Wait for it, {otherwise}.",
             ) from error
-        except FileNotFoundError:
-            pass  # as above
-        os.close(descriptor)
+        yield
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _make_anew(folder: Path) -> None:
+    """An empty folder; what a killed process left there goes.  Links are not followed, nor removed."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    folder.mkdir()
 
 
-def _sync(folder: Path) -> None:
-    """What the rename makes visible must be on the disk before it."""
-    for path in folder.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """A file, or the names in a folder, to the disk."""
+    if path.is_dir():
+        if not hasattr(os, "O_DIRECTORY"):
+            return  # Windows opens no folders
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    else:
+        descriptor = os.open(path, os.O_RDWR)  # Windows flushes nothing that is open for reading alone
+    try:
         os.fsync(descriptor)
+    finally:
         os.close(descriptor)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from svd_engine import report
+from svd_engine import console, report
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import ExportError
 from svd_engine.manifest import (
@@ -33,6 +33,7 @@ from svd_engine.manifest import (
     NetworkEntry,
     RewriteEntry,
     Source,
+    check_profile,
 )
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import NETWORKS, NetworkSpec, Profile, specs_of
@@ -56,9 +57,12 @@ def export_bundle(
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
     `form` is that of its graphs, see `forms`; the default follows `dtype`.  `progress` is told each
-    network as its work begins.  Raises ExportError when the place is taken or cannot be written or a
-    network cannot be exported, CheckpointError for the checkpoint's own faults.
+    network as its work begins.  Raises SettingsError for a profile out of bounds, ExportError when the place
+    is taken or cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own
+    faults.
     """
+    for profile in profiles:
+        check_profile(profile, checkpoint.model.architecture)
     form = form or forms.default_form(dtype)
     modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites, rewrites=forms.rewrites_of(form))
     specs = dict.fromkeys(chain(*(specs_of(p, checkpoint.model.architecture) for p in profiles)))
@@ -75,7 +79,12 @@ def export_bundle(
             modules.release(of_network[0])
         manifest = Manifest(
             model=checkpoint.model,
-            source=Source(checkpoint=checkpoint.source, digest=checkpoint.digest()),
+            source=Source(
+                checkpoint=checkpoint.source,
+                digest=checkpoint.digest(),
+                variant=checkpoint.variant,
+                weights=tuple(chain(*modules.weight_files.values())),
+            ),
             dtype=dtype_name(dtype),
             form=form,
             opset=forms.OPSETS[form],
@@ -90,8 +99,8 @@ def export_bundle(
             without_rewrites=tuple(without_rewrites),
             versions=report.versions(),
         )
-        (aside / SCHEMA).write_text(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
-        (aside / MANIFEST).write_text(as_json(manifest))
+        console.write_text(aside / SCHEMA, json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
+        console.write_text(aside / MANIFEST, as_json(manifest))
     return manifest
 
 

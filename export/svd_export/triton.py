@@ -76,7 +76,7 @@ def write_repository(
             progress(name)
             text = config.video_model(name, bundle.manifest, service, stream=stream)
             version = _model(aside, name, text)
-            (version / "model.py").write_text(MODEL_PY)
+            (version / "model.py").write_text(MODEL_PY, encoding="utf-8")
         _copy(bundle, aside / "svd/1/bundle", *bundle.manifest.files, MANIFEST)
         for entry in bundle.manifest.networks:
             progress(entry.spec.key)
@@ -105,7 +105,7 @@ def _model(repository: Path, name: str, text: str) -> Path:
     """The folder of version 1 of a new model."""
     version = repository / name / "1"
     version.mkdir(parents=True)
-    (version.parent / "config.pbtxt").write_text(text)
+    (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
     return version
 
 

@@ -7,23 +7,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from svd_engine import console
 from svd_engine.backends.ort import OrtBackend
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import NonFiniteOutput, ParityError
-from svd_engine.manifest import NetworkEntry, ParityEntry
+from svd_engine.manifest import MANIFEST, NetworkEntry, ParityEntry
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
+from svd_engine.weight_files import COMPONENTS
 from svd_export.manifest_file import update_manifest
 
 TINY = torch.finfo(torch.float32).tiny  # in place of the largest value of a reference of zeros
 
 
 def verify(
-    bundle: Bundle, checkpoint: Checkpoint, device: torch.device, progress: Callable[[str], None]
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    progress: Callable[[str], None],
+    write: bool = True,
 ) -> list[ParityEntry]:
     """Runs every network on ONNX Runtime and eagerly; writes the rows into the bundle's manifest.
+
+    `write` off leaves the bundle as it is.
 
     The reference is the network as diffusers has it, without rewrites, computing in float32 on the
     weights as the bundle rounds them.  Raises ParityError beyond tolerance (the rows are written all
@@ -31,19 +39,16 @@ def verify(
     a network gives NaN, OutputError when the manifest cannot be written.
     """
     manifest = bundle.manifest
-    if checkpoint.digest() != manifest.source.digest:
-        raise ParityError(
-            f"checkpoint {checkpoint.source}",
-            expected=f"the one that {bundle.folder} was made from, digest {manifest.source.digest}",
-            got=f"digest {checkpoint.digest()}",
-            remedy="Pass the original with --checkpoint.",
-        )
     runtime = OrtBackend(bundle, device)
+    if write:
+        console.check_folder(bundle.folder / MANIFEST, "pass --no-write")
+    _check_checkpoint(bundle, checkpoint)
     rows = []
     for entry in manifest.networks:
         progress(entry.spec.key)
         rows.append(compare(runtime, checkpoint, entry))
-    update_manifest(bundle.folder, lambda now: now.model_copy(update={"parity": tuple(rows)}))
+    if write:
+        update_manifest(bundle.folder, lambda now: now.model_copy(update={"parity": tuple(rows)}))
     for row in rows:
         if not row.relative <= row.tolerance:  # written so that NaN fails
             raise ParityError(
@@ -53,6 +58,20 @@ def verify(
                 remedy="Export with --dtype fp32, or with --without-rewrite NAME, to find the cause.",
             )
     return rows
+
+
+def _check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    source, digest = bundle.manifest.source, checkpoint.digest()
+    if digest == source.digest:
+        return
+    here = {file for component in COMPONENTS for file in checkpoint.weight_files(component)}
+    others = [f"{file.component}/{file.file}" for file in source.weights if file not in here]
+    raise ParityError(
+        f"checkpoint {checkpoint.source}",
+        expected=f"the one that {bundle.folder} was made from, digest {source.digest}",
+        got=f"digest {digest}" + (f", without the exported {', '.join(others[:3])}" if others else ""),
+        remedy="Pass the original with --checkpoint. Add --variant where its files have one.",
+    )
 
 
 def compare(runtime: OrtBackend, checkpoint: Checkpoint, entry: NetworkEntry) -> ParityEntry:

@@ -71,12 +71,12 @@ def test_without_git_it_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_cpu_without_a_model_is_named_by_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.Path, "read_text", lambda path: "processor : 0\n")
+    monkeypatch.setattr(module.Path, "read_text", lambda path, encoding: "processor : 0\n")
     assert module.cpu_name() == platform.machine()
 
 
 def test_a_system_without_proc_and_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(path: Path) -> str:
+    def missing(path: Path, encoding: str) -> str:
         raise OSError
 
     monkeypatch.setattr(module.Path, "read_text", missing)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime as runtime
 import pytest
 import torch
 
+from svd_bench import cli
 from svd_bench.cli import names
-from svd_bench.gpu_check import OutOfTime, attempt, check, deadline, run
+from svd_bench.gpu_check import REHEARSAL, OutOfTime, attempt, check, deadline, found, run
 from svd_bench.gpu_context import Context, DeviceWeights, Skipped
 from svd_bench.gpu_stage import Found, Stage
 from svd_bench.gpu_stages import STAGES, onnxruntime
@@ -24,6 +27,7 @@ from svd_bench.results import read_results
 from svd_bench.subjects import Case
 from svd_engine.random_weights import statistics
 from tests.bench import documents
+from tests.commands import call
 
 CPU = torch.device("cpu")
 
@@ -38,11 +42,17 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     """As on a machine that has only the checkout.  Compiling is switched off: it would take minutes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCHDYNAMO_DISABLE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "svd_bench.gpu_check", "--out", str(tmp_path / "out"), "--device", "cpu"],
+        [sys.executable, "-m", "svd_bench.gpu_check", "--out", str(tmp_path / "out"), "--rehearse"],
         env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"{REHEARSAL}no CUDA GPU")
+    progress = [line for line in done.stderr.splitlines() if re.search(r"\[ *\d+\.\d s\]", line)]
+    assert progress
+    assert all(line.startswith(REHEARSAL.rstrip()) for line in lines + progress)
     results = read_results(tmp_path / "out" / "gpu-check.json")
+    assert results.rehearsal
     expected = {stage.name: "skipped" if "TensorRT" in stage.name else "passed" for stage in STAGES}
     assert {o.stage: o.status for o in results.outcomes} == expected
     assert list(expected) == [o.stage for o in results.outcomes]
@@ -61,7 +71,38 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     }  # fmt: skip
     profiles = {o.stage: o.lines for o in results.outcomes if o.stage.startswith("kernels")}
     assert all("convolution" in "".join(lines) for lines in profiles.values())
-    assert done.stdout.splitlines()[-1].startswith("skipped TensorRT at full size")
+    assert lines[-1].startswith(f"{REHEARSAL}skipped TensorRT at full size")
+
+
+def test_without_a_gpu_it_says_so_and_stops_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("auto", "cpu"):
+        assert call(cli.main, "gpu-check", "--out", tmp_path / "out", "--device", device) == 1
+        printed = capsys.readouterr()
+        assert printed.out.startswith("no CUDA GPU")
+        assert printed.out.count("\n") == 1
+        assert "gpu-check: expected a CUDA GPU that torch can use, got device cpu" in printed.err
+        assert "--rehearse" in printed.err
+    assert not (tmp_path / "out").exists()
+    assert call(cli.main, "gpu-check", "--out", tmp_path, "--device", "cuda", "--rehearse") == 2
+    assert "--rehearse runs on the CPU" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_was_found_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert found(CPU, None).startswith("no CUDA GPU: this torch is built without CUDA; torch ")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert found(CPU, None).startswith("no CUDA GPU: torch sees none, is the NVIDIA driver installed?")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert found(CPU, None).startswith("no CUDA GPU in use: device cpu was asked for")
+    card = SimpleNamespace(name="NVIDIA H200", total_memory=140 * documents.GIB, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    line = found(torch.device("cuda"), None)
+    assert line.startswith("GPU: NVIDIA H200, 140 GiB, compute capability 9.0, driver unknown, CUDA ")
+    assert f"torch {torch.__version__}" in line
 
 
 def failing(error: BaseException) -> Stage:
@@ -141,7 +182,7 @@ def test_the_deadline_gives_back_the_timer_that_it_took() -> None:
 
 
 def test_exit_code_and_document_of_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(tmp_path, "cpu", 100, [], ["x"], [failing(ValueError("no"))]) == 1
+    assert check(tmp_path, "auto", 100, [], ["x"], [failing(ValueError("no"))], rehearse=True) == 1
     printed = capsys.readouterr().out
     assert "failed  it" in printed
     assert read_results(tmp_path / "gpu-check.json").outcomes[0].why == "ValueError: no"
@@ -153,7 +194,7 @@ def test_only_some_stages(tmp_path: Path) -> None:
     def stage(name: str) -> Stage:
         return Stage(name, 0, lambda _: ran.append(name) or Found())
 
-    check(tmp_path, "cpu", 100, ["c"], ["x"], [stage("a"), stage("b"), stage("c")])
+    check(tmp_path, "auto", 100, ["c"], ["x"], [stage("a"), stage("b"), stage("c")], rehearse=True)
     assert ran == ["a", "c"]  # the first is the ceiling, which the others need
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from svd_bench.harness import Lap, Timer, interleave, mean_joules, spread, timer_for
+from svd_bench.harness import Lap, Timer, interleave, mean_joules, paired, spread, timer_for
 from tests.bench.fakes import FakeClock
 
 
@@ -55,6 +55,18 @@ def test_median_and_percentiles_are_those_of_numpy() -> None:
     got = spread([Lap(value) for value in ms])
     assert (got.p10, got.median, got.p90) == tuple(np.quantile(ms, [0.1, 0.5, 0.9]))
     assert got.runs == 5
+
+
+def test_a_ratio_is_of_the_rounds_that_both_shared() -> None:
+    """The machine was half as fast in the second half: it is in neither ratio."""
+    theirs = [Lap(10), Lap(10), Lap(20), Lap(20)]
+    ours = [Lap(8), Lap(7), Lap(16), Lap(18)]
+    got = paired(ours, theirs)
+    assert (got.median, got.low, got.high, got.rounds) == (pytest.approx(0.8), 0.7, 0.9, 4)
+    assert got.differs
+    assert paired([Lap(8), Lap(11)], [Lap(10), Lap(10)]).differs is False
+    assert paired([Lap(8)], [Lap(10)]).differs is None  # one round says nothing of the next
+    assert paired(theirs, theirs).rounds is None
 
 
 def test_energy_is_the_mean_of_what_was_counted() -> None:

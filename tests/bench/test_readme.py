@@ -31,7 +31,7 @@ def test_a_marked_part_is_replaced_and_the_rest_stays() -> None:
     assert text.startswith("# Title\n\n<!-- results:run/peers -->\n\nsvd-xt, 25 frames")
     assert text.endswith("\n\n<!-- /results:run/peers -->\n\nThe end.\n")
     assert "old" not in text
-    assert "| whole_video | 15.10 s (1.00x) | 12.40 s (1.22x) | 8.60 s (1.76x) |" in text
+    assert "| whole_video | 15.10 s, 1.00x | 12.40 s, 0.82x (0.80 to 0.84) |" in text
     assert "(random weights); NVIDIA H200, torch 2.13.0, commit 012345678, 2026-01-02" in text
     assert "**Stages**" not in text
     assert render(text, RUN) == text

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from svd_bench import report
+from svd_bench import report, views
 from svd_bench.plots import PLOTS
 from svd_bench.report import Figure, Heading, Lines
-from svd_bench.results import Outcome, Results
+from svd_bench.results import Outcome, Ratio, Results, Row, Spread
 from svd_bench.scopes import scopes
 from svd_bench.table import Table, figure, gibibytes, milliseconds, percent
 from svd_bench.views import VIEWS
 from svd_engine.errors import SettingsError
 from tests.bench import documents
-from tests.bench.documents import GIB, environment, results, row, setting, spread
+from tests.bench.documents import GIB, environment, ratio, results, row, setting, spread
 
 
 def tables(document: Results) -> dict[str, Table]:
@@ -45,7 +45,73 @@ def test_peers_come_first_and_are_what_we_are_held_against() -> None:
     assert tables(turned)["Ours against peers, float16"].header[1] == "diffusers (eager)"
     table = tables(document)["Ours against peers, float16"]
     assert list(table.header) == ["stage", "diffusers (eager)", "svd-engine (eager)", "svd-engine (compiled)"]
-    assert list(table.rows[-1]) == ["whole_video", "15.10 s (1.00x)", "12.40 s (1.22x)", "8.60 s (1.76x)"]
+    assert list(table.rows[-1]) == [
+        "whole_video", "15.10 s, 1.00x", "12.40 s, 0.82x (0.80 to 0.84)", "8.60 s, 0.57x (0.56 to 0.58)",
+    ]  # fmt: skip
+
+
+def test_every_table_and_page_tells_the_same_ratio() -> None:
+    """One ratio, paired, below 1 faster: no table divides medians of its own."""
+    theirs = row("vae_decoder", 800, subject="diffusers", backend="eager", of_diffusers=ratio(1))
+    ours = row("vae_decoder", 500, of_diffusers=Ratio(median=1.22, low=1.1, high=1.3, rounds=5))
+    found = tables(results(theirs, ours))
+    assert list(found) == ["Ours against peers, float16", "Stages"]
+    for table in found.values():
+        cells = [cell for cells in table.rows for cell in cells if "x" in cell]
+        assert [cell.rpartition(", ")[2] for cell in cells] == ["1.00x", "1.22x (1.10 to 1.30)"]
+        assert views.PAIRED in table.note
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Ratio(median=0.9, low=0.8, high=0.99, rounds=5), "0.90x (0.80 to 0.99)"),
+        (Ratio(median=0.9, low=0.8, high=1.01, rounds=5), "0.90x (0.80 to 1.01): no difference seen"),
+        (Ratio(median=1.0, low=1.0, high=1.0, rounds=5), "1.00x (1.00 to 1.00): no difference seen"),
+        (Ratio(median=1.1, low=1.01, high=1.2, rounds=2), "1.10x (1.01 to 1.20)"),
+        (Ratio(median=0.5, low=0.5, high=0.5, rounds=1), "0.50x (one round)"),
+        (Ratio(median=0.5), "0.50x"),
+        (None, "-"),
+    ],
+)
+def test_a_ratio_says_whether_a_difference_was_seen(given: Ratio | None, said: str) -> None:
+    assert views.of_diffusers(row(of_diffusers=given)) == said
+
+
+def test_a_document_without_rounds_says_that_its_ratio_has_no_spread() -> None:
+    old = row("vae_decoder", 500).model_dump() | {"of_diffusers": 0.62}
+    document = results(row("vae_decoder", 800, subject="diffusers"), Row.model_validate(old))
+    table = tables(document)["Stages"]
+    assert "0.62x" in table.rows[1]
+    assert views.UNPAIRED in table.note
+    assert views.PAIRED not in table.note
+
+
+@pytest.mark.parametrize(("low", "high", "remarked"), [(152, 800, True), (152, 191, True), (152, 189, False)])
+def test_wild_times_of_one_subject_are_remarked_on(low: float, high: float, remarked: bool) -> None:
+    wild = row("vae_decoder", latency_ms=Spread(median=170, p10=low, p90=high, runs=5))
+    said = f"Remark: vae_decoder, svd-engine (compiled, float16) took from 152 ms to {high} ms (p10 to p90)"
+    assert (said in tables(results(wild))["Stages"].note) == remarked
+
+
+@pytest.mark.parametrize("whole", [8600 * 1.2, 8600 * 0.8])
+def test_a_video_that_its_stages_do_not_add_up_to_is_remarked_on(whole: float) -> None:
+    """25 steps of 310 ms, a decoder of 800 ms, encoders of 9 and 33 ms, 3.5 ms of sampler: 8.6 s."""
+    document = documents.run()
+    assert "Remark" not in tables(document)["A whole video"].note
+    rows = [
+        r.model_copy(update={"latency_ms": spread(whole)})
+        if (r.stage, r.backend) == ("whole_video", "compiled")
+        else r
+        for r in document.rows
+    ]
+    note = tables(results(*rows))["A whole video"].note
+    assert note.count("Remark") == 1
+    assert f"whole_video, svd-engine (compiled, float16) took {milliseconds(whole)}, its stages" in note
+    assert f"add up to 8.60 s ({whole / 8595.5:.2f}x)" in note
+    assert (
+        "Remark" not in tables(results(*(r for r in rows if r.stage != "vae_decoder")))["A whole video"].note
+    )
 
 
 def test_dtypes_are_not_held_against_each_other() -> None:
@@ -73,7 +139,7 @@ def test_a_ladder_is_a_table_for_each_stage() -> None:
     rung = list(found["Ladder of optimisations: denoiser_step"].rows[1])
     assert rung[0] == "svd-engine (eager), + single_token_cross_attention"
     assert rung[2] == "484 ms"
-    assert rung[4] == "0.93x"
+    assert rung[4] == "0.93x (0.91 to 0.95)"
 
 
 def test_tiers_show_the_settings_that_differ() -> None:
@@ -193,6 +259,15 @@ def test_a_name_must_be_of_one_document() -> None:
     for named in ([], [("a", documents.run()), ("a", documents.ladder())]):
         with pytest.raises(SettingsError, match=r"results: expected at least one document.*got .*Pass JSON"):
             report.page(named)
+
+
+def test_a_rehearsal_is_called_one() -> None:
+    document = results(row(), kind="gpu-check")
+    said = "rehearsal without a GPU, on tiny networks: no figure says anything of one"
+    assert said not in report.markdown(report.page([("a", document)]))
+    assert f"- {said}" in report.markdown(
+        report.page([("a", document.model_copy(update={"rehearsal": True}))])
+    )
 
 
 def test_the_environment_is_told() -> None:

@@ -123,7 +123,5 @@ def test_neither_output_nor_readme_is_wrong_usage(tmp_path: Path, capsys: pytest
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(
-        BackendUnavailable, match=r"plots: expected matplotlib.*pip install 'svd-engine\[bench\]'"
-    ):
+    with pytest.raises(BackendUnavailable, match=r"plots: expected matplotlib.*Run: pip install"):
         report.page([("run", documents.run())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from svd_bench.stages import check_video, measure_stages, panning
 from svd_bench.subjects import Case, checkpoint_of, subjects
 from svd_engine.backends.network import check_inputs
 from svd_engine.errors import BackendError, BackendUnavailable, SettingsError
+from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.rewrites import REWRITES, rewrites_for
 from svd_engine.networks.spec import Architecture
@@ -143,7 +145,7 @@ def test_a_backend_that_there_is_not(name: str) -> None:
 def test_tensorrt_runs_a_bundle_or_says_what_to_install(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     (subject,) = subjects(["tensorrt"], [], str(tiny_checkpoint), "cpu", "float32", str(tiny_bundle))
     assert subject.bundle == str(tiny_bundle)
-    with pytest.raises(BackendUnavailable, match=r"pip install 'svd-engine\[tensorrt\]'"):
+    with pytest.raises(BackendUnavailable, match=re.escape(install_line("tensorrt"))):
         open_case(Case(subject=subject, stage="denoiser_step", setting=TINY))
 
 

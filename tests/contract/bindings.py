@@ -91,9 +91,7 @@ def bindings(version: str) -> Bindings:
 def stand_in(fresh: Bindings) -> None:
     """TensorRT for RTX under the name `tensorrt`, for code that serves both: the module, and its types."""
     if find_spec("tensorrt_rtx") is None:
-        raise NotHere(
-            "TensorRT for RTX is not installed; it runs after: pip install 'svd-engine[tensorrt-rtx]'"
-        )
+        raise NotHere("TensorRT for RTX is not installed; it runs after: pip install tensorrt-rtx-cu13")
     package, stubs = fresh.folder / "tensorrt", fresh.folder / "stubs"
     package.mkdir(parents=True)
     package.joinpath("__init__.py").write_text(

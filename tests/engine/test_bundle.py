@@ -103,9 +103,9 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "another guidance": ("profiles.0.guidance", lambda m: m["profiles"][0].update(guidance="both")),
     "another dtype": ("dtype", lambda m: m.update(dtype="int8")),
     "no profiles": ("profiles", lambda m: m.update(profiles=[])),
-    "no frames": ("a number below 1", lambda m: m["profiles"][0].update(frames=0)),
-    "an empty chunk": ("a number below 1", lambda m: m["profiles"][0].update(decode_chunk=0)),
-    "no pixels": ("a number below 1", lambda m: m["model"]["architecture"].update(vae_scale=0)),
+    "no frames": ("profiles.0.frames", lambda m: m["profiles"][0].update(frames=0)),
+    "an empty chunk": ("profiles.0.decode_chunk", lambda m: m["profiles"][0].update(decode_chunk=0)),
+    "no pixels": ("architecture.vae_scale", lambda m: m["model"]["architecture"].update(vae_scale=0)),
     "no tolerance": ("parity.0.tolerance", lambda m: m.update(parity=[PARITY])),
 }
 

@@ -105,7 +105,7 @@ def test_what_may_be_absent_has_diffusers_default() -> None:
         ("vae", "scaling_factor", float("nan"), "a finite number"),
         ("image_encoder", "architectures", ["CLIPModel"], "'CLIPVisionModelWithProjection'"),
         ("feature_extractor", "crop_size", {"height": 224, "width": 336}, "{224} (CLIP's image_size)"),
-        ("feature_extractor", "image_std", [0.0, 1.0, 1.0], "greater than 0"),
+        ("feature_extractor", "image_std", [0.0, 1.0, 1.0], "equal to 0.000001"),
         ("feature_extractor", "image_mean", [0.5], "at least 3 items"),
     ],
 )
@@ -135,6 +135,22 @@ def test_refuses_an_absent_key(configs: Configs, part: str, key: str) -> None:
     del configs[part][key]
     with pytest.raises(CheckpointError, match=f"{FILES[part]}, key {key}: expected a value.*got no such key"):
         describe("mine", "here", configs)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"max_guidance": 1.5},
+            "key max_guidance: expected one of min_guidance_scale, max_guidance_scale, got",
+        ),
+        ({"max_guidance_scale": "2"}, "key max_guidance_scale: expected a valid number, got '2'"),
+        ({"min_guidance_scale": float("inf")}, "key min_guidance_scale: expected a finite number, got inf"),
+    ],
+)
+def test_refuses_recommended_guidance_that_is_none(configs: Configs, config: Any, said: str) -> None:
+    with pytest.raises(CheckpointError, match=f"here/generation_config.json, {said}"):
+        describe("mine", "here", {**configs, "generation": config})
 
 
 def test_refuses_a_pipeline_of_another_family(tiny_checkpoint: Path, tmp_path: Path) -> None:

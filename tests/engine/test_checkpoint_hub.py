@@ -49,8 +49,18 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MagicM
         return str(snapshot)
 
     fake: MagicMock = create_autospec(huggingface_hub.snapshot_download, side_effect=download)
+
+    def listing(repo_id: str, *, revision: str) -> list[str]:
+        assert revision == COMMIT
+        return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+
     fake.snapshot = snapshot
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    monkeypatch.setattr(
+        huggingface_hub,
+        "list_repo_files",
+        create_autospec(huggingface_hub.list_repo_files, side_effect=listing),
+    )
     return fake
 
 
@@ -89,29 +99,38 @@ def test_a_path_never_goes_to_the_hub(source: str, hub: MagicMock) -> None:
     hub.assert_not_called()
 
 
-def test_only_the_variant_that_is_needed_is_downloaded(hub: MagicMock, folder: Path) -> None:
+def test_only_the_files_that_are_read_are_downloaded(hub: MagicMock, folder: Path) -> None:
     half = folder / "vae" / "diffusion_pytorch_model.fp16.safetensors"
     shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", half)
-    checkpoint = open_checkpoint("svd-xt")
-    checkpoint.load("vae", torch.float16)
+    checkpoint = open_checkpoint("svd-xt", "fp16")
+    checkpoint.load("vae", torch.float32)
     assert fetched(hub) == {"vae/diffusion_pytorch_model.fp16.safetensors"}
     assert hub.call_args.kwargs["revision"] == COMMIT
     checkpoint.load("unet", torch.float16)  # of which there is no fp16 variant
     assert "unet/diffusion_pytorch_model.safetensors" in fetched(hub)
-    checkpoint.load("vae", torch.float32)
+    assert "vae/diffusion_pytorch_model.safetensors" not in fetched(hub)
+    open_checkpoint("svd-xt").load("vae", torch.float16)
     assert "vae/diffusion_pytorch_model.safetensors" in fetched(hub)
 
 
-def test_shards_are_downloaded(hub: MagicMock, folder: Path, diffusers_pipeline: Any) -> None:
-    shutil.rmtree(folder / "unet")
+def test_of_a_file_and_shards_only_those_that_are_read_are_downloaded(
+    hub: MagicMock, folder: Path, diffusers_pipeline: Any
+) -> None:
+    single = shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "single")
     diffusers_pipeline.unet.save_pretrained(folder / "unet", max_shard_size="500KB")
+    shutil.move(single, folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert same(open_checkpoint("svd").load("unet", torch.float32), diffusers_pipeline.unet)
     assert len(fetched(hub)) > 1
+    assert all("-of-" in file for file in fetched(hub))
 
 
-def test_the_digest_of_a_hub_checkpoint_needs_no_weights(hub: MagicMock) -> None:
-    assert open_checkpoint("svd").digest() != open_checkpoint("svd-xt").digest()
-    assert open_checkpoint("svd").digest() == open_checkpoint("svd").digest()
+def test_a_copy_in_a_folder_has_the_digest_of_the_repository(hub: MagicMock, folder: Path) -> None:
+    assert open_checkpoint("svd").digest() == open_checkpoint(folder).digest()
+
+
+def test_a_repository_without_the_variant_is_refused_before_weights_are_fetched(hub: MagicMock) -> None:
+    with pytest.raises(CheckpointError, match=r"expected weight files of the variant fp16.*Leave the"):
+        open_checkpoint("svd", "fp16")
     assert not fetched(hub)
 
 
@@ -169,4 +188,11 @@ def test_a_component_that_is_not_cached_is_refused_offline(cache: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"vae: expected diffusion_pytorch_model\.safetensors.*Download"
     ):
-        open_checkpoint("svd-xt").load("vae", torch.float32)
+        open_checkpoint("svd-xt")
+
+
+def test_configs_without_weights_are_refused_offline(cache: Path) -> None:
+    for file in (cache / "snapshots" / COMMIT).rglob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"got OfflineModeIsEnabled.*HF_HUB_OFFLINE"):
+        open_checkpoint("svd-xt")

@@ -16,6 +16,7 @@ from svd_engine.backends import choose
 from svd_engine.backends.choose import Choice, choose_for_checkpoint, resolve
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.install import install_line
 from tests import damage, tensorrt_double
 
 WITHOUT_PLANS: Any = SimpleNamespace(folder=Path("my bundle"), manifest=SimpleNamespace(plans=()))
@@ -101,7 +102,7 @@ def test_auto_with_plans_and_without_tensorrt(
     choice = choose.choose_for_bundle("auto", "auto", Bundle(planned))
     assert choice.backend == "onnxruntime"
     assert "; not backend tensorrt: expected the package tensorrt" in choice.reason
-    assert "pip install 'svd-engine[tensorrt]'" in choice.reason
+    assert install_line("tensorrt") in choice.reason
 
 
 def test_tensorrt_asked_for(gpu: Callable[..., None]) -> None:
@@ -124,7 +125,7 @@ def test_auto_says_that_a_gpu_stays_idle(gpu: Callable[..., None]) -> None:
     choice = choose_for_bundle("auto", "auto")
     assert choice.device == CPU
     assert "the GPU stays idle" in choice.reason
-    assert "pip install 'svd-engine[cuda]'" in choice.reason
+    assert install_line("cuda") in choice.reason
 
 
 def test_auto_without_onnxruntime(gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ def test_a_photograph_becomes_a_video(
 
     out, err = capsys.readouterr()
     assert "onnxruntime on cpu (asked for)" in err
+    assert "the photograph, 600 x 400, is squeezed into" not in err  # the same proportions as the video
+    assert "it/s" not in err  # one progress bar, not the engine's beside ours
     assert "2/2" in err  # the progress bar
     for stage in ("image_encoder", "vae_encoder", "denoiser", "vae_decoder"):
         assert re.search(rf"{stage} +\d+ ms +onnxruntime cpu float32", out)

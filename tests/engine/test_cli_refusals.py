@@ -88,10 +88,10 @@ def test_images(refused: Callable[..., str], tmp_path: Path, content: bytes | No
         ("--fps", 0, "fps: expected a whole number of at least 1, got 0"),
         ("--min-guidance-scale", "nan", "min_guidance_scale: expected a finite number, got nan"),
         ("--max-guidance-scale", "inf", "max_guidance_scale: expected a finite number, got inf"),
-        ("--motion-bucket-id", 2000, "motion_bucket_id: expected 0 to 1023, got 2000"),
+        ("--motion-bucket-id", 2000, "motion_bucket_id: expected 0 to 1023, got 2000.0"),
         ("--noise-aug-strength", -1, "noise_aug_strength: expected 0 or more, got -1.0"),
         ("--height", 30, "height: expected a multiple of 4 pixels, got 30"),
-        ("--width", 0, "got 32 x 0"),
+        ("--width", 0, "width: expected a whole number of at least 1, got 0"),
         ("--height", 64, "--height 64"),
         ("--decode-chunk-size", 0, "decode_chunk_size: expected a whole number of at least 1"),
         ("--decode-chunk-size", 1, "--decode-chunk 1"),
@@ -123,6 +123,8 @@ def test_settings(
         (("--bundle", "b", "-o", "a.GIF", "--fps", "60"), "a GIF shows at most 50 frames a second"),
         (("--bundle", "b", "--backend", "openvino"), "backend: expected auto, tensorrt"),
         (("--bundle", "b", "--steps", "many"), "Invalid value for '--steps'"),
+        (("--bundle", "b", "--steps", "2.5"), "'2.5' is not a whole number"),
+        (("--bundle", "b", "--fit", "cover"), "'cover' is not one of"),
     ],
 )
 def test_usage(refused: Callable[..., str], arguments: tuple[str, ...], parts: str) -> None:

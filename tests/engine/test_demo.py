@@ -15,6 +15,7 @@ from svd_bench.likeness import contrast_kept, optical_flow, psnr, speeds
 from svd_bench.quality import export, reconstructions
 from svd_engine import VideoEngine
 from svd_engine.checkpoint import DEMO_FOLDER, open_checkpoint
+from tests.paths import ROOT
 
 HEIGHT, WIDTH = 128, 224
 
@@ -49,6 +50,18 @@ def test_the_model() -> None:
     assert (model.name, model.frames, model.height, model.width) == ("demo", 14, HEIGHT, WIDTH)
     assert (model.architecture.vae_scale, model.architecture.latent_channels) == (8, 4)
     assert not model.random_weights
+    assert (model.min_guidance_scale, model.max_guidance_scale) == (1.0, 1.5)  # what its card recommends
+    assert "`max_guidance_scale` 1.5" in (DEMO_FOLDER / "README.md").read_text()
+
+
+def test_the_lines_of_its_card_run_in_plain_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, code, *_ = (DEMO_FOLDER / "README.md").read_text().split("```")
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(code.removeprefix("python\n"), names)
+    assert [frame.size for frame in names["frames"]] == [(WIDTH, HEIGHT)] * 14
+    contrast = np.asarray(names["frames"][-1]).std()
+    assert contrast > 20  # of 255; a failed one is grey or black
 
 
 def test_plain_diffusers_loads_it_and_makes_the_same_frames(photograph: Image) -> None:
@@ -58,6 +71,7 @@ def test_plain_diffusers_loads_it_and_makes_the_same_frames(photograph: Image) -
     pipeline.set_progress_bar_config(disable=True)
     settings: dict[str, Any] = {
         "height": 64, "width": 96, "num_frames": 4, "num_inference_steps": 3, "output_type": "pt",
+        "max_guidance_scale": 1.5,
     }  # fmt: skip
     image = photograph.resize((96, 64))
     theirs = pipeline(image, generator=torch.Generator().manual_seed(0), **settings).frames

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 from svd_engine import VideoEngine
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.checkpoint import open_checkpoint, random_checkpoint
 from svd_engine.errors import ProfileError, SettingsError
+from svd_engine.manifest import Manifest
 from svd_engine.networks.modules import Modules
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.paths import ROOT
@@ -36,24 +39,27 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_the_call_is_diffusers_call() -> None:
-    """Same names in the same order, same defaults; only the size's default is the model's own (None)."""
+    """Same names in the same order, same defaults, but for those that are the model's own (None).
+
+    What diffusers does not have comes after them, by name only.
+    """
     theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
     ours = inspect.signature(VideoEngine.__call__).parameters
-    assert list(ours) == list(theirs)
+    assert list(ours)[: len(theirs)] == list(theirs)
+    assert {ours[name].kind for name in ours if name not in theirs} == {inspect.Parameter.KEYWORD_ONLY}
     differing = {
         name
-        for name in ours
+        for name in theirs
         if name != "callback_on_step_end_tensor_inputs" and ours[name].default != theirs[name].default
     }
-    assert differing == {"height", "width"}
+    assert differing == {"height", "width", "min_guidance_scale", "max_guidance_scale"}
+    assert all(ours[name].default is None for name in differing)
     name = "callback_on_step_end_tensor_inputs"
     assert list(ours[name].default) == theirs[name].default
 
 
 @pytest.mark.parametrize("family", ["svd", "svd-xt"])
 def test_for_svd_the_default_size_is_diffusers_default(family: str) -> None:
-    from svd_engine.checkpoint import random_checkpoint
-
     theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
     engine = VideoEngine.from_checkpoint(random_checkpoint(family), backend="eager", device="cpu")
     assert (engine.default.height, engine.default.width) == (
@@ -61,6 +67,57 @@ def test_for_svd_the_default_size_is_diffusers_default(family: str) -> None:
         theirs["width"].default,
     )
     assert engine.default.frames == {"svd": 14, "svd-xt": 25}[family]
+
+
+@pytest.mark.parametrize("family", ["svd", "svd-xt", "small"])
+def test_for_svd_the_default_guidance_is_diffusers_default(family: Literal["svd", "svd-xt", "small"]) -> None:
+    theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
+    model = random_checkpoint(family).model
+    assert model.min_guidance_scale == theirs["min_guidance_scale"].default
+    assert model.max_guidance_scale == theirs["max_guidance_scale"].default
+
+
+RECOMMENDED = {"min_guidance_scale": 1.25, "max_guidance_scale": 1.5}
+
+
+def folder_that_recommends(checkpoint: Path, folder: Path) -> VideoEngine:
+    shutil.copytree(checkpoint, folder)
+    (folder / "generation_config.json").write_text(json.dumps(RECOMMENDED))
+    return VideoEngine.from_checkpoint(folder, backend="eager", device="cpu")
+
+
+def bundle_that_recommends(bundle: Path, folder: Path) -> VideoEngine:
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"] |= RECOMMENDED
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return VideoEngine.from_bundle(folder, backend="onnxruntime", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
+def test_guidance_defaults_to_what_the_model_recommends(
+    kind: str, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """A call that names guidance gets what it names, 0 too."""
+    made = folder_that_recommends if kind == "checkpoint" else bundle_that_recommends
+    with made(tiny_checkpoint if kind == "checkpoint" else tiny_bundle, tmp_path / "own") as engine:
+        own = engine(images(1), generator=seeded(), **CALL)
+        named = engine(images(1), generator=seeded(), **RECOMMENDED, **CALL)
+        none = engine(images(1), generator=seeded(), max_guidance_scale=0.0, **CALL)
+    used = own.report.settings
+    assert (used.min_guidance_scale, used.max_guidance_scale) == (1.25, 1.5)
+    assert torch.equal(own.frames, named.frames)
+    assert none.report.settings.max_guidance_scale == 0.0
+    assert not torch.equal(own.frames, none.frames)
+
+
+def test_a_bundle_keeps_the_guidance_of_its_checkpoint(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """A manifest that names none, as older ones do, means diffusers' defaults."""
+    document = json.loads((tiny_bundle / "manifest.json").read_text())
+    model = open_checkpoint(tiny_checkpoint).model
+    assert document["model"]["max_guidance_scale"] == model.max_guidance_scale == 3.0
+    del document["model"]["min_guidance_scale"], document["model"]["max_guidance_scale"]
+    assert Manifest.model_validate_json(json.dumps(document)).model == model
 
 
 def test_sizes_default_to_the_bundles(tiny_bundle: Path) -> None:
@@ -167,9 +224,21 @@ def test_what_a_static_bundle_cannot_do(tiny_bundle: Path, change: dict[str, Any
         ({"generator": "seed"}, r"generator: expected a torch.Generator, .* got str"),
         ({"generator": [seeded(), seeded()]}, r"generator: .* a list of 1 .* got a list of 2"),
         ({"generator": [None]}, r"generator: .* got a list of 1"),
+        ({"fit": "cover"}, r"fit: expected stretch, crop, pad, got 'cover'"),
+        ({"output_type": None}, r"output_type: expected pil, np, pt, latent, got None"),
+        ({"sigmas": 3.0}, r"sigmas: expected a list of numbers, got 3\.0"),
+        ({"sigmas": []}, r"sigmas: expected two or more finite noise levels"),
+        ({"latents": np.zeros((1, FRAMES, 4, 16, 24))}, r"latents: expected shape .* got no tensor: ndarray"),
+        ({"latents": [0.0]}, r"latents: expected shape .* got no tensor: list"),
+        ({"callback_on_step_end": "print"}, r"callback_on_step_end: expected a function of .* got str"),
+        (
+            {"callback_on_step_end_tensor_inputs": "latents"},
+            r"callback_on_step_end_tensor_inputs: .* got 'la",
+        ),
+        ({"callback_on_step_end_tensor_inputs": None}, r"callback_on_step_end_tensor_inputs: .* got None"),
         ({"height": 33}, r"height: expected a multiple of 4 pixels, got 33\. The nearest that works is 32"),
     ],
-    ids=str,
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else value,  # no addresses: workers differ
 )
 def test_impossible_arguments(tiny_engine: VideoEngine, change: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
@@ -177,8 +246,25 @@ def test_impossible_arguments(tiny_engine: VideoEngine, change: dict[str, Any], 
 
 
 def test_an_unknown_dtype_is_refused(tiny_checkpoint: Path) -> None:
-    with pytest.raises(SettingsError, match=r"dtype: expected fp32, fp16, bf16, got 'int8'"):
-        VideoEngine.from_checkpoint(str(tiny_checkpoint), dtype="int8")
+    for dtype in ("int8", torch.int8, None):
+        with pytest.raises(SettingsError, match=r"dtype: expected fp32, fp16, bf16, got "):
+            VideoEngine.from_checkpoint(str(tiny_checkpoint), dtype=dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", [0, None, torch.device("meta"), torch.device("cpu", 1)])
+def test_an_impossible_device_is_refused(tiny_checkpoint: Path, device: Any) -> None:
+    with pytest.raises(SettingsError, match="device: expected auto, cpu, cuda or cuda:N"):
+        VideoEngine.from_checkpoint(str(tiny_checkpoint), device=device)
+
+
+def test_what_is_no_place_of_a_checkpoint_or_bundle(diffusers_pipeline: Any) -> None:
+    """A pipeline of diffusers, say."""
+    for opened in (VideoEngine.from_checkpoint, VideoEngine.from_bundle):
+        with pytest.raises(
+            SettingsError, match="got an object of type StableVideoDiffusionPipeline"
+        ) as caught:
+            opened(diffusers_pipeline)
+        assert "save_pretrained(FOLDER)" in caught.value.remedy
 
 
 # Half precision on the CPU, and reproducibility

@@ -15,6 +15,7 @@ from svd_engine import info
 from svd_engine.bundle import Bundle
 from svd_engine.cli import main
 from svd_engine.flavours import Host, capability_target
+from svd_engine.install import install_line
 from svd_engine.manifest import ParityEntry
 from tests import damage, tensorrt_double, tensorrt_plans
 from tests.commands import call
@@ -68,7 +69,7 @@ def test_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     able = rows(info.abilities())
     assert able["eager", "cpu"] == able["onnxruntime", "cpu"] == ""
     assert able["eager", "cuda"] == able["compiled", "cuda"] == missing
-    assert "pip install 'svd-engine[cuda]'" in able["onnxruntime", "cuda"]
+    assert install_line("cuda") in able["onnxruntime", "cuda"]
 
 
 def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +100,8 @@ def test_a_gpu_whose_driver_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     able = rows(info.bundle_abilities("float32"))
-    assert "pip install 'svd-engine[cpu]'" in able["onnxruntime", "cpu"]
-    assert "pip install 'svd-engine[cuda]'" in able["onnxruntime", "cuda"]
+    assert install_line("cpu") in able["onnxruntime", "cpu"]
+    assert install_line("cuda") in able["onnxruntime", "cuda"]
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +159,8 @@ def test_plans_on_a_machine_without_tensorrt(planned: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     facts = info.plan_facts(Bundle(planned))
     assert len(facts) == 3
-    assert all(fact.endswith("; run: pip install 'svd-engine[tensorrt]'") for fact in facts.values())
-    assert "pip install 'svd-engine[tensorrt]'" in info.plan_abilities(Bundle(planned))[0].why_not
+    assert all(fact.endswith(f"; run: {install_line('tensorrt')}") for fact in facts.values())
+    assert install_line("tensorrt") in info.plan_abilities(Bundle(planned))[0].why_not
 
 
 def test_plans_on_a_machine_without_a_gpu(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:

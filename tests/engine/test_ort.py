@@ -15,6 +15,7 @@ from svd_engine.backends import ort
 from svd_engine.backends.ort import OrtBackend, OrtNetwork, load_runtime
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import NetworkSpec, specs_of
 from tests import damage
@@ -47,7 +48,7 @@ def test_onnxruntime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(BackendUnavailable) as caught:
             load_runtime(device)
         assert "expected the package onnxruntime, got none installed" in str(caught.value)
-        assert f"pip install 'svd-engine[{extra}]'" in caught.value.remedy
+        assert install_line(extra) in caught.value.remedy
 
 
 def test_a_provider_that_is_not_available(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_a_session_that_fell_back_is_an_error(tiny_bundle: Path, monkeypatch: py
     with pytest.raises(BackendUnavailable) as caught:
         OrtBackend(Bundle(tiny_bundle), CUDA).open(encoder(tiny_bundle))
     assert "expected CUDAExecutionProvider, got CPUExecutionProvider" in str(caught.value)
-    assert "svd-engine[cuda]" in caught.value.remedy
+    assert install_line("cuda") in caught.value.remedy
     assert "--device cpu" in caught.value.remedy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from svd_engine.errors import ImageError, SettingsError
-from svd_engine.image import cover, load_image, to_clip_pixels, to_vae_pixels
+from svd_engine.image import cover, fitted, load_image, to_clip_pixels, to_vae_pixels
+from svd_engine.settings import Fit
 from tests.messages import complete
 from tests.paths import PHOTOGRAPH
 from tests.pictures import noise
@@ -121,6 +123,47 @@ def test_images_of_a_list_may_differ_in_size_and_mode() -> None:
     assert torch.equal(apart[1], to_vae_pixels(images[1].convert("RGB"), 16, 24))
 
 
+def test_a_tensor_of_bytes_is_the_image() -> None:
+    image = noise(90, 250)
+    tensor = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+    assert torch.equal(clip_pixels(tensor), clip_pixels(image))
+    assert torch.equal(to_vae_pixels(tensor, 90, 250), to_vae_pixels(image, 90, 250))
+
+
+@pytest.mark.parametrize("size", [(30, 30), (37, 23), (12, 51)])
+@pytest.mark.parametrize("kind", ["image", "tensor"])
+def test_fit_keeps_proportions_or_not(kind: str, size: tuple[int, int]) -> None:
+    """Into a square.  Crop shows the middle; pad shows all, on black; stretch changes nothing."""
+    image = noise(*size)
+    pixels = np.asarray(image)
+    given: Any = image if kind == "image" else torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def result(fit: Fit) -> np.ndarray:
+        made = fitted(given, 64, 64, fit)
+        if isinstance(made, torch.Tensor):
+            return (made[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        return np.asarray(made[0])
+
+    high, wide = pixels.shape[:2]
+    side, longest = min(high, wide), max(high, wide)
+    top, left = (high - side) // 2, (wide - side) // 2
+    np.testing.assert_array_equal(result("stretch"), pixels)
+    np.testing.assert_array_equal(result("crop"), pixels[top : top + side, left : left + side])
+    padded = result("pad")
+    assert padded.shape == (longest, longest, 3)
+    top, left = -((high - longest) // 2), -((wide - longest) // 2)
+    np.testing.assert_array_equal(padded[top : top + high, left : left + wide], pixels)
+    assert padded.sum(dtype=int) == pixels.sum(dtype=int)  # the rest is black
+
+
+def test_padding_beyond_the_limit_of_pixels_is_refused() -> None:
+    with pytest.raises(ImageError) as caught:
+        fitted(Image.new("RGB", (60_000, 1)), 64, 64, "pad")
+    complete(caught.value, "padded image", "60000 x 60000", "Shrink")
+    with pytest.raises(SettingsError, match="fit: expected stretch, crop, pad, got 'cover'"):
+        fitted(noise(8, 8), 64, 64, "cover")  # type: ignore[arg-type]
+
+
 def test_a_picture_one_pixel_wide_works() -> None:
     line = Image.new("RGB", (1, 500), (10, 20, 30))
     normalised = (np.array([10, 20, 30]) / 255 - CLIP.image_mean) / CLIP.image_std
@@ -157,8 +200,10 @@ RIGHT = torch.zeros(1, 3, 8, 8)
         (torch.zeros(1, 1, 3, 8, 8), "[1, 1, 3, 8, 8]"),
         (torch.zeros(0, 3, 8, 8), "[0, 3, 8, 8]"),
         (torch.zeros(8, 8, 3), "[8, 8, 3]"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), "torch.uint8"),
-        (RIGHT - 0.1, "values from -0.1 to -0.1"),
+        (torch.zeros(3, 8, 8, dtype=torch.int16), "torch.int16"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), "torch.uint8 [8, 8, 3]"),
+        (RIGHT - 0.5, "values from -0.5 to -0.5"),
+        (RIGHT + 1.000001, "values from 1.00000095 to 1.00000095"),  # float32's nearest
         (RIGHT + 255, "values from 255 to 255"),
         (RIGHT * float("nan"), "nan"),
         (RIGHT + float("inf"), "inf"),

@@ -15,6 +15,7 @@ from svd_engine.checkpoint import open_checkpoint
 from svd_engine.cli import main
 from svd_engine.errors import SettingsError
 from svd_engine.flavours import FLAVOURS, Flavour
+from svd_engine.install import install_line
 from svd_engine.networks.modules import Modules
 from tests import tensorrt_double
 from tests.commands import call
@@ -27,7 +28,7 @@ def test_the_rows() -> None:
     assert [row.flavour for row in PLAN_BACKENDS] == list(FLAVOURS.values())
     assert {row.name for row in BACKENDS.values() if not row.of_bundle} == {"compiled", "eager"}
     assert names(of_bundle=False) == "compiled, eager"
-    assert BACKENDS["onnxruntime"].install("cuda") == "pip install 'svd-engine[cuda]'"
+    assert BACKENDS["onnxruntime"].install("cuda") == install_line("cuda")
     assert BACKENDS["eager"].install("cuda") == ""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from svd_engine.errors import SettingsError
 from svd_engine.settings import Settings, at_least, check_seed
@@ -17,19 +19,21 @@ def settings(**asked: Any) -> Settings:
 
 
 WRONG: list[tuple[str, str, Any]] = [
-    *(("frames", "num_frames", value) for value in (0, -1, 2.0, "14", True, None, NAN)),
+    *(("frames", "num_frames", value) for value in (0, -1, 2.5, "14", True, None, NAN, INFINITE)),
+    *(("frames", "num_frames", value) for value in (np.bool_(True), np.array([14, 14]), torch.ones(2))),
     ("height", "height", 0),
-    ("height", "height", 64.0),
+    ("height", "height", torch.tensor(64.5)),
     ("width", "width", -64),
     ("steps", "num_inference_steps", 0),
     ("fps", "fps", 0),
     ("fps", "fps", 7.5),
     ("videos_per_image", "num_videos_per_prompt", 0),
     ("decode_chunk_size", "decode_chunk_size", 0),
-    *(("motion_bucket_id", "motion_bucket_id", value) for value in (-1, 1024, 2000, 127.0)),
+    *(("motion_bucket_id", "motion_bucket_id", value) for value in (-1, 1024, 2000, 1023.5, NAN, "127")),
     *(("noise_aug_strength", "noise_aug_strength", value) for value in (-0.02, NAN, INFINITE, "0.1", True)),
     *(("min_guidance_scale", "min_guidance_scale", value) for value in (NAN, -INFINITE, None)),
-    *(("max_guidance_scale", "max_guidance_scale", value) for value in (NAN, INFINITE, "3")),
+    *(("max_guidance_scale", "max_guidance_scale", value) for value in (NAN, INFINITE, "3", 10**400)),
+    ("max_guidance_scale", "max_guidance_scale", np.float32(np.nan)),
 ]
 
 
@@ -58,9 +62,58 @@ def test_the_ends_of_the_ranges(good: dict[str, Any]) -> None:
     assert {name: getattr(made, name) for name in good} == good
 
 
-@pytest.mark.parametrize(("scale", "guided"), [(1.0, False), (0.5, False), (1.01, True), (3, True)])
-def test_guidance_acts_above_one(scale: float, guided: bool) -> None:
-    assert settings(max_guidance_scale=scale).guided is guided
+@pytest.mark.parametrize(
+    "seven",
+    [7, 7.0, np.int64(7), np.uint8(7), np.float32(7), np.array(7), torch.tensor(7), torch.tensor([7.0])],
+)
+def test_whole_numbers_of_any_kind_are_ints(seven: Any) -> None:
+    names = ("frames", "height", "width", "steps", "fps", "videos_per_image", "decode_chunk_size")
+    made = settings(**dict.fromkeys(names, seven))
+    for name in names:
+        assert type(getattr(made, name)) is int
+        assert getattr(made, name) == 7
+
+
+@pytest.mark.parametrize("number", [0.5, np.float32(0.5), np.float16(0.5), torch.tensor(0.5).bfloat16()])
+def test_real_numbers_of_any_kind_are_floats(number: Any) -> None:
+    names = ("motion_bucket_id", "noise_aug_strength", "min_guidance_scale", "max_guidance_scale")
+    made = settings(**dict.fromkeys(names, number))
+    assert [(type(getattr(made, name)), getattr(made, name)) for name in names] == [(float, 0.5)] * 4
+
+
+@pytest.mark.parametrize(
+    "levels", [[80, 1.5, 0], (80.0, 1.5, 0.0), np.array([80, 1.5, 0]), torch.tensor([80, 1.5, 0])]
+)
+def test_noise_levels_of_any_kind_are_floats(levels: Any) -> None:
+    assert settings(sigmas=levels).sigmas == (80.0, 1.5, 0.0)
+
+
+@pytest.mark.parametrize("levels", [3.0, "80,1", ["80"], [[80, 1]], [None], [True], torch.tensor(3.0)])
+def test_what_is_no_list_of_noise_levels(levels: Any) -> None:
+    with pytest.raises(SettingsError, match="sigmas: expected a list of numbers, got") as caught:
+        settings(sigmas=levels)
+    assert caught.value.got == repr(levels)
+
+
+@pytest.mark.parametrize("fit", ["cover", None, 1])
+def test_an_unknown_fit(fit: Any) -> None:
+    with pytest.raises(SettingsError, match="fit: expected stretch, crop, pad, got"):
+        settings(fit=fit)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "guided"),
+    [
+        (1.0, 1.0, False),
+        (0.5, 0.9, False),
+        (1.0, 1.01, True),
+        (1, 3, True),
+        (3, 1, True),
+        (1.000001, 0, True),
+    ],
+)
+def test_guidance_acts_when_one_of_the_scales_is_above_one(first: float, last: float, guided: bool) -> None:
+    assert settings(min_guidance_scale=first, max_guidance_scale=last).guided is guided
 
 
 @pytest.mark.parametrize(

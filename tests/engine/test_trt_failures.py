@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from svd_engine.backends.trt import TrtBackend
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError, TensorMismatch
 from svd_engine.flavours import AMPERE_AND_NEWER
+from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
 from tests import damage, tensorrt_double
 from tests.tensorrt_double import Fault, TensorRT
@@ -55,7 +57,7 @@ def refusal(folder: Path, calls: int = 0, kind: type[BackendError] = BackendErro
 
 def test_tensorrt_is_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install 'svd-engine\[tensorrt\]'"):
+    with pytest.raises(BackendUnavailable, match=re.escape(install_line("tensorrt"))):
         TrtBackend(Bundle(folder), CPU)
 
 

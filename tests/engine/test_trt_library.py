@@ -12,6 +12,7 @@ import torch
 from svd_engine.backends.trt_library import host, installed, library, log, require
 from svd_engine.errors import BackendUnavailable
 from svd_engine.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
+from svd_engine.install import install_line
 from tests import tensorrt_double
 from tests.tensorrt_double import Severity
 from tests.tensorrt_plans import HOST
@@ -20,7 +21,7 @@ from tests.tensorrt_plans import HOST
 def refusal() -> str:
     with pytest.raises(BackendUnavailable) as caught:
         require(TENSORRT)
-    assert "pip install 'svd-engine[tensorrt]'" in caught.value.remedy
+    assert install_line("tensorrt") in caught.value.remedy
     assert "NVIDIA's own index" in caught.value.remedy
     return caught.value.got
 
@@ -99,7 +100,7 @@ def test_another_version_of_rtx(monkeypatch: pytest.MonkeyPatch, version: str) -
     tensorrt_double.install(monkeypatch, version, TENSORRT_RTX)
     with pytest.raises(BackendUnavailable, match=r"tensorrt_rtx, 1\.7 or newer and below 2, got") as caught:
         require(TENSORRT_RTX)
-    assert caught.value.remedy == "Run: pip install 'svd-engine[tensorrt-rtx]'"
+    assert caught.value.remedy == f"Run: {install_line('tensorrt-rtx')}"
 
 
 def test_a_flavour_has_a_log_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

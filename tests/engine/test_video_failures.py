@@ -10,10 +10,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from svd_engine.errors import OutputError, SettingsError
 from svd_engine.video import ENCODERS, WRITERS, check_output, write_video
@@ -124,7 +127,7 @@ def test_a_pyav_without_the_encoder_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_wrong_fps_is_refused(tmp_path: Path, fps: object) -> None:
     with pytest.raises(SettingsError) as caught:
         write_video(CLIPS["smooth"], tmp_path / "clip.mp4", fps)  # type: ignore[arg-type]
-    complete(caught.value, "fps", repr(fps), "whole number from 1,")
+    complete(caught.value, "fps", repr(fps), "a whole number of at least 1")
     assert not list(tmp_path.iterdir())
 
 
@@ -137,7 +140,15 @@ def test_a_gif_faster_than_its_clock_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frames", "part"),
     [
-        (np.zeros((2, 8, 8, 3), np.float32), "float32 [2, 8, 8, 3]"),
+        (np.zeros((2, 8, 8, 3), np.int16), "int16 [2, 8, 8, 3]"),
+        (np.full((2, 8, 8, 3), 1.5), "values from 1.5 to 1.5"),
+        (np.full((2, 8, 8, 3), np.nan, np.float32), "values from nan to nan"),
+        (np.zeros((2, 2, 8, 8, 3), np.uint8), "uint8 [2, 2, 8, 8, 3]"),
+        (torch.zeros(2, 4, 8, 8), "[2, 4, 8, 8]"),
+        ([], "an empty list"),
+        ([Image.new("RGB", (8, 8)), "frame.png"], "Image, str"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 6))], "several sizes"),
+        ("frames", "str"),
         (np.zeros((8, 8, 3), np.uint8), "uint8 [8, 8, 3]"),
         (np.zeros((2, 3, 8, 8), np.uint8), "uint8 [2, 3, 8, 8]"),
         (np.zeros((0, 8, 8, 3), np.uint8), "uint8 [0, 8, 8, 3]"),
@@ -145,7 +156,7 @@ def test_a_gif_faster_than_its_clock_is_refused(tmp_path: Path) -> None:
         (np.zeros((2, 8, 7, 3), np.uint8), "8 x 7"),
     ],
 )
-def test_frames_that_no_video_can_hold_are_refused(tmp_path: Path, frames: np.ndarray, part: str) -> None:
+def test_frames_that_no_video_can_hold_are_refused(tmp_path: Path, frames: Any, part: str) -> None:
     with pytest.raises(SettingsError) as caught:
         write_video(frames, tmp_path / "clip.mp4", 7)
     complete(caught.value, "frames", part)
@@ -229,6 +240,7 @@ def test_a_write_that_really_fails_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 import PIL.GifImagePlugin, PIL.PngImagePlugin, PIL.WebPImagePlugin, av
 from svd_engine.errors import OutputError

@@ -12,9 +12,11 @@ import pytest
 
 from tests.examples import debian
 from tests.paths import PHOTOGRAPH, ROOT
+from tests.shared import made_once
 
 CPP = ROOT / "examples" / "cpp"
 SANITISED = "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+SAID = "said.txt"
 FOUND = 99  # exit code of a sanitizer's finding
 SANITIZERS = {"ASAN_OPTIONS": f"exitcode={FOUND}", "UBSAN_OPTIONS": f"exitcode={FOUND}"}
 
@@ -68,7 +70,16 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
         usr = debian.usr()
     except debian.NotHere as error:
         pytest.skip(f"the C++ examples' headers cannot be had here: {error}")
-    folder = tmp_path_factory.mktemp("cpp")
+    folder = made_once(tmp_path_factory, "cpp", lambda folder: build(folder, usr))
+    said = (folder / SAID).read_text()
+    return Programs(
+        folder / "plain" / "svd_generate", folder / "sanitised" / "svd_generate", folder / "pixels", said
+    )
+
+
+def build(folder: Path, usr: Path) -> None:
+    """Every program, at the same time, and what compilers and CMake said."""
+    folder.mkdir()
     include = ":".join(map(str, debian.includes()))
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", *SANITISED.split(), f"-I{CPP}"]
     flags += [f"-isystem{usr}/include/onnxruntime"]
@@ -97,12 +108,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     said = {name: process.communicate()[0] for name, process in running.items()}
     failed = [name for name, process in running.items() if process.returncode]
     assert not failed, "\n".join(said[name] for name in failed)
-    return Programs(
-        folder / "plain" / "svd_generate",
-        folder / "sanitised" / "svd_generate",
-        folder / "pixels",
-        "\n".join(said.values()),
-    )
+    (folder / SAID).write_text("\n".join(said.values()))
 
 
 def _cmake(build: Path, flags: str) -> str:

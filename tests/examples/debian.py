@@ -11,6 +11,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import filelock
+
 from tests.paths import ROOT
 
 FOLDER = ROOT / ".debian"
@@ -29,17 +31,22 @@ class NotHere(Exception):
 def usr() -> Path:
     """The packages' /usr.  Downloads them the first time.  Raises NotHere."""
     unpacked = FOLDER / "root"
-    if not unpacked.is_dir():
-        work = FOLDER / "work"
-        shutil.rmtree(work, ignore_errors=True)
-        for folder in ("lists/partial", "cache/archives/partial", "debs", "root"):
-            (work / folder).mkdir(parents=True)
-        _download(work)
-        for package in (work / "debs").glob("*.deb"):
-            _run("dpkg", "-x", str(package), str(work / "root"), cwd=work)
-        (work / "root").rename(unpacked)  # so that an interrupted download is none
-        shutil.rmtree(work)
+    FOLDER.mkdir(exist_ok=True)
+    with filelock.FileLock(FOLDER / "lock"):
+        if not unpacked.is_dir():
+            _fetch(FOLDER / "work", unpacked)
     return unpacked / "usr"
+
+
+def _fetch(work: Path, unpacked: Path) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    for folder in ("lists/partial", "cache/archives/partial", "debs", "root"):
+        (work / folder).mkdir(parents=True)
+    _download(work)
+    for package in (work / "debs").glob("*.deb"):
+        _run("dpkg", "-x", str(package), str(work / "root"), cwd=work)
+    (work / "root").rename(unpacked)  # so that an interrupted download is none
+    shutil.rmtree(work)
 
 
 def library(name: str) -> Path:

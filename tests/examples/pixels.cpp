@@ -11,7 +11,7 @@ void put(const std::string& path, const std::vector<Value>& values) {
       .write(reinterpret_cast<const char*>(values.data()), std::streamsize(values.size() * sizeof(Value)));
 }
 
-// pixels PICTURE HEIGHT WIDTH SIZE OUT: OUT.rgb, OUT.vae, OUT.clip;   randn SEED COUNT COUNT OUT: OUT.draws
+// pixels PICTURE HEIGHT WIDTH SIZE OUT FIT: OUT.rgb, OUT.vae, OUT.clip;   randn SEED COUNT COUNT OUT: OUT.draws
 int main(int, char** words) {
   const std::string out = words[5];
   try {
@@ -25,10 +25,10 @@ int main(int, char** words) {
     model.clip_mean = {0.48145466F, 0.4578275F, 0.40821073F};
     model.clip_std = {0.26862954F, 0.26130258F, 0.27577711F};
     const auto picture = svd::read_picture(words[1]);
-    const auto cropped = svd::cover(picture, height, width);
+    const auto framed = svd::fitted(picture, height, width, words[6]);
     put(out + ".rgb", picture.rgb);
-    put(out + ".vae", svd::vae_pixels(cropped, height, width));
-    put(out + ".clip", svd::clip_pixels(cropped, model));
+    put(out + ".vae", svd::vae_pixels(framed, height, width));
+    put(out + ".clip", svd::clip_pixels(framed, model));
     return 0;
   } catch (const svd::Error& error) {
     std::cerr << "error: " << error.what() << "\n";

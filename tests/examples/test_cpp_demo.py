@@ -9,7 +9,7 @@ import torch
 
 from svd_engine import VideoEngine
 from svd_engine.checkpoint import open_checkpoint
-from svd_engine.image import cover, load_image
+from svd_engine.image import load_image
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
 from tests.examples.conftest import Generate, Programs
@@ -24,7 +24,7 @@ def test_the_demo_s_frames_equal_python(programs: Programs, runtime: Path, tmp_p
     export_bundle(demo, bundle, [profile], torch.float32)
     with VideoEngine.from_bundle(bundle, device="cpu") as engine:
         frames = engine(
-            cover(load_image(PHOTOGRAPH), *size), num_inference_steps=3, output_type="pt",
+            load_image(PHOTOGRAPH), num_inference_steps=3, output_type="pt",
             generator=torch.Generator("cpu").manual_seed(42),
         ).frames[0]  # fmt: skip
     done = Generate(programs.plain, runtime).video(bundle, tmp_path / "out.f32", "--steps", 3, "--seed", 42)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from svd_engine.image import cover, load_image, to_clip_pixels, to_vae_pixels
+from svd_engine.image import fitted, load_image, to_clip_pixels, to_vae_pixels
+from svd_engine.settings import Fit
 from tests.examples.conftest import SANITIZERS, Programs
 from tests.paths import PHOTOGRAPH
 
@@ -26,18 +27,18 @@ def run(programs: Programs, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def check(programs: Programs, picture: Path, height: int, width: int, size: int) -> None:
+def check(programs: Programs, picture: Path, height: int, width: int, size: int, fit: Fit = "crop") -> None:
     out = picture.with_suffix(".out")
-    done = run(programs, picture, height, width, size, out)
+    done = run(programs, picture, height, width, size, out, fit)
     assert done.returncode == 0, done.stderr
     wanted = load_image(picture)
     rgb = np.fromfile(f"{out}.rgb", np.uint8).reshape(wanted.height, wanted.width, 3)
     np.testing.assert_array_equal(rgb, np.asarray(wanted))
-    cropped = cover(wanted, height, width)
+    framed = fitted(wanted, height, width, fit)
     vae = np.fromfile(f"{out}.vae", np.float32).reshape(1, 3, height, width)
-    np.testing.assert_array_equal(vae, to_vae_pixels(cropped, height, width).numpy())
+    np.testing.assert_array_equal(vae, to_vae_pixels(framed, height, width).numpy())
     clip = np.fromfile(f"{out}.clip", np.float32).reshape(1, 3, size, size)
-    assert np.abs(clip - to_clip_pixels(cropped, size, MEAN, STD).numpy()).max() < 1e-5
+    assert np.abs(clip - to_clip_pixels(framed, size, MEAN, STD).numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,14 @@ def test_the_photograph_at_every_size(
     picture = tmp_path / "photo.jpg"
     picture.write_bytes(PHOTOGRAPH.read_bytes())
     check(programs, picture, height, width, size)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (96, 40)])
+def test_every_fit(programs: Programs, tmp_path: Path, fit: Fit, height: int, width: int) -> None:
+    picture = tmp_path / "photo.png"
+    noise("RGB").save(picture)  # 37 x 23: padding is odd
+    check(programs, picture, height, width, 32, fit)
 
 
 def noise(mode: str, width: int = 37, height: int = 23) -> Image.Image:
@@ -162,7 +171,7 @@ BAD_FILES = {
 def test_bad_pictures_are_refused(programs: Programs, tmp_path: Path, name: str) -> None:
     content, message = BAD_FILES[name]
     (tmp_path / "bad").write_bytes(content)
-    done = run(programs, tmp_path / "bad", 16, 24, 16, tmp_path / "out")
+    done = run(programs, tmp_path / "bad", 16, 24, 16, tmp_path / "out", "crop")
     assert done.returncode == 1
     assert f"error: image {tmp_path}/bad: expected " in done.stderr
     assert message in done.stderr
@@ -176,7 +185,7 @@ def test_damaged_exif_is_no_orientation(programs: Programs, tmp_path: Path) -> N
         segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
         picture = tmp_path / f"{index}.jpg"
         picture.write_bytes(jpeg()[:2] + segment + jpeg()[2:])
-        done = run(programs, picture, 16, 24, 16, tmp_path / "out")
+        done = run(programs, picture, 16, 24, 16, tmp_path / "out", "crop")
         assert done.returncode == 0, done.stderr
 
 

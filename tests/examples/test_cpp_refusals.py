@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import damage
+from tests import damage, hostile_manifests
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.examples.conftest import Generate
 
@@ -38,7 +38,10 @@ WRONG_USAGE: dict[str, tuple[list[object], str]] = {
     "steps": (["--steps", 0], "--steps: expected a whole number from 1 to 1000000, got '0'"),
     "steps of text": (["--steps", "4x"], "got '4x'"),
     "fps": (["--fps", -1], "got '-1'"),
-    "motion": (["--motion-bucket-id", 1024], "from 0 to 1023"),
+    "steps and a half": (["--steps", 4.5], "--steps: expected a whole number from 1 to 1000000, got '4.5'"),
+    "motion": (["--motion-bucket-id", 1024], "a number from 0 to 1023"),
+    "fit": (["--fit", "cover"], "--fit: expected stretch, crop or pad, got 'cover'"),
+    "decode chunk": (["--decode-chunk-size", 1], "got 3 frames of 32x48, decode chunk 1"),
     "noise": (["--noise-aug-strength", -0.1], "a finite number of 0 or more"),
     "guidance": (["--max-guidance-scale", "nan"], "a finite number"),
     "guidance of text": (["--min-guidance-scale", "1.0x"], "got '1.0x'"),
@@ -185,9 +188,9 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "another format": (edit(lambda m: m.update(format=1)), "expected bundle format 2, got format 1"),
     "no format": (drop("format"), "key 'format' not found"),
     "no sigma": (drop("model", "sigma_max"), "key 'sigma_max' not found"),
-    "no profile": (edit(lambda m: m.update(profiles=[])), "expected numbers of at least 1"),
-    "no frames": (edit(lambda m: m["profiles"][0].update(frames=0)), "expected numbers of at least 1"),
-    "a text for a number": (edit(lambda m: m["model"].update(rho="7")), "type must be number"),
+    "no profile": (edit(lambda m: m.update(profiles=[])), "expected 1 to 256 profiles"),
+    "no frames": (edit(lambda m: m["profiles"][0].update(frames=0)), "expected frames from 1 to 1024"),
+    "a text for a number": (edit(lambda m: m["model"].update(rho="7")), "expected rho from 0.1 to 1000.0"),
     "a missing tensor": (edit(without_guidance), "guidance float32 [1,3], -> denoised"),
     "a missing network": (edit(without_encoder), "network vae_encoder-b1-32x48 of bundle"),
     "a file not listed": (drop("files", "denoiser.bin"), "denoiser.bin without one"),
@@ -195,7 +198,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file cut off": (cut, "file denoiser.bin of bundle"),
     "a link": (linked, "got a link"),
     "a path outside": (
-        edit(lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": ""}})),
+        edit(lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": "0" * 64}})),
         "a path that leaves the bundle",
     ),
     "weights altered": (lambda b: damage.flip(b / "denoiser.bin"), "file denoiser.bin of bundle"),
@@ -214,3 +217,14 @@ def test_a_spoilt_bundle_is_refused(generate: Generate, tiny_bundle: Path, tmp_p
     bundle = damage.copy(tiny_bundle, tmp_path)
     spoil(bundle)
     refused(generate.video(bundle, work / "out.y4m", "--steps", 1), 1, message, work, set())
+
+
+@pytest.mark.parametrize("name", sorted(hostile_manifests.HOSTILE.keys() - hostile_manifests.UNREAD))
+def test_a_hostile_manifest_is_refused_as_in_python(
+    generate: Generate, tiny_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    bundle = damage.copy(tiny_bundle, tmp_path)
+    hostile_manifests.HOSTILE[name](bundle)
+    refused(generate.video(bundle, work / "out.y4m", "--steps", 1), 1, str(bundle), work, set())

@@ -14,13 +14,13 @@ from svd_engine.manifest import Form, PlanEntry
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
 from tests import damage, tensorrt_builder_double
+from tests.shared import made_once
 
 NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
 
 
-def half(tiny_checkpoint: Path, parent: Path, form: Form = "attention") -> Path:
+def half(tiny_checkpoint: Path, folder: Path, form: Form = "attention") -> Path:
     """float16, one profile without guidance: `tiny_checkpoint` at 2 frames of 32x16."""
-    folder = parent / "tiny"
     profile = Profile(2, 32, 16, 1, "single", 2)
     export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], torch.float16, form=form)
     return folder
@@ -28,7 +28,7 @@ def half(tiny_checkpoint: Path, parent: Path, form: Form = "attention") -> Path:
 
 @pytest.fixture(scope="session")
 def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("half"))
+    return made_once(tmp_path_factory, "half/tiny", lambda folder: half(tiny_checkpoint, folder))
 
 
 @pytest.fixture

@@ -157,10 +157,10 @@ def test_outputs_before_the_work_starts(
 
 
 def test_profiles_are_made_once_each() -> None:
-    made = profiles(open_checkpoint("demo"), [2, 2, 3], 128, 64, 1, ["single", "single"], 8)
-    assert made == [Profile(2, 128, 64, 1, "single", 2), Profile(3, 128, 64, 1, "single", 3)]
+    made = profiles(open_checkpoint("demo"), [2, 2, 3], 128, 64, 1, ["single", "single"], [8, 2])
+    assert made == [Profile(f, 128, 64, 1, "single", chunk) for f, chunk in ((2, 2), (3, 3), (3, 2))]
     with pytest.raises(SettingsError, match="batch"):
-        profiles(open_checkpoint("demo"), [2], None, None, -1, ["single"], None)
+        profiles(open_checkpoint("demo"), [2], None, None, -1, ["single"], [None])
 
 
 def test_verify_finds_the_checkpoint_by_itself(

@@ -124,7 +124,7 @@ def test_group_normalization(kind: int, allowed: float, rest: tuple[int, ...]) -
 @pytest.fixture(scope="module")
 def primitive_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `half_bundle`, both operators taken apart."""
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("primitive"), "primitives")
+    return half(tiny_checkpoint, tmp_path_factory.mktemp("primitive") / "tiny", "primitives")
 
 
 def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
@@ -147,7 +147,7 @@ def test_the_manifest_and_every_graph_say_which(primitive_bundle: Path) -> None:
 @pytest.fixture(scope="module")
 def operator_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `half_bundle`, both operators whole."""
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("operator"), "operators")
+    return half(tiny_checkpoint, tmp_path_factory.mktemp("operator") / "tiny", "operators")
 
 
 @pytest.mark.parametrize("form", ["attention", "primitives"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 from pathlib import Path
 
@@ -12,9 +10,11 @@ import torch
 
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
-from svd_engine.errors import BundleError
+from svd_engine.errors import BundleError, OutputError
 from svd_engine.manifest import Manifest, read_manifest
-from svd_export.manifest_file import update_manifest
+from svd_export import manifest_file
+from svd_export.file_lock import locked
+from svd_export.manifest_file import LOCK, update_manifest
 from svd_export.verify import verify
 from tests import damage, tensorrt_plans
 
@@ -25,14 +25,12 @@ def named(manifest: Manifest) -> Manifest:
 
 def test_it_waits_for_whoever_changes_it_now(half_bundle: Path, tmp_path: Path) -> None:
     folder = damage.copy(half_bundle, tmp_path)
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
     waiting = threading.Thread(target=update_manifest, args=(folder, named))
-    waiting.start()
-    waiting.join(0.2)
-    assert waiting.is_alive()
-    assert read_manifest(folder).without_rewrites == ()
-    os.close(lock)
+    with locked(folder / LOCK, wait=False):
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        assert read_manifest(folder).without_rewrites == ()
     waiting.join(60)
     assert read_manifest(folder).without_rewrites == ("changed",)
     assert not list(folder.glob(".*"))
@@ -52,3 +50,21 @@ def test_verify_keeps_the_plans_that_came_meanwhile(
 def test_nothing_to_change(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"a folder with manifest\.json"):
         update_manifest(tmp_path, named)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(BundleError, match=r"a folder with manifest\.json, got no such folder"):
+        update_manifest(tmp_path / "nowhere", named)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_that_cannot_be_written(
+    half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: Path, wait: bool) -> None:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    folder = damage.copy(half_bundle, tmp_path)
+    monkeypatch.setattr(manifest_file, "locked", refused)
+    with pytest.raises(OutputError, match=r"a folder that can be written, got \[Errno 13\]") as caught:
+        update_manifest(folder, named)
+    assert "Make the folder writable" in caught.value.remedy
+    assert read_manifest(folder).without_rewrites == ()

@@ -19,6 +19,7 @@ from svd_engine import info
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.flavours import TENSORRT_RTX, sm
+from svd_engine.install import install_line
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
 from tests import damage
@@ -26,7 +27,7 @@ from tests.commands import start
 from tests.export.conftest import NETWORKS, half, plans
 
 pytestmark = [
-    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install 'svd-engine[tensorrt-rtx]'"),
+    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install tensorrt-rtx-cu13"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="these hold what happens without a GPU"),
 ]
 FORM = "primitives"  # which this compiler takes whole
@@ -184,7 +185,7 @@ def test_the_disk_is_full(folder: Path) -> None:
         (("--target", "here"), 1, "Name the cards instead: --target sm86,sm89,sm120, or --target portable."),
         (("--target", "sm90"), 2, "run --flavour tensorrt, built on such a card"),
         (("--stripped",), 2, "stripped with TensorRT for RTX: expected it to be left out"),
-        (("--flavour", "tensorrt"), 1, "Run: pip install 'svd-engine[tensorrt]'"),
+        (("--flavour", "tensorrt"), 1, f"Run: {install_line('tensorrt')}"),
     ],
 )
 def test_wrong_arguments(folder: Path, arguments: tuple[str, ...], code: int, part: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from svd_engine.bundle import Bundle
+from svd_engine.install import install_line
 from svd_engine.manifest import MANIFEST
 from svd_engine.plans import fitting_plan
 from svd_export.cli import main
@@ -185,7 +186,7 @@ def test_the_command(trt: Any, folder: Path, tmp_path: Path, capsys: pytest.Capt
         (("--flavour", "openvino"), 2, "'openvino' is not one of"),
         (("--target", "portable"), 2, "target of TensorRT: expected here, got 'portable'"),
         (("--target", "sm89"), 2, "TensorRT for RTX (--flavour tensorrt-rtx) compiles for other cards."),
-        (("--flavour", "tensorrt-rtx"), 1, "Run: pip install 'svd-engine[tensorrt-rtx]'"),
+        (("--flavour", "tensorrt-rtx"), 1, f"Run: {install_line('tensorrt-rtx')}"),
         (("--timing-cache", "none/cache"), 1, "file none/cache: expected a file name in an existing folder"),
     ],
 )

@@ -15,6 +15,7 @@ import torch
 
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
+from svd_engine.install import install_line
 from svd_export.cli import main
 from svd_export.tensorrt_builder import BuildOptions
 from svd_export.to_tensorrt import build_plans
@@ -130,8 +131,8 @@ def test_no_tensorrt(
     assert call(main, "tensorrt", folder) == 1
     said = capsys.readouterr().err
     assert "expected TensorRT, or TensorRT for RTX, got neither" in said
-    assert "pip install 'svd-engine[tensorrt]' (TensorRT)" in said
-    assert "pip install 'svd-engine[tensorrt-rtx]' (TensorRT for RTX)" in said
+    assert f"{install_line('tensorrt')} (TensorRT)" in said
+    assert f"{install_line('tensorrt-rtx')} (TensorRT for RTX)" in said
 
 
 def test_no_polygraphy(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import torch
 from svd_engine import VideoEngine
 from svd_engine.errors import ExportError
 from svd_export import placing
+from svd_export.file_lock import locked
 from svd_export.placing import placed
 from tests import commands
 from tests.export.test_placing import names, refusal, write
@@ -66,7 +67,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     with writing(target) as other:
         other.send_signal(signal.SIGKILL)
         other.wait(timeout=60)
-    assert names(tmp_path) == [".new.partial"]
+    assert names(tmp_path) == [".new.lock", ".new.partial"]
     (tmp_path / ".new.partial" / "sub").mkdir()
     (tmp_path / ".new.partial" / "sub" / "old").write_text("")
     (tmp_path / ".new.partial" / "link").symlink_to(tmp_path)
@@ -79,36 +80,41 @@ def test_waiting_for_the_lock_until_the_other_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other finishes between our look at the place and our lock: its result is not replaced."""
-    real = placing._lock
+    real, target = placing.locked, tmp_path / "new"
 
-    def late(aside: Path, target: Path) -> int:
-        monkeypatch.setattr(placing, "_lock", real)
+    def late(file: Path, wait: bool) -> AbstractContextManager[None]:
+        monkeypatch.setattr(placing, "locked", real)
         write(target)
-        return real(aside, target)
+        return real(file, wait=wait)
 
-    monkeypatch.setattr(placing, "_lock", late)
-    with pytest.raises(ExportError, match="something that exists already"), placed(tmp_path / "new"):
+    monkeypatch.setattr(placing, "locked", late)
+    with pytest.raises(ExportError, match="something that exists already"), placed(target):
         raise AssertionError("entered")
     assert names(tmp_path) == ["new"]
     assert names(tmp_path / "new") == ["a.txt"]
 
 
-@pytest.mark.parametrize("moment", ["open", "flock"])
-def test_the_folder_vanishes_while_it_is_locked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """Its owner gave up, say: then it is made anew, and never is a lock held on what is gone."""
-    module, name = (os, "open") if moment == "open" else (fcntl, "flock")
-    real = getattr(module, name)
+def test_the_lock_file_goes_while_another_waits_for_it(tmp_path: Path) -> None:
+    """Never is a lock held on a file that is gone: of many that want it at once, one has it at a time."""
+    inside: list[int] = []
 
-    def vanishing(*arguments: int) -> int:
-        monkeypatch.setattr(module, name, real)
-        (tmp_path / ".new.partial").rmdir()
-        return int(real(*arguments) or 0)
+    def enter(number: int) -> None:
+        for _ in range(20):
+            with locked(tmp_path / "lock", wait=True):
+                inside.append(number)
+                assert inside == [number]
+                inside.remove(number)
 
-    monkeypatch.setattr(module, name, vanishing)
-    write(tmp_path / "new")
-    assert names(tmp_path / "new") == ["a.txt"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(enter, range(8)))
+    assert names(tmp_path) == []
+
+
+def test_a_link_in_the_place_of_the_lock(tmp_path: Path) -> None:
+    """It is not followed: what it leads to is not made, and the link is left."""
+    (tmp_path / ".new.lock").symlink_to(tmp_path / "elsewhere")
+    assert "expected room and permission to write there" in refusal(tmp_path / "new")
+    assert names(tmp_path) == [".new.lock"]
 
 
 def test_the_next_writer_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +160,7 @@ def test_an_export_is_killed_and_then_two_want_its_place(tiny_checkpoint: Path, 
         wait_until_halfway(killed, target)
         killed.kill()
     assert killed.returncode == -signal.SIGKILL
-    assert names(tmp_path) == [".bundle.partial"]
+    assert names(tmp_path) == [".bundle.lock", ".bundle.partial"]
 
     with export(tiny_checkpoint, target) as one, export(tiny_checkpoint, target) as two:
         ends = [(process.communicate(timeout=300)[1], process.returncode) for process in (one, two)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,9 @@ def test_the_parts_make_a_checkpoint_that_the_engine_opens(tmp_path: Path) -> No
     assemble.assemble(tmp_path / "vae", tmp_path / "unet", 0.5, 0, tmp_path / "made")
     model = open_checkpoint(str(tmp_path / "made")).model
     assert (model.frames, model.height, model.width, model.latent_scale) == (14, 128, 224, 0.5)
+    assert model.max_guidance_scale == configs.GUIDANCE["max_guidance_scale"]
+    config = json.loads((tmp_path / "made" / "image_encoder" / "config.json").read_text())
+    assert config["dtype"] == "float32"  # as diffusers loads the others
 
 
 def test_flicker_counts_errors_that_change_from_frame_to_frame() -> None:

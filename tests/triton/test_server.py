@@ -18,7 +18,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from svd_engine import VideoEngine
-from svd_engine.image import cover, decode_image
+from svd_engine.image import decode_image
 from svd_engine.video import to_uint8
 from tests.triton.asking import (
     LONG_CALL,
@@ -60,16 +60,17 @@ def test_a_picture_in_an_mp4_out(server: Server, protocol: str) -> None:
 def test_the_frames_are_the_engine_s(server: Server, bundle: Path, protocol: str) -> None:
     """In this process, another environment, the same arguments give the same pixels, up to one rounding."""
     arguments: dict[str, Any] = {
-        "num_inference_steps": 3, "fps": 5, "motion_bucket_id": 30, "noise_aug_strength": 0.1,
+        "num_inference_steps": 3, "fps": 5, "motion_bucket_id": 30.5, "noise_aug_strength": 0.1,
         "min_guidance_scale": 1.5, "max_guidance_scale": 2.5, "num_videos_per_prompt": 2,
     }  # fmt: skip
     kinds = {int: np.int32, float: np.float32}
     arrays = {name: np.array([value], kinds[type(value)]) for name, value in arguments.items()}
+    arrays["fit"] = np.array([b"crop"], object)
     sent = request(seed=np.uint64([2**64 - 1]), output_type=np.array([b"frames"], object), **arrays)
     result = ask(server, protocol, sent)
     with VideoEngine.from_bundle(bundle, device="cpu") as engine:
         expected = engine(
-            cover(decode_image(photograph()), SHORT.height, SHORT.width), output_type="pt",
+            decode_image(photograph()), output_type="pt", fit="crop",
             generator=torch.Generator().manual_seed(2**64 - 1), **arguments,
         ).frames  # fmt: skip
     got = result.as_numpy("frames").astype(int)

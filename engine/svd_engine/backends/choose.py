@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from svd_engine.backends.ort import INSTALL, PROVIDERS
+from svd_engine.backends.ort import PROVIDERS
 from svd_engine.backends.registry import BACKENDS, PLAN_BACKENDS, check_name, names
 from svd_engine.backends.trt_library import host
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.flavours import Flavour
+from svd_engine.install import install_line
 from svd_engine.plans import build_command, refusal
 
-DeviceName = str  # "auto", "cpu", "cuda", "cuda:1"
+DeviceName = str | torch.device  # "auto", "cpu", "cuda", "cuda:1"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choic
             return Choice(fitting.name, where, f"a CUDA GPU, and a {title} plan for it of every network")
         because = f"; {no_plans}; torch.compile runs checkpoints only"
     if device == "auto" and not _has_cuda_provider():
-        idle = f"the GPU stays idle: onnxruntime has no CUDA provider here ({INSTALL['cuda']})"
+        idle = f"the GPU stays idle: onnxruntime has no CUDA provider here ({install_line('cuda')})"
         return Choice("onnxruntime", torch.device("cpu"), idle + because)
     return Choice("onnxruntime", where, "a bundle of ONNX graphs, and a CUDA GPU" + because)
 
@@ -120,10 +121,15 @@ def resolve(device: DeviceName) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
+    if isinstance(device, torch.device):
+        device = str(device)
+    kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in PROVIDERS or (index and not index.isdecimal()) or (kind == "cpu" and index):
         raise SettingsError(
-            "device", expected="auto, cpu, cuda or cuda:N", got=repr(device), remedy="Choose one of these."
+            "device",
+            expected="auto, cpu, cuda or cuda:N, or a torch.device of these",
+            got=repr(device),
+            remedy="Choose one of these.",
         )
     if kind == "cpu":
         return torch.device("cpu")

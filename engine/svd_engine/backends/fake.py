@@ -42,7 +42,7 @@ class FakeBackend:
 
 def _image_encoder(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     brightness = inputs["pixels"].mean(dim=(1, 2, 3))  # [B]
-    return torch.tanh(brightness[:, None, None] * torch.linspace(-1, 1, shape[-1]))
+    return torch.tanh(brightness[:, None, None] * torch.linspace(-1, 1, shape[-1], dtype=torch.float32))
 
 
 def _vae_encoder(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -53,7 +53,7 @@ def _vae_encoder(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor
 def _denoiser(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     x, sigma, first = inputs["x"], inputs["sigma"], inputs["first_latent"]
     ids = torch.tanh(inputs["time_ids"].sum(1) / 100 + inputs["embedding"].mean(dim=(1, 2)))  # [B]
-    scale = inputs.get("guidance", torch.ones(shape[:2]))  # [B, F]
+    scale = inputs.get("guidance", torch.ones(shape[:2], dtype=torch.float32))  # [B, F]
     clean = first[:, None] * (1 + 0.1 * (scale * ids[:, None])[:, :, None, None, None])
     c_skip = sampling.c_skip(sigma)
     return c_skip * x + (1 - c_skip) * clean

@@ -3,6 +3,9 @@
 Buffer ownership: inputs stay the caller's and are only read; an output stays valid until the next call
 of the same network, which may write over it, and outlives the network's close.  A caller that keeps an
 output beyond the next call clones it.
+
+Threads: networks and backends are called by one thread at a time.  `VideoEngine` sees to that; whoever
+uses them directly does so himself, and reads an output before the next call.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from svd_engine.backends.network import Network, Placement
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.host_memory import give_back_freed
+from svd_engine.install import install_line
 from svd_engine.networks.spec import NetworkSpec
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INSTALL = {"cpu": "pip install 'svd-engine[cpu]'", "cuda": "pip install 'svd-engine[cuda]'"}
 
 
 class OrtNetwork(Network):
@@ -67,7 +67,7 @@ class OrtBackend:
         self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
-        path = self.bundle.graph(spec)  # hashes checked
+        path = self.bundle.graph(spec, _memory(self.device))
         provider = PROVIDERS[self.device.type]
         session = self._session(path, provider)
         used = session.get_providers()
@@ -76,8 +76,8 @@ class OrtBackend:
                 f"ONNX Runtime provider for {spec.key}",
                 expected=provider,
                 got=", ".join(used),
-                remedy=f"Install it with {INSTALL[self.device.type]} and matching CUDA and cuDNN libraries, "
-                "or ask for --device cpu.",
+                remedy=f"Install it ({install_line(self.device.type)}) and the CUDA and cuDNN libraries that "
+                "it needs, or ask for --device cpu.",
             )
         detail = f"onnxruntime {self.runtime.__version__} {used[0]}"
         placement = Placement("onnxruntime", str(self.device), self.bundle.dtype_of(spec), detail)
@@ -104,9 +104,18 @@ class OrtBackend:
         """Sessions belong to their networks; nothing else is held."""
 
 
+def _memory(device: torch.device) -> int:
+    """Bytes that `device` has, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def load_runtime(device: torch.device) -> Any:
     """The onnxruntime module, once it is sure that it has a provider for `device`."""
-    install = INSTALL[device.type]
+    install = install_line(device.type)
     try:
         import onnxruntime
     except ImportError as error:

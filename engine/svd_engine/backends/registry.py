@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from svd_engine.errors import SettingsError
 from svd_engine.flavours import TENSORRT, TENSORRT_RTX, Flavour
+from svd_engine.install import install_line
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ class BackendEntry:
 
     def install(self, device: str) -> str:
         """The command that installs what it needs on a kind of device; empty when it needs nothing more."""
-        return f"pip install 'svd-engine[{self.extras[device]}]'" if device in self.extras else ""
+        return install_line(self.extras[device]) if device in self.extras else ""
 
 
 def _eager(modules: Modules, _device: torch.device, _jit_cache: Path | None) -> Backend:

@@ -6,6 +6,7 @@ Each component is loaded on first use and shared by every network and profile th
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
 from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewrites, check_names
 from svd_engine.networks.spec import NetworkSpec
+from svd_engine.weight_files import WeightFile
 
 REWRITTEN: tuple[Component, ...] = ("unet", "vae")
 
@@ -45,6 +47,7 @@ class Modules:
         self.rewrites = rewrites
         self.one_at_a_time = one_at_a_time
         self.applied: dict[str, list[Applied]] = {}  # by component
+        self.weight_files: dict[Component, tuple[WeightFile, ...]] = {}  # that were read
         self._components: dict[tuple[Component, torch.dtype], nn.Module] = {}
         self._networks: dict[str, nn.Module] = {}
         self._present: set[str] = set()  # of the networks, those on `device`
@@ -99,11 +102,20 @@ class Modules:
 
     def _component(self, component: Component, dtype: torch.dtype) -> nn.Module:
         if (component, dtype) not in self._components:
-            module = self.checkpoint.load(component, dtype)
+            module = self._load(component, dtype)
             if component in REWRITTEN:
                 self.applied[component] = apply_rewrites(module, self.without_rewrites, self.rewrites)
             self._components[component, dtype] = module
         return self._components[component, dtype]
+
+    def _load(self, component: Component, dtype: torch.dtype) -> nn.Module:
+        """Hashes the files in another thread while their tensors are read: one pass over the disk."""
+        self.checkpoint.weights.files(component)  # from the hub: fetched once, before two threads read them
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(self.checkpoint.weight_files, component)
+            module = self.checkpoint.load(component, dtype)
+            self.weight_files[component] = hashing.result()
+        return module
 
 
 COMPONENTS: dict[str, Component] = {

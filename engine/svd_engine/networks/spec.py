@@ -8,7 +8,23 @@ the network computes in, so a host in any language needs one element type.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from svd_engine.bounds import (
+    TENSOR_VALUES,
+    VIDEO_PIXELS,
+    Batch,
+    Channels,
+    ClipPixels,
+    Frames,
+    LatentChannels,
+    Pixels,
+    Scale,
+    Side,
+)
 
 Guidance = Literal["batched", "single"]
 
@@ -17,23 +33,23 @@ Guidance = Literal["batched", "single"]
 class Architecture:
     """What the tensor tables need to know of a checkpoint's networks.  Defaults are SVD's."""
 
-    clip_size: int = 224  # pixels, height and width of the image encoder's input
-    embedding_dim: int = 1024
-    latent_channels: int = 4
-    vae_scale: int = 8  # pixels per latent pixel
-    size_multiple: int = 64  # pixels: vae_scale times the UNet's own downsampling
+    clip_size: ClipPixels = 224  # pixels, height and width of the image encoder's input
+    embedding_dim: Channels = 1024
+    latent_channels: LatentChannels = 4
+    vae_scale: Scale = 8  # pixels per latent pixel
+    size_multiple: Scale = 64  # pixels: vae_scale times the UNet's own downsampling
 
 
 @dataclass(frozen=True)
 class Profile:
     """The static shapes that one set of engines serves."""
 
-    frames: int
-    height: int  # pixels
-    width: int  # pixels
-    batch: int = 1  # videos per call
+    frames: Frames
+    height: Pixels
+    width: Pixels
+    batch: Batch = 1  # videos per call
     guidance: Guidance = "batched"  # batched: both CFG halves inside one call; single: one half a call
-    decode_chunk: int = 14  # frames the decoder takes at once
+    decode_chunk: Frames = 14  # frames the decoder takes at once
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -51,7 +67,7 @@ class Profile:
 @dataclass(frozen=True)
 class TensorSpec:
     name: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Side, ...], Field(max_length=8)]
     dtype: str = "float32"
 
     def __str__(self) -> str:
@@ -64,7 +80,7 @@ class NetworkSpec:
 
     network: str
     key: str
-    inputs: tuple[TensorSpec, ...]
+    inputs: Annotated[tuple[TensorSpec, ...], Field(max_length=64)]
     output: TensorSpec
 
 
@@ -124,6 +140,18 @@ def specs_of(profile: Profile, arch: Architecture) -> list[NetworkSpec]:
     """Every network that `profile` needs, in the order in which the pipeline calls them."""
     decoders = [vae_decoder(profile, arch, t) for t in dict.fromkeys(profile.chunks)]
     return [image_encoder(profile, arch), vae_encoder(profile, arch), denoiser(profile, arch), *decoders]
+
+
+def too_large(profile: Profile, arch: Architecture) -> str:
+    """What in `profile` is larger than a bundle may ask for, each number alone being in range; else empty."""
+    pixels = profile.batch * profile.frames * profile.height * profile.width
+    if pixels > VIDEO_PIXELS:
+        return f"{pixels:,} pixels in one call ({profile}), at most {VIDEO_PIXELS:,}"
+    for spec in specs_of(profile, arch):
+        for tensor in (*spec.inputs, spec.output):
+            if prod(tensor.shape) > TENSOR_VALUES:
+                return f"{prod(tensor.shape):,} values in {tensor} of {spec.key}, at most {TENSOR_VALUES:,}"
+    return ""
 
 
 def _latent(profile: Profile, arch: Architecture) -> tuple[int, int]:

@@ -39,7 +39,7 @@ SAMPLING = (
     _optional("min_guidance_scale", "TYPE_FP32"),
     _optional("max_guidance_scale", "TYPE_FP32"),
     _optional("fps", "TYPE_INT32"),
-    _optional("motion_bucket_id", "TYPE_INT32"),
+    _optional("motion_bucket_id", "TYPE_FP32"),
     _optional("noise_aug_strength", "TYPE_FP32"),
     _optional("decode_chunk_size", "TYPE_INT32"),
     _optional("num_videos_per_prompt", "TYPE_INT32"),
@@ -48,6 +48,7 @@ SAMPLING = (
 IMAGE = Tensor("image", "TYPE_STRING")
 SEED = _optional("seed", "TYPE_UINT64")
 OUTPUT_TYPE = _optional("output_type", "TYPE_STRING")
+FIT = _optional("fit", "TYPE_STRING")
 PREVIEW_EVERY = _optional("preview_every", "TYPE_INT32")
 OUTPUT_TYPES = ("mp4", "frames")
 DEFAULT_FPS = 7
@@ -93,7 +94,9 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     _at_most("num_inference_steps", sampling.get("num_inference_steps", 1), max_steps)
     _at_most("fps", sampling.get("fps", 1), MAX_FPS)
     _at_most("num_videos_per_prompt", sampling.get("num_videos_per_prompt", 1), max_videos)
-    output_type = given["output_type"].item().decode(errors="replace") if "output_type" in given else "mp4"
+    output_type = _text(given, "output_type", "mp4")
+    if "fit" in given:
+        sampling["fit"] = _text(given, "fit", "")
     if output_type not in OUTPUT_TYPES:
         raise SettingsError(
             "output_type",
@@ -105,6 +108,10 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     at_least("preview_every", preview_every, 0)
     seed = given["seed"].item() if "seed" in given else secrets.randbits(64)
     return Request(given["image"].item(), seed, output_type, preview_every, sampling)
+
+
+def _text(given: Mapping[str, np.ndarray], name: str, default: str) -> str:
+    return str(given[name].item().decode(errors="replace")) if name in given else default
 
 
 def _at_most(name: str, value: int, limit: int, unit: str = "") -> None:

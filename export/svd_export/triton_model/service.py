@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from svd_engine import VideoEngine
-from svd_engine.image import cover, decode_image
+from svd_engine.image import decode_image
 from svd_engine.settings import check_seed
 from svd_engine.video import to_uint8, write_video
 from svd_export.triton_model import preview
@@ -38,6 +38,7 @@ class Made:
 class Service:
     def __init__(self, bundle: Path, device: str) -> None:
         self.engine = VideoEngine.from_bundle(bundle, device=device)
+        self.engine.set_progress_bar_config(disable=True)
         self.backend = self.engine.backend = WatchedBackend(self.engine.backend)
 
     def warm_up(self) -> None:
@@ -50,14 +51,12 @@ class Service:
         """The video of one request.  Raises Cancelled, SettingsError, ImageError, BackendError."""
         check_seed(asked.seed)
         arguments = dict(asked.sampling)
-        height = arguments.setdefault("height", self.engine.default.height)
-        width = arguments.setdefault("width", self.engine.default.width)
         if "latents" in arguments:
             arguments["latents"] = torch.from_numpy(arguments["latents"].copy())  # Triton's are read-only
         watch = self.backend.watch = Watch(cancelled, keep=asked.preview_every > 0)
         try:
             result = self.engine(
-                cover(decode_image(asked.image), height, width),
+                decode_image(asked.image),
                 generator=torch.Generator("cpu").manual_seed(asked.seed),
                 output_type="pt",
                 callback_on_step_end=self._callback(asked, on_step) if on_step else None,

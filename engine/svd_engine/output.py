@@ -1,0 +1,71 @@
+"""What a call gives: frames in the form that was asked for, how they were made, and saving them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from svd_engine import video
+from svd_engine.errors import SettingsError
+from svd_engine.report import RunReport
+
+Frames = Any  # list of lists of PIL images, numpy array, or tensor: what `output_type` says
+
+
+@dataclass(frozen=True)
+class VideoOutput:
+    """`frames` as diffusers gives them; `report` says how they were made.
+
+    Read `frames` by name, or as diffusers' outputs allow, with [0] or ["frames"].
+    """
+
+    frames: Frames
+    report: RunReport
+
+    def __getitem__(self, key: int | str) -> Frames:
+        if isinstance(key, str):
+            return {"frames": self.frames}[key]
+        return (self.frames,)[key]
+
+    def save(self, path: str | Path, fps: int | None = None) -> list[Path]:
+        """Write every video to `path`; several are numbered NAME-0.mp4, NAME-1.mp4, ...  Gives the paths.
+
+        The suffix decides: .mp4 .webm .gif .webp, .png (contact sheet), or none for a folder of frames.
+        fps: frames a second; left out, those of the call.  Checks every path before it writes one.
+        Raises SettingsError for latents and for what the format cannot hold, OutputError if a path cannot be
+        written.
+        """
+        path, count = Path(path), len(self.frames)
+        paths = [
+            path if count == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)
+        ]
+        for one in paths:
+            video.check_output(one)
+        pixels = [self._bytes(index) for index in range(count)]
+        rate = self.report.settings.fps if fps is None else fps
+        return [video.write_video(frames, one, rate) for frames, one in zip(pixels, paths, strict=True)]
+
+    def _bytes(self, index: int) -> Any:
+        frames = self.frames[index]
+        if isinstance(frames, Tensor) and frames.shape[1] != 3:
+            raise SettingsError(
+                "frames to save",
+                expected='pictures: output_type "pil", "np" or "pt"',
+                got=f"latents {list(self.frames.shape)}",
+                remedy="Leave output_type out of the call.",
+            )
+        return video.as_bytes(frames)
+
+
+def present(result: Tensor, output_type: str) -> Frames:
+    """Frames [N,F,3,H,W] in [0, 1], or latents, in the form that the caller asked for."""
+    if output_type in ("pt", "latent"):
+        return result
+    if output_type == "np":
+        return result.permute(0, 1, 3, 4, 2).cpu().numpy()
+    from PIL import Image
+
+    return [[Image.fromarray(frame) for frame in video.to_uint8(one)] for one in result]

@@ -1,0 +1,150 @@
+"""What a caller may read and change of a call while it runs, under the names that diffusers' pipelines have.
+
+`Steering` is the state of one call: the sampler reads it before every step.  `Steered` shows it on the
+engine, where diffusers' callbacks look for it, and holds the progress bar's settings.
+
+Letters in shapes: N videos, F frames.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from svd_engine.errors import SettingsError
+from svd_engine.settings import Settings, finite
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Scale = float | Tensor  # of all frames, or [N, F, 1, 1, 1]
+
+
+class Steering:
+    """Guidance and the wish to stop, of one call of N videos."""
+
+    def __init__(self, settings: Settings, videos: int, device: torch.device) -> None:
+        self.steps = settings.steps if settings.sigmas is None else len(settings.sigmas) - 1
+        self.interrupted = False  # skips the steps that are left; what there is, is decoded
+        low, high = settings.min_guidance_scale, settings.max_guidance_scale
+        ramp = torch.linspace(low, high, settings.frames, dtype=torch.float32)
+        self._shape, self._device = (videos, settings.frames, 1, 1, 1), device
+        self.guide(ramp.to(device).view(1, -1, 1, 1, 1).repeat(videos, 1, 1, 1, 1))
+
+    def guide(self, scale: object) -> None:
+        """Takes the guidance scale of the steps to come: a number, or a tensor [N, F, 1, 1, 1].
+
+        Raises SettingsError for anything else, and for values that are not finite.
+        """
+        if isinstance(scale, Tensor) and scale.dim():
+            fits = scale.dim() == 5 and all(
+                a in (1, b) for a, b in zip(scale.shape, self._shape, strict=True)
+            )
+            if not (fits and bool(scale.isfinite().all())):
+                raise SettingsError(
+                    "guidance_scale",
+                    expected=f"a finite number, or finite numbers in the shape {list(self._shape)}",
+                    got=f"{list(scale.shape)}" if not fits else "NaN or infinity",
+                    remedy="Set one number for all frames, or change a copy of the tensor that is there.",
+                )
+            self.scale: Scale = scale
+        else:
+            self.scale = finite("guidance_scale", scale)
+        self._seen = _version(self.scale)
+        scales = torch.as_tensor(self.scale, dtype=torch.float32, device=self._device)
+        self.guided = bool(scales.max() > 1)  # as diffusers' do_classifier_free_guidance
+        scales = scales if self.guided else torch.ones_like(scales)
+        self.scales = scales.expand(self._shape).flatten(1)  # [N, F], what the denoiser is given
+
+    def refresh(self) -> None:
+        """Takes the scale anew if its tensor was changed in place.  Does not wait for a GPU if it was not."""
+        if _version(self.scale) is None or _version(self.scale) != self._seen:
+            self.guide(self.scale)
+
+
+def _version(scale: Scale) -> int | None:
+    """How often a tensor was changed in place; None if torch does not count, as in inference mode."""
+    if not isinstance(scale, Tensor):
+        return 0
+    return None if scale.is_inference() else scale._version
+
+
+class Steered:
+    """The attributes of diffusers' pipelines that callbacks read and set, and its progress bar.
+
+    Those of a call are known from the first call on, and stay as its end left them.  What a callback sets
+    holds from the next step.
+    """
+
+    _steering: Steering | None = None
+    _progress_bar_config: dict[str, Any] = {}  # noqa: RUF012  # replaced, never changed
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the call."""
+        return self._call.steps
+
+    @property
+    def guidance_scale(self) -> Scale:
+        """A tensor [N, F, 1, 1, 1] that grows from the first frame to the last, or what a callback set."""
+        return self._call.scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the largest guidance scale of the next step is above 1."""
+        return self._call.guided
+
+    @property
+    def _guidance_scale(self) -> Scale:
+        """The name that diffusers' documentation sets in a callback; 0 or 1 ends guidance."""
+        return self._call.scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, scale: Scale) -> None:
+        self._call.guide(scale)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set to True in a callback, or from another thread: skips the steps that are left, then decodes."""
+        return self._call.interrupted
+
+    @interrupt.setter
+    def interrupt(self, stop: bool) -> None:
+        self._call.interrupted = bool(stop)
+
+    _interrupt = interrupt  # the name that diffusers' documentation sets
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of tqdm for the progress bar: `disable=True` hides it.  Raises SettingsError for others."""
+        from tqdm import tqdm
+
+        parameters = inspect.signature(tqdm.__init__).parameters
+        known = set(parameters) - {"self", "iterable", "total", "kwargs"}
+        for name in options.keys() - known:
+            raise SettingsError(
+                "progress bar option",
+                expected=f"one of tqdm's ({', '.join(sorted(known))})",
+                got=name,
+                remedy="set_progress_bar_config(disable=True) hides the bar.",
+            )
+        self._progress_bar_config = options
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm[Any]:
+        """tqdm's bar over an iterable, or over `total` steps.  Raises SettingsError without either."""
+        from tqdm.auto import tqdm
+
+        if iterable is None and total is None:
+            raise SettingsError(
+                "progress_bar", expected="an iterable, or total", got="neither", remedy="Pass one of the two."
+            )
+        return tqdm(iterable, total=total, **self._progress_bar_config)
+
+    @property
+    def _call(self) -> Steering:
+        if self._steering is None:
+            raise AttributeError("no call yet: guidance, interrupt and num_timesteps belong to a call")
+        return self._steering

@@ -1,0 +1,75 @@
+"""Names of diffusers' pipelines that an engine does without, and what does their work here.
+
+What a user types out of habit becomes an error that names our way, instead of "has no attribute".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn, Self
+
+import torch
+
+from svd_engine.backends.choose import resolve
+from svd_engine.backends.network import Backend
+from svd_engine.errors import NotOffered
+
+_OPEN = "Open it with VideoEngine.from_checkpoint(CHECKPOINT, dtype=..., device=...), or from_bundle(BUNDLE)."
+_SWAP = (
+    "Pass swap_networks=True to from_bundle, or on a GPU to from_checkpoint: one network in memory at a time."
+)
+_MEMORY = (
+    "Leave it out: attention never builds all scores at once. A small decode_chunk_size bounds the decoder."
+)
+_NETWORKS = (
+    "Leave it out: the engine optimises its networks itself. To change weights, pass the changed folder."
+)
+
+OUR_WAY = {
+    "from_pretrained": _OPEN,
+    "from_pipe": _OPEN,
+    "to": "Open an engine there: from_bundle takes device=, from_checkpoint device= and dtype=.",
+    "enable_model_cpu_offload": _SWAP,
+    "enable_sequential_cpu_offload": _SWAP,
+    "enable_group_offload": _SWAP,
+    "enable_attention_slicing": _MEMORY,
+    "enable_vae_slicing": _MEMORY,
+    "enable_vae_tiling": _MEMORY,
+    "enable_xformers_memory_efficient_attention": _MEMORY,
+    "unet": _NETWORKS,
+    "vae": _NETWORKS,
+    "image_encoder": _NETWORKS,
+    "components": _NETWORKS,
+    "scheduler": "Pass sigmas=[...] to the call for other noise levels; the sampler is Euler's, as SVD's.",
+    "save_pretrained": "Copy the checkpoint's folder, or the bundle's: an engine changes neither.",
+}
+
+
+class DiffusersNames:
+    """Answers to names that users of diffusers type: errors, but for a `to` that is true already."""
+
+    backend: Backend
+
+    @classmethod
+    def from_pretrained(cls, *_: object, **__: object) -> NoReturn:
+        """Raises NotOffered, which names `from_checkpoint` and `from_bundle`."""
+        raise not_offered("from_pretrained")
+
+    def to(self, *places: str | torch.device | torch.dtype) -> Self:
+        """The engine itself if it is on this device already.  Raises NotOffered otherwise."""
+        here = self.backend.device
+        for place in places:
+            if not isinstance(place, (str, torch.device)) or resolve(place) != here:
+                raise not_offered("to", f"{place}, and the engine was opened on {here}")
+        return self
+
+    if not TYPE_CHECKING:  # a type checker knows all the attributes that there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in OUR_WAY:
+                raise not_offered(name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def not_offered(name: str, got: str = "a name of diffusers' pipelines") -> NotOffered:
+    """The error for a name out of OUR_WAY."""
+    return NotOffered(f"VideoEngine.{name}", expected="what an engine offers", got=got, remedy=OUR_WAY[name])

@@ -1,0 +1,150 @@
+"""Every remedy can be followed: the commands, options and functions that messages name are there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from svd_engine.errors import SvdEngineError
+from tests.paths import ROOT
+
+SOURCES = [
+    path
+    for folder in ("engine/svd_engine", "export/svd_export", "benchmarks/svd_bench")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+COMMANDS = {"svd-engine": "svd_engine.cli", "svd-export": "svd_export.cli", "svd-bench": "svd_bench.cli"}
+HOLE = "\0"  # stands where a message puts in a value
+WORDS = rf"[\w{HOLE}./-]+"
+# functions that remedies name, as they are written there, and where they live
+FUNCTIONS = {
+    "clamp": "torch.Tensor",
+    "from_checkpoint": "svd_engine.engine.VideoEngine",
+    "manual_seed": "torch.Generator",
+    "open_checkpoint": "svd_engine.checkpoint",
+    "save_pretrained": "diffusers.StableVideoDiffusionPipeline",
+    "to": "torch.Tensor",
+}
+NO_COMMANDS = {"rows", "wrote"}  # words after a command's name in plain sentences
+
+
+def text_of(node: ast.expr) -> str:
+    """The literal parts of an expression, with a hole for each value; both sides of a choice."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return text_of(node.left) + text_of(node.right)
+    if isinstance(node, ast.IfExp):
+        return f"{text_of(node.body)}\n{text_of(node.orelse)}"
+    return HOLE
+
+
+def remedies(source: str) -> Iterator[str]:
+    """Of `remedy=...` in calls and `remedy = ...` in assignments, and of what returns a command to run."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg == "remedy":
+            yield text_of(node.value)
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                names = target.elts if isinstance(target, ast.Tuple) else [target]
+                values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+                for name, value in zip(names, values, strict=False):
+                    if isinstance(name, ast.Name) and name.id == "remedy":
+                        yield text_of(value)
+        if isinstance(node, (ast.Constant, ast.JoinedStr)) and re.match(r"svd-\w+ \w", text_of(node)):
+            yield text_of(node)  # a command that a function makes for remedies
+
+
+ALL = sorted({(path.name, remedy) for path in SOURCES for remedy in remedies(path.read_text())})
+
+
+def command(name: str) -> Any:
+    """As click has it; typer may bring a click of its own."""
+    return typer.main.get_command(importlib.import_module(COMMANDS[name]).app)
+
+
+def options(one: Any) -> set[str]:
+    return {name for parameter in one.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+EVERY_OPTION = {
+    option for name in COMMANDS for one in command(name).commands.values() for option in options(one)
+}
+OTHERS = {"--force-reinstall"}  # of pip
+
+
+def faults(remedy: str) -> list[str]:
+    """What a remedy names and does not exist."""
+    found = []
+    for name, sub in re.findall(rf"(svd-\w+) ([a-z][\w-]*)(?={HOLE}|\W|$)", remedy):
+        if name in COMMANDS and sub not in {*command(name).commands, *NO_COMMANDS}:
+            found.append(f"{name} {sub}")
+    for name, sub, rest in re.findall(rf"(svd-\w+) ([a-z][\w-]*)((?: {WORDS})*)", remedy):
+        if name in COMMANDS and sub in command(name).commands:
+            known = options(command(name).commands[sub])
+            found += [o for o in re.findall(r"(?<= )--?[a-z][\w-]*", rest) if o not in known]
+    found += [o for o in re.findall(r"(?<![\w-])--[a-z][\w-]*", remedy) if o not in EVERY_OPTION | OTHERS]
+    for function in re.findall(r"(\w+)\(", remedy):
+        if function.islower() and not resolves(function, remedy):
+            found.append(f"{function}()")
+    return found
+
+
+def resolves(function: str, remedy: str) -> bool:
+    dotted = re.search(rf"([\w.]+)\.{function}\(", remedy)
+    where = dotted[1] if dotted else ""
+    if where.startswith(("torch", "diffusers", "svd_engine")):
+        return has(where, function)
+    return function in FUNCTIONS and has(FUNCTIONS[function], function)
+
+
+def has(where: str, function: str) -> bool:
+    """Whether `where`, a module or a class in one, has the function."""
+    module, _, kind = where.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(where), function)
+    except ImportError:
+        return hasattr(getattr(importlib.import_module(module), kind, None), function)
+
+
+def test_remedies_are_found() -> None:
+    assert len(ALL) > 80
+    assert sum("svd-" in remedy for _, remedy in ALL) > 10
+
+
+@pytest.mark.parametrize(("file", "remedy"), ALL)
+def test_a_remedy_names_what_exists(file: str, remedy: str) -> None:
+    assert faults(remedy) == [], f"{file}: {remedy!r}"
+
+
+@pytest.mark.parametrize(
+    ("remedy", "fault"),
+    [
+        ("Run: svd-export optimise BUNDLE.", "svd-export optimise"),
+        ("Run: svd-export onnx svd -o B --colour red.", "--colour"),
+        ("Run: svd-engine generate photo --form cpu.", "--form"),  # another command has it
+        ("Use --precision fp32.", "--precision"),
+        ("Convert it: StableVideoDiffusionPipeline.from_single_file(...).", "from_single_file()"),
+        ("Pass torch.no_such_function(x).", "no_such_function()"),
+    ],
+)
+def test_a_remedy_that_names_what_does_not_exist_is_told(remedy: str, fault: str) -> None:
+    assert fault in faults(remedy)
+
+
+def test_the_remedy_for_a_single_file_names_hub_checkpoints_that_open_by_name(tmp_path: Path) -> None:
+    from svd_engine.checkpoint import HUB, open_checkpoint
+
+    (tmp_path / "svd_xt.safetensors").write_bytes(b"")
+    with pytest.raises(SvdEngineError) as caught:
+        open_checkpoint(tmp_path / "svd_xt.safetensors")
+    assert all(name in caught.value.remedy for name in HUB)
