@@ -67,6 +67,16 @@ class ParityEntry(_Strict):
     tolerance: PositiveFloat  # on `relative`
 
 
+class CompiledFigures(_Strict):
+    """What TensorRT's compiler made of one network, one call of it; `svd-bench compiled` says how counted."""
+
+    kernels: int
+    read_bytes: int  # over all kernels, each tensor that one takes at its full size, weights included
+    written_bytes: int
+    activation_bytes: int  # memory beside the weights
+    weights_bytes: int
+
+
 class PlanEntry(_Strict):
     """A TensorRT engine of one network, and all that decides where it runs; see `plans`."""
 
