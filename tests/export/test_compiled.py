@@ -129,7 +129,10 @@ def test_targets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("work", [lambda path: compile_graph(path, "sm89"), parse_errors])
 def test_without_the_compiler(work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(BackendUnavailable, match=r"TensorRT's compiler: expected .* Run: pip install tensor"):
+    with pytest.raises(
+        BackendUnavailable,
+        match=r"TensorRT's compiler: expected .* Run: pip install 'svd-engine\[tensorrt-rtx\]'",
+    ):
         work(attention(tmp_path))
 
 
