@@ -66,7 +66,7 @@ def add_plan(
             "compute_capability": machine.compute_capability,
             "hardware_compatibility": "none",
             "dtype": network.dtype,
-            "graph_sha256": files[network.graph].sha256,
+            "graph_sha256": files[bundle.graph_name(spec, "tensorrt")].sha256,
             "weights_sha256": files[network.weights].sha256,
             "stripped": plan["stripped"],
             "refittable": plan["stripped"],

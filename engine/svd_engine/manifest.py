@@ -19,11 +19,11 @@ from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture, NetworkSpec, Profile
 from svd_engine.random_weights import Family
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 MANIFEST = "manifest.json"
 SCHEMA = "manifest.schema.json"
 DType = Literal["float32", "float16", "bfloat16"]
-Form = Literal["attention", "operators", "primitives", "cpu"]  # of the graphs: for which runtimes
+Runtime = Literal["onnxruntime", "tensorrt"]  # that a graph is for; tensorrt: of either flavour
 HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
 DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -45,7 +45,7 @@ class Source(_Strict):
 class NetworkEntry(_Strict):
     spec: NetworkSpec
     dtype: DType  # of weights and activations; the boundary is float32
-    graph: str  # file name
+    graphs: dict[Runtime, str]  # file names; they compute the same, over the same weights
     weights: str  # file name
 
 
@@ -97,11 +97,10 @@ class PlanEntry(_Strict):
 
 
 class Manifest(_Strict):
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     model: Model
     source: Source
     dtype: DType
-    form: Form
     opset: int
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
     networks: tuple[NetworkEntry, ...]

@@ -63,8 +63,9 @@ def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, machine: Machine)
         wanted, runs = sm(plan.compute_capability), machine.compute_capability == plan.compute_capability
     if not runs:
         return f"built for {wanted}, here is {sm(machine.compute_capability)}"
-    if plan.graph_sha256 != files[entry.graph].sha256:
-        return f"built from another {entry.graph} than the bundle's"
+    graph = bundle.graph_name(spec, "tensorrt")
+    if plan.graph_sha256 != files[graph].sha256:
+        return f"built from another {graph} than the bundle's"
     if plan.weights_sha256 != files[entry.weights].sha256:
         return f"built from another {entry.weights} than the bundle's"
     return ""

@@ -171,9 +171,12 @@ class TensorRt : public Backend {
     if (where == "none" && gpu != gpu_.name) return "built for " + gpu;
     if (where == "ampere+" ? gpu_.major < 8 : gpu_.major != major || gpu_.minor != minor)
       return "built for compute capability " + std::to_string(major) + "." + std::to_string(minor);
-    for (const std::string part : {"graph", "weights"})
-      if (plan.at(part + "_sha256") != files.at(entry.at(part).get<std::string>()).at("sha256"))
-        return "built from another " + part;
+    const auto same = [&](const std::string& file, const char* hash) {
+      return plan.at(hash) == files.at(file).at("sha256");
+    };
+    if (!entry.at("graphs").contains("tensorrt") || !same(entry["graphs"]["tensorrt"], "graph_sha256"))
+      return "built from another graph";
+    if (!same(entry.at("weights"), "weights_sha256")) return "built from other weights";
     return plan.at("stripped").get<bool>() ? "holds no weights, which this program does not refit" : "";
   }
 

@@ -168,6 +168,14 @@ def read_log(lines: Iterable[str]) -> Compiled:
     return Compiled(tuple(kernels), memory["Activation"], memory["Weights"])
 
 
+def installed() -> str | None:
+    """Version of the TensorRT for RTX that is installed; None without one."""
+    try:
+        return str(_require().__version__)
+    except BackendUnavailable:
+        return None
+
+
 def targets() -> tuple[str, ...]:
     """Cards that the installed TensorRT for RTX compiles for: "sm89", ...  Raises BackendUnavailable."""
     names = _require().ComputeCapability.__members__

@@ -11,7 +11,7 @@ Both are exact.  The float32 islands are explicit casts here: no attribute of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from math import prod, sqrt
 
 import numpy as np
@@ -99,11 +99,9 @@ PARTS: dict[str, Callable[[Scope], ir.Value]] = {
 }
 
 
-def take_apart(graph: ir.Graph, operators: Collection[str]) -> None:
-    """Replaces these operators in place; the constants that only they used go with them."""
-    for node in list(graph):
-        if node.op_type not in operators:
-            continue
+def take_apart(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
+    """Replaces these nodes of `graph` in place; the constants that only they used go with them."""
+    for node in nodes:
         scope = Scope(graph, node)
         made, old = PARTS[node.op_type](scope), node.outputs[0]
         ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)

@@ -56,7 +56,7 @@ def build_plans(
             else:
                 progress(f"{entry.spec.key}: building, {number} of {len(entries)}")
                 timings = timing_cache.read_bytes() if timing_cache.is_file() else b""
-                built = build(bundle.graph(entry.spec), options, timings, progress)
+                built = build(bundle.graph(entry.spec, "tensorrt"), options, timings, progress)
                 row = _row(bundle, entry, here, options, built)
                 _write(aside / row.file, built.plan)
                 _place(bundle.folder, row, aside)
@@ -105,7 +105,7 @@ def _row(
         compute_capability=here.compute_capability,
         hardware_compatibility=options.hardware_compatibility,
         dtype=entry.dtype,
-        graph_sha256=files[entry.graph].sha256,
+        graph_sha256=files[bundle.graph_name(entry.spec, "tensorrt")].sha256,
         weights_sha256=files[entry.weights].sha256,
         stripped=options.stripped,
         refittable=options.refittable,

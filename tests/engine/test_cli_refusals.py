@@ -194,7 +194,7 @@ def test_checkpoints(
         (lambda folder: damage.flip(folder / "vae_decoder.bin"), "got sha256"),
         (
             lambda folder: damage.edit(folder, lambda m: m.update(format=2)),
-            "expected bundle format 1, got format 2",
+            "expected bundle format 2, got format 1",
         ),
     ],
     ids=["no folder", "file missing", "byte flipped", "another format"],

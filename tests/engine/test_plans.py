@@ -19,8 +19,8 @@ from tests.tensorrt_plans import MACHINE, add_plan, plan_of, specs
 
 
 @pytest.fixture
-def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    return damage.copy(tiny_bundle, tmp_path)
+def folder(tiny_half_bundle: Path, tmp_path: Path) -> Path:
+    return damage.copy(tiny_half_bundle, tmp_path)
 
 
 def denoiser(folder: Path) -> NetworkSpec:

@@ -67,7 +67,7 @@ class OrtBackend:
         self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
-        path = self.bundle.graph(spec)  # hashes checked
+        path = self.bundle.graph(spec, "onnxruntime")  # hashes checked
         provider = PROVIDERS[self.device.type]
         session = self._session(path, provider)
         used = session.get_providers()

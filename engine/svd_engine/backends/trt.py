@@ -129,7 +129,7 @@ class TrtBackend:
             engine = self._engine(plan)
             self._check_table(spec, plan, engine)
             if plan.stripped:
-                refit(engine, self.bundle.graph(spec), plan.file, self._rebuild)
+                refit(engine, self.bundle.graph(spec, "tensorrt"), plan.file, self._rebuild)
             context = self._context(plan, engine)
             detail = f"TensorRT {plan.tensorrt}, {plan.file}"
             placement = Placement(self.name, str(self.device), plan.dtype, detail)
