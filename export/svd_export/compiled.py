@@ -43,7 +43,7 @@ _LAYER = re.compile(
 _TENSOR = re.compile(r"\{ Name: [^,]*, Dimensions: \[(?P<sides>[\d,]*)\],.*?Datatype: (?P<dtype>\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _MEMORY = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
-_NUMBERS = re.compile(r"_?myl\d+|_?\d+|(__mye\+?)+")  # of one compilation, in a kernel's name
+_NUMBERS = re.compile(r"_myl\d+|_\d+(?=_|\+|$)|(?<=__fc)\d+|(?<=__mye)\d+")  # in a kernel's name
 
 
 @dataclass(frozen=True)

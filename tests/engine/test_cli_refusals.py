@@ -193,7 +193,7 @@ def test_checkpoints(
         (lambda folder: (folder / "denoiser.bin").unlink(), "file denoiser.bin of bundle"),
         (lambda folder: damage.flip(folder / "vae_decoder.bin"), "got sha256"),
         (
-            lambda folder: damage.edit(folder, lambda m: m.update(format=2)),
+            lambda folder: damage.edit(folder, lambda m: m.update(format=1)),
             "expected bundle format 2, got format 1",
         ),
     ],

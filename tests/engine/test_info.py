@@ -118,7 +118,7 @@ def test_bfloat16_is_nothing_for_onnx_runtime_on_the_cpu() -> None:
 @pytest.fixture
 def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     """A bundle with three plans: for this card, for another, and a stripped one for a capability."""
-    folder = damage.copy(tiny_bundle, tmp_path)
+    folder = damage.copy(tiny_half_bundle, tmp_path)
     clip, vae, denoiser, *_ = tensorrt_plans.specs(folder)
     tensorrt_plans.add_plan(folder, clip)
     other = Machine("10.12.0.36", "Other", (8, 6))

@@ -23,9 +23,9 @@ NO_MEMORY = "[executionContext.cpp] Error Code 2: OutOfMemory (requested size wa
 
 
 @pytest.fixture
-def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
+def folder(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose denoiser has a plan."""
-    folder = damage.copy(tiny_bundle, tmp_path)
+    folder = damage.copy(tiny_half_bundle, tmp_path)
     add_plan(folder, denoiser(folder))
     return folder
 
