@@ -1,4 +1,4 @@
-"""One ONNX graph becomes a TensorRT plan, by TensorRT's own API: what it calls exists from 10.12 to 11.
+"""One ONNX graph becomes a TensorRT plan, by TensorRT's own API: what it calls exists from 10.14 to 11.
 
 Precision is the graph's, for networks are strongly typed; TF32 is off, so that float32 means float32.
 """
@@ -21,12 +21,12 @@ from svd_export.tensorrt_progress import Progress
 if TYPE_CHECKING:
     import tensorrt
 
-FORMS = "export another form of the graphs (svd-export onnx ... --form primitives, operators or attention)"
 REMEDIES = {  # by what TensorRT says
     "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), pass a smaller --workspace, or "
     "export a smaller profile (--decode-chunk, --guidance single).",
-    "could not find any implementation": f"Pass a larger --workspace, or {FORMS}.",
-    "": f"`svd-export check` names what TensorRT does not take; or {FORMS}.",
+    "could not find any implementation": "Pass a larger --workspace, or export a smaller profile (--decode-chunk, "
+    "--guidance single).",
+    "": "`svd-export check` names what TensorRT does not take; export again with this version of svd-engine.",
 }
 
 

@@ -121,7 +121,7 @@ def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     folder = damage.copy(tiny_half_bundle, tmp_path)
     clip, vae, denoiser, *_ = tensorrt_plans.specs(folder)
     tensorrt_plans.add_plan(folder, clip)
-    other = Machine("10.12.0.36", "Other", (8, 6))
+    other = Machine("10.15.1.29", "Other", (8, 6))
     tensorrt_plans.add_plan(folder, vae, machine=other)
     tensorrt_plans.add_plan(
         folder,
@@ -139,11 +139,11 @@ def test_plans_on_a_machine_that_runs_some(planned: Path, monkeypatch: pytest.Mo
     tensorrt_double.install(monkeypatch)
     first, second, third = info.plan_facts(Bundle(planned)).values()
     assert first == (
-        "image_encoder-b1 (profile 1, 2), TensorRT 10.13.3.9, NVIDIA Any 80GB, sm_90 (this card only), "
+        "image_encoder-b1 (profile 1, 2), TensorRT 10.14.1.48, NVIDIA Any 80GB, sm_90 (this card only), "
         "float32, 0.0 MiB, 0.0 MiB of device memory; runs on cuda:0, cuda:1"
     )
     assert second.endswith(
-        f"; not here: built by TensorRT 10.12.0.36, here is 10.13.3.9; run: svd-export tensorrt {planned}"
+        f"; not here: built by TensorRT 10.15.1.29, here is 10.14.1.48; run: svd-export tensorrt {planned}"
     )
     assert "(profile 1), TensorRT" in third
     assert "sm_90 (its capability only)" in third
@@ -175,5 +175,5 @@ def test_plans_on_a_machine_without_a_gpu(planned: Path, monkeypatch: pytest.Mon
 def test_the_command_lists_plans(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "info", planned) == 0
     said = capsys.readouterr().out
-    assert "plan 1          image_encoder-b1 (profile 1, 2), TensorRT 10.13.3.9" in said
+    assert "plan 1          image_encoder-b1 (profile 1, 2), TensorRT 10.14.1.48" in said
     assert "\ntensorrt on cuda: " in said

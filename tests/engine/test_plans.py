@@ -34,7 +34,7 @@ def test_a_bundle_without_plans_says_what_builds_them(folder: Path) -> None:
         fitting_plan(Bundle(folder), denoiser(folder), MACHINE)
     assert str(caught.value) == (
         f"TensorRT plan of {denoiser(folder).key} in bundle {folder}: expected one for "
-        f"TensorRT 10.13.3.9 on NVIDIA Any 80GB, sm_90, got no plan. Run: svd-export tensorrt {folder}"
+        f"TensorRT 10.14.1.48 on NVIDIA Any 80GB, sm_90, got no plan. Run: svd-export tensorrt {folder}"
     )
 
 
@@ -54,8 +54,8 @@ def test_a_plan_that_fits(folder: Path, compatibility: HardwareCompatibility, he
 
 
 OTHERS: list[tuple[HardwareCompatibility, Machine, str]] = [
-    ("none", replace(MACHINE, tensorrt="10.13.3.8"), "built by TensorRT 10.13.3.9, here is 10.13.3.8"),
-    ("ampere+", replace(MACHINE, tensorrt="11.4.0.106"), "built by TensorRT 10.13.3.9, here is 11.4.0.106"),
+    ("none", replace(MACHINE, tensorrt="10.14.1.47"), "built by TensorRT 10.14.1.48, here is 10.14.1.47"),
+    ("ampere+", replace(MACHINE, tensorrt="11.4.0.106"), "built by TensorRT 10.14.1.48, here is 11.4.0.106"),
     ("none", replace(MACHINE, gpu="Other"), "built for NVIDIA Any 80GB, here is Other"),
     ("none", replace(MACHINE, compute_capability=(9, 1)), "built for sm_90, here is sm_91"),
     ("same-cc", replace(MACHINE, compute_capability=(8, 9)), "built for sm_90, here is sm_89"),
@@ -112,7 +112,7 @@ def test_names_of_plans_tell_machines_apart_and_are_portable() -> None:
         plan_file("vae_encoder-b1", odd, "same-cc", "float16"): "sm_90",
         plan_file("vae_encoder-b1", odd, "ampere+", "float16"): "ampere-plus",
     }
-    assert list(names) == [f"vae_encoder-b1.trt10.13.3.9-{gpu}-float16.plan" for gpu in names.values()]
+    assert list(names) == [f"vae_encoder-b1.trt10.14.1.48-{gpu}-float16.plan" for gpu in names.values()]
 
 
 def test_an_altered_plan_is_not_handed_out(folder: Path) -> None:

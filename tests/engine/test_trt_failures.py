@@ -94,7 +94,7 @@ def test_what_loading_gives_nothing(folder: Path, trt: TensorRT, call: str, expe
     trt.faults[call] = Fault(returns=None, says=says)
     error = refusal(folder)
     plan = Bundle(folder).manifest.plans[0].file
-    assert f"TensorRT 10.13.3.9 loading {plan} on cpu: expected {expected}, got " in str(error)
+    assert f"TensorRT 10.14.1.48 loading {plan} on cpu: expected {expected}, got " in str(error)
     assert error.got == (says or "no word from TensorRT's log")
     if says == NO_MEMORY:
         assert "Free the GPU's memory, or export a smaller profile (--decode-chunk" in error.remedy

@@ -50,7 +50,7 @@ def test_a_folder_of_this_name_is_not_tensorrt(monkeypatch: pytest.MonkeyPatch, 
     assert refusal() == "a module without a version"
 
 
-@pytest.mark.parametrize("version", ["10.12.0.36", "10.13.3.9.post1", "11.4.0.106"])
+@pytest.mark.parametrize("version", ["10.15.1.29", "10.14.1.48.post1", "11.4.0.106"])
 def test_versions_that_we_know(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     tensorrt_double.install(monkeypatch, version)
     assert require_tensorrt() == version
@@ -59,7 +59,7 @@ def test_versions_that_we_know(monkeypatch: pytest.MonkeyPatch, version: str) ->
 def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt_double.install(monkeypatch)
     assert machine(torch.device("cuda", 0)) == MACHINE
-    assert str(MACHINE) == "TensorRT 10.13.3.9 on NVIDIA Any 80GB, sm_90"
+    assert str(MACHINE) == "TensorRT 10.14.1.48 on NVIDIA Any 80GB, sm_90"
 
 
 def test_errors_wait_and_the_rest_is_logged(

@@ -17,13 +17,13 @@ from svd_engine.errors import BackendUnavailable
 from svd_engine.plans import Machine
 
 INSTALL = "pip install 'svd-engine[tensorrt]'"
-OLDEST, TOO_NEW = (10, 12), (12, 0)  # strongly typed networks from 10.12; 12 is unknown
+OLDEST, TOO_NEW = (10, 14), (12, 0)  # Attention from 10.14; 12 is unknown
 
 
 def require_tensorrt() -> str:
     """Its version.  Raises BackendUnavailable when it is not installed, or older or newer than ours."""
     remedy = f"Run: {INSTALL} (pip fetches TensorRT's wheels from NVIDIA's own index)"
-    expected = "the package tensorrt, 10.12 or newer and below 12"
+    expected = "the package tensorrt, 10.14 or newer and below 12"
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:  # OSError: the package without its libraries
