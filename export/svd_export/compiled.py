@@ -121,6 +121,12 @@ def compile_graph(graph: Path, target: str) -> Compiled:
     Raises BackendUnavailable without TensorRT for RTX, SettingsError for a target that it does not know, and
     ExportError with its words when it does not take the graph.
     """
+    _, lines = build(graph, target)
+    return read_log(lines)
+
+
+def build(graph: Path, target: str) -> tuple[bytes, list[str]]:
+    """The engine for `target`, and what the build logged.  Raises as `compile_graph`."""
     trt = _require()
     wanted = capability(target)
     with _parsing(trt, graph) as (builder, network, log, errors):
@@ -131,9 +137,10 @@ def compile_graph(graph: Path, target: str) -> Compiled:
         config.clear_flag(trt.BuilderFlag.TF32)
         config.num_compute_capabilities = 1
         config.set_compute_capability(wanted, 0)
-        if builder.build_serialized_network(network, config) is None:
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
             raise _refused(graph, "; ".join(log.errors))
-    return read_log(log.lines)
+        return bytes(memoryview(plan)), log.lines
 
 
 def parse_errors(graph: Path) -> tuple[str, ...]:

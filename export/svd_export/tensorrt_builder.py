@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 REMEDIES = {  # by what TensorRT says
     "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), pass a smaller --workspace, or "
     "export a smaller profile (--decode-chunk, --guidance single).",
-    "could not find any implementation": "Pass a larger --workspace, or export a smaller profile (--decode-chunk, "
-    "--guidance single).",
+    "could not find any implementation": "Pass a larger --workspace, or export a smaller profile "
+    "(--decode-chunk, --guidance single).",
     "": "`svd-export check` names what TensorRT does not take; export again with this version of svd-engine.",
 }
 

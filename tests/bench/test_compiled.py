@@ -180,7 +180,7 @@ def test_a_bundle_without_graphs_for_tensorrt(tiny_bundle: Path, capsys: pytest.
 def test_what_the_compiler_refuses_is_said(tmp_path: Path) -> None:
     node = helper.make_node("Attention", ["q", "k", "v"], ["y"], softcap=1.0)
     graph = graph_of(node, tmp_path, (), **dict.fromkeys("qkv", (1, 1, 8, 16)))
-    with pytest.raises(ExportError, match="network n for sm89: .*softcap is not supported"):
+    with pytest.raises(ExportError, match=r"network n for sm89: .*softcap is not supported"):
         compiled_in_child(CompileCase(network="n", graph=graph, target="sm89"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from svd_engine.errors import ExportError
-from svd_export.compiled import compile_graph, parse_errors
+from svd_export.compiled import build, compile_graph, parse_errors
 from svd_export.graph_check import check_graph
 
 FLOAT, HALF, BF16, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.BOOL
@@ -193,3 +194,33 @@ def test_wide_attention_behind_products_builds_and_writes_its_scores(tmp_path: P
     assert compiled.fused_attentions == 0
     assert any("MaxrSubExpSumDiv" in kernel.name for kernel in compiled.kernels)  # the softmax
     assert sum(kernel.kind == "gemm" for kernel in compiled.kernels) == 3  # q, k, v in one; scores; output
+
+
+def sources(graph: Path, target: str) -> dict[str, str]:
+    """By kernel: an engine for RTX holds its generated kernels as CUDA source, compiled on the card."""
+    plan, _ = build(graph, target)
+    found = {}
+    for text in re.findall(rb"[\t\n\x20-\x7e]{2000,}", plan):
+        if names := re.findall(r"__global__ void (?:__\w+\([^)]*\) )?(\w+)\(", text.decode()):
+            found[names[-1]] = text.decode()
+    return found
+
+
+@pytest.mark.parametrize(("kind", "target"), [(HALF, "sm75"), (HALF, "sm89"), (BF16, "sm89")])
+def test_group_normalisation_sums_in_float32(kind: int, target: str, tmp_path: Path) -> None:
+    """Its kernel's accumulators are float, though what it reads and writes is not."""
+    shape = (2, 64, 64, 64)
+    kernels = sources(group_normalization(shape, kind)(tmp_path), target)
+    (kernel,) = [text for name, text in kernels.items() if "Gnor" in name]
+    (types,) = set(re.findall(r"\b(?:block_norm|tile_norm\w*)<(\w+),(\w+),", kernel))  # sums, tensors
+    assert types == ("__myln_float", "__myln_half" if kind == HALF else "__myln_bf16")
+
+
+@pytest.mark.parametrize(("kind", "scores"), [(HALF, "hmma_fp32"), (BF16, "hmma_bf16")])
+def test_fused_attention_has_its_softmax_in_float32(kind: int, scores: str, tmp_path: Path) -> None:
+    """Scores are summed in float32 (as bfloat16 products always are), and so is the softmax over them."""
+    kernels = sources(attention(kind)(tmp_path), "sm89")
+    (kernel,) = [text for name, text in kernels.items() if "gemm_mha" in name]
+    first, _second = re.findall(r"fmha::\w+?_(hmma_\w+?)_traits", kernel)
+    assert first == scores
+    assert re.search(r"initialize\(DATA_TYPE_\w+, DATA_TYPE_\w+, DATA_TYPE_FP32,", kernel)
