@@ -23,6 +23,7 @@ from svd_bench.compiled_document import (
     CompiledNetwork,
     Group,
     changes,
+    overview,
     read_compiled,
     tables,
 )
@@ -32,6 +33,7 @@ from svd_engine.errors import ExportError, SettingsError
 from svd_engine.manifest import CompiledFigures
 from tests.bench import documents
 from tests.commands import call
+from tests.paths import ROOT
 
 HALF = TensorProto.FLOAT16
 
@@ -205,9 +207,9 @@ def test_changes() -> None:
 
 def test_tables_and_plot() -> None:
     made = document(network(), network("vae_encoder-b1", fused=0))
-    overview, *largest = tables(made)
-    assert overview.title == "svd, random weights, float16, sm89, TensorRT for RTX 1.7: one call"
-    assert list(overview.rows[1])[:6] == ["vae_encoder-b1", "10", "3.0 GiB", "1.0 GiB", "1.50", "0 of 2"]
+    first, *largest = tables(made)
+    assert first.title == "svd, random weights, float16, sm89, TensorRT for RTX 1.7: one call"
+    assert list(first.rows[1])[:6] == ["vae_encoder-b1", "10", "3.0 GiB", "1.0 GiB", "1.50", "0 of 2"]
     assert [table.title for table in largest] == ["denoiser-b1", "vae_encoder-b1"]
     assert list(largest[0].rows[0]) == ["kind", "gemm", "10", "3.0 GiB", "1.0 GiB", "100.0%"]
     assert plots.compiled(made) == plots.compiled(made)
@@ -231,3 +233,22 @@ def test_the_child_needs_no_gpu_and_prints_one_document(tiny_half_bundle: Path) 
         text=True, check=True,
     )  # fmt: skip
     assert CompiledNetwork.model_validate_json(done.stdout).network == "n"
+
+
+RESULTS = ROOT / "benchmarks" / "svd_bench" / "results" / "compiled"
+# README.md: svd-bench compiled BUNDLE; docs/tensorrt.md: svd-bench forms BUNDLE --network NETWORK
+PAGES = {"README.md": "svd-xt-sm89.json", "docs/tensorrt.md": "forms-*.json"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_show_the_documents(page: str) -> None:
+    text = (ROOT / page).read_text()
+    shown = [overview(read_compiled(path)) for path in sorted(RESULTS.glob(PAGES[page]))]
+    assert shown
+    assert all(table.markdown().strip() in text for table in shown)
+
+
+def test_the_committed_denoiser_attends_in_fused_kernels() -> None:
+    made = {n.network.partition("-")[0]: n for n in read_compiled(RESULTS / "svd-xt-sm89.json").networks}
+    assert made.keys() == {"image_encoder", "vae_encoder", "denoiser", "vae_decoder"}
+    assert (made["denoiser"].fused_attentions, made["denoiser"].attentions) == (32, 32)
