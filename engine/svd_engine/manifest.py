@@ -45,7 +45,7 @@ class Source(_Strict):
 class NetworkEntry(_Strict):
     spec: NetworkSpec
     dtype: DType  # of weights and activations; the boundary is float32
-    graphs: dict[Runtime, str]  # file names; they compute the same, over the same weights
+    graphs: Annotated[dict[Runtime, str], Field(min_length=1)]  # file names; the same function, same weights
     weights: str  # file name
 
 

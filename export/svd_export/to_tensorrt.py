@@ -37,16 +37,18 @@ def build_plans(
 
     The timing cache lies beside the plans, and is keyed like them, unless a file is named.  Raises
     SettingsError for a network that is none, BackendUnavailable without TensorRT or a GPU, ExportError when
-    a plan cannot be built or written, BundleError when the bundle is damaged.
+    a plan cannot be built or written, BundleError when the bundle is damaged or holds no graphs for TensorRT.
     """
     for name in networks:
         one_of("network", name, NETWORKS)
+    entries = [entry for entry in bundle.manifest.networks if entry.spec.network in networks]
+    for entry in entries:
+        bundle.graph_name(entry.spec, "tensorrt")  # refused at once where there is none
     here = _machine()
     options = replace(options, refittable=options.refittable or options.stripped)
     if timing_cache is None:
         name = plan_file("timing", here, options.hardware_compatibility, bundle.manifest.dtype)
         timing_cache = (bundle.folder / name).with_suffix(".cache")
-    entries = [entry for entry in bundle.manifest.networks if entry.spec.network in networks]
     made = []
     with workshop(bundle.folder) as aside:
         for number, entry in enumerate(entries, 1):
