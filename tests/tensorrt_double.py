@@ -27,7 +27,7 @@ from torch import Tensor
 from svd_engine.backends import trt_library
 from svd_engine.flavours import TENSORRT, Flavour
 
-GPU, CAPABILITY, VERSION = "NVIDIA Any 80GB", (9, 0), "10.13.3.9"
+GPU, CAPABILITY, VERSION = "NVIDIA Any 80GB", (9, 0), "10.14.1.48"
 Compute = Callable[[str, Mapping[str, Tensor]], Tensor]
 
 

@@ -68,7 +68,7 @@ def add_plan(
             "version": host.version,
             "target": target,
             "dtype": network.dtype,
-            "graph_sha256": files[network.graph].sha256,
+            "graph_sha256": files[bundle.graph_name(spec, "tensorrt")].sha256,
             "weights_sha256": files[network.weights].sha256,
             "stripped": plan["stripped"],
             "refittable": plan["stripped"],

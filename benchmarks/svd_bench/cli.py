@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svd_bench import quality_cli, report_cli
+from svd_bench import compiled_cli, quality_cli, report_cli
 from svd_engine import console
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.options import DType, Family, Variant, Version
@@ -185,6 +185,7 @@ def gpu_check(
 
 
 app.registered_commands += report_cli.app.registered_commands
+app.registered_commands += compiled_cli.app.registered_commands
 app.registered_commands += quality_cli.app.registered_commands
 
 

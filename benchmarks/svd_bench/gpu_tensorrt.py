@@ -21,7 +21,7 @@ from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import BackendUnavailable
 from svd_engine.flavours import TENSORRT, TENSORRT_RTX, Flavour, sm
-from svd_engine.manifest import Form, PlanEntry
+from svd_engine.manifest import PlanEntry
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
@@ -128,17 +128,13 @@ def check_tensorrt(flavour: Flavour) -> None:
 
 
 @contextmanager
-def exported(context: Context, checkpoint: Checkpoint, profile: Profile, flavour: Flavour) -> Iterator[Path]:
-    """A bundle in a temporary folder, in the form that this TensorRT takes."""
-    from svd_engine.backends.trt_library import require
+def exported(context: Context, checkpoint: Checkpoint, profile: Profile) -> Iterator[Path]:
+    """A bundle in float16 in a temporary folder."""
     from svd_export.to_onnx import export_bundle
 
-    whole = not require(flavour).startswith(("10.12.", "10.13.", "1."))  # Attention came with 10.14
-    dtype = getattr(torch, "float16" if context.full else "float32")
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
         folder = Path(name, "bundle")
-        form: Form = "attention" if whole else "primitives"
-        export_bundle(checkpoint, folder, [profile], dtype, (), context.say, form)
+        export_bundle(checkpoint, folder, [profile], torch.float16, (), context.say)
         yield folder
 
 

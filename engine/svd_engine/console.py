@@ -6,18 +6,15 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from svd_engine._version import __version__
 from svd_engine.errors import OutputError, SvdEngineError
 
-if TYPE_CHECKING:
-    import typer
 
-
-def run(app: typer.Typer) -> None:
+def run(app: Callable[[], object]) -> None:
     """Runs a command: our errors become one line on stderr and the exit code of their class."""
     try:
         app()

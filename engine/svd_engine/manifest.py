@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 * 2**20  # at most; one network takes about 1000
 SCHEMA = "manifest.schema.json"
 DType = Literal["float32", "float16", "bfloat16"]
-Form = Literal["attention", "operators", "primitives", "cpu"]  # of the graphs: for which runtimes
+Runtime = Literal["onnxruntime", "tensorrt"]  # that a graph is for; tensorrt: of either flavour
 DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -58,7 +58,7 @@ class Source(_Strict):
 class NetworkEntry(_Strict):
     spec: NetworkSpec
     dtype: DType  # of weights and activations; the boundary is float32
-    graph: str  # file name
+    graphs: Annotated[dict[Runtime, str], Field(min_length=1)]  # file names; the same function, same weights
     weights: str  # file name
 
 
@@ -78,6 +78,16 @@ class ParityEntry(_Strict):
     relative: Finite  # max_abs over the largest absolute value of the reference
     cosine: Finite
     tolerance: Positive  # on `relative`
+
+
+class CompiledFigures(_Strict):
+    """What TensorRT's compiler made of one network, one call of it; `svd-bench compiled` says how counted."""
+
+    kernels: int
+    read_bytes: int  # over all kernels, each tensor that one takes at its full size, weights included
+    written_bytes: int
+    activation_bytes: int  # memory beside the weights
+    weights_bytes: int
 
 
 class PlanEntry(_Strict):
@@ -104,7 +114,6 @@ class Manifest(_Strict):
     model: Model
     source: Source
     dtype: DType
-    form: Form
     opset: Opset
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1, max_length=256)]
     networks: Annotated[tuple[NetworkEntry, ...], Field(max_length=4096)]

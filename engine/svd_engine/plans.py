@@ -39,8 +39,9 @@ def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, host: Host) -> st
 def stale(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry) -> str:
     """Whether a plan of `spec` was built from other files than the bundle's, in words; empty when not."""
     entry, files = bundle.entry(spec), bundle.manifest.files
-    if plan.graph_sha256 != files[entry.graph].sha256:
-        return f"built from another {entry.graph} than the bundle's"
+    graph = bundle.graph_name(spec, "tensorrt")
+    if plan.graph_sha256 != files[graph].sha256:
+        return f"built from another {graph} than the bundle's"
     if plan.weights_sha256 != files[entry.weights].sha256:
         return f"built from another {entry.weights} than the bundle's"
     return ""

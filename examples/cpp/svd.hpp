@@ -272,7 +272,10 @@ class Bundle {
     if (listed.text() != network.text())
       throw Error("network " + network.key + " of bundle " + folder.string(), network.text(), listed.text(),
                   "Export the bundle again.");
-    for (const std::string file : {found.at("graph"), found.at("weights")})
+    std::vector<std::string> files;
+    files.push_back(found.at("weights").get<std::string>());
+    for (const auto& graph : found.at("graphs")) files.push_back(graph.get<std::string>());
+    for (const auto& file : files)
       if (!manifest.at("files").contains(file))
         throw bad("files of " + network.key + " that it lists with their hash", file + " without one");
   }
@@ -438,7 +441,7 @@ class OnnxRuntime : public Backend {
     if (!sessions_.count(network.key)) {
       const auto& entry = bundle_.entry(network);
       bundle_.verified(entry.at("weights"));
-      const auto graph = bundle_.verified(entry.at("graph"));
+      const auto graph = bundle_.verified(entry.at("graphs").at("onnxruntime"));
       sessions_.emplace(network.key, Ort::Session(env_, graph.c_str(), options_));
     }
     return sessions_.at(network.key);

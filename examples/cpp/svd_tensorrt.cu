@@ -177,9 +177,12 @@ class TensorRt : public Backend {
     const bool named = std::find(cards.begin(), cards.end(), here) != cards.end();
     const bool newer = target.at("or_newer").get<bool>() && here >= *std::min_element(cards.begin(), cards.end());
     if (!named && !newer) return "built for " + target.at("label").get<std::string>();
-    for (const std::string part : {"graph", "weights"})
-      if (plan.at(part + "_sha256") != files.at(entry.at(part).get<std::string>()).at("sha256"))
-        return "built from another " + part;
+    const auto same = [&](const std::string& file, const char* hash) {
+      return plan.at(hash) == files.at(file).at("sha256");
+    };
+    if (!entry.at("graphs").contains("tensorrt") || !same(entry["graphs"]["tensorrt"], "graph_sha256"))
+      return "built from another graph";
+    if (!same(entry.at("weights"), "weights_sha256")) return "built from other weights";
     return plan.at("stripped").get<bool>() ? "holds no weights, which this program does not refit" : "";
   }
 

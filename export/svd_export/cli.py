@@ -30,13 +30,6 @@ class DType(StrEnum):
     fp32 = "fp32"
 
 
-class Form(StrEnum):
-    attention = "attention"
-    operators = "operators"
-    primitives = "primitives"
-    cpu = "cpu"
-
-
 class VerifiedBackend(StrEnum):
     onnxruntime = "onnxruntime"
     tensorrt = "tensorrt"
@@ -85,14 +78,6 @@ def onnx(
     without_rewrite: Annotated[
         list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
     ] = None,
-    form: Annotated[
-        Form | None,
-        typer.Option(
-            help="Of the graphs. attention: it is one operator; operators: group normalisation too; "
-            "primitives: neither, for TensorRT 10.12 and 10.13; cpu: as attention, shaped for ONNX Runtime "
-            "on a CPU. Default cpu for fp32, else attention."
-        ),
-    ] = None,
 ) -> None:
     """Exports CHECKPOINT to a bundle.  Repeated --frames, --guidance or --decode-chunk share weights."""
     if (checkpoint is None) == (random_weights is None):
@@ -116,10 +101,7 @@ def onnx(
         [g.value for g in guidance or [Guidance.batched]], decode_chunk or [None],
     )  # fmt: skip
     chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
-    manifest = export_bundle(
-        opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress(),
-        form.value if form else None,
-    )  # fmt: skip
+    manifest = export_bundle(opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress())
     size = sum(entry.bytes for entry in manifest.files.values())
     typer.echo(f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.dtype}")
     if manifest.model.random_weights:

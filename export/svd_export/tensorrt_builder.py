@@ -1,4 +1,4 @@
-"""One ONNX graph becomes a TensorRT plan, by Polygraphy, with either flavour of TensorRT (10.12 up to 11, RTX
+"""One ONNX graph becomes a TensorRT plan, by Polygraphy, with either flavour of TensorRT (10.14 up to 11, RTX
 1.7).
 
 Precision is the graph's, for networks are strongly typed; TF32 is off, so that float32 means float32.  The
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     import tensorrt
 
 HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
-FORMS = "export another form of the graphs (svd-export onnx ... --form primitives, operators or attention)"
 REMEDIES = {  # by what TensorRT says
     "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), pass a smaller --workspace, or "
     "export a smaller profile (--decode-chunk, --guidance single).",
-    "could not find any implementation": f"Pass a larger --workspace, or {FORMS}.",
+    "could not find any implementation": "Pass a larger --workspace, or export a smaller profile "
+    "(--decode-chunk, --guidance single).",
     "fp32 gemm is not supported": "Leave sm75 out of --target: TensorRT for RTX multiplies no float32 "
     "matrices on Turing cards, and the VAE encoder is float32. They run --backend onnxruntime.",
-    "": f"`svd-export check` names what TensorRT does not take; or {FORMS}.",
+    "": "`svd-export check` names what TensorRT does not take; export again with this version of svd-engine.",
 }
 DEFAULT_WORKSPACE = 8 * 2**30  # for kernels' scratch; without a limit, builds asked for 86 GB
 DEFAULT_LEVEL = 3

@@ -15,45 +15,77 @@ if TYPE_CHECKING:
 
 
 class Version(StrEnum):
-    v10_13 = "10.13"
     v10_14 = "10.14"
     v10_15 = "10.15"
     v11 = "11"
 
 
+class Card(StrEnum):
+    sm75 = "sm75"
+    sm80 = "sm80"
+    sm86 = "sm86"
+    sm89 = "sm89"
+    sm120 = "sm120"
+    sm121 = "sm121"
+
+
 def check(
     bundle: Annotated[Path, typer.Argument(help="The bundle; it is only read.")],
-    tensorrt: Annotated[Version, typer.Option(help="Whose operators, types and opsets.")] = Version.v11,
+    tensorrt: Annotated[
+        Version | None,
+        typer.Option(
+            help="Ask the table of this version. Default: an installed parser, else the table of 11."
+        ),
+    ] = None,
+    target: Annotated[
+        Card | None, typer.Option(help="Hold the graphs against the rules of this kind of card too.")
+    ] = None,
 ) -> None:
-    """Holds a bundle's graphs against what TensorRT takes; needs no TensorRT and no GPU."""
+    """Checks whether TensorRT takes a bundle's graphs; needs no GPU.  Says who answered."""
     from svd_engine.bundle import Bundle
     from svd_engine.errors import ExportError
+    from svd_export import compiled
     from svd_export.graph_check import check_graph
-    from svd_export.tensorrt_ops import OPSET_LIMITS
 
     opened = Bundle(bundle)
+    parser = compiled.installed() if tensorrt is None else None
+    version = tensorrt or Version.v11
+    if parser is None:
+        asked = f"the table of TensorRT {version.value}"
+    else:
+        asked = f"the parser of TensorRT for RTX {parser}, and the table"
     findings = 0
     for entry in opened.manifest.networks:
-        report = check_graph(opened.graph(entry.spec), tensorrt.value)
-        typer.echo(f"{entry.spec.key:<40} {_summary(report)}")
-        for finding in report.findings:
+        graph = opened.graph(entry.spec, "tensorrt")
+        report = check_graph(graph, version.value, target and target.value)
+        found = [*report.findings, *(compiled.parse_errors(graph) if parser else ())]
+        typer.echo(f"{entry.spec.key:<40} {_summary(report, len(found))}")
+        for finding in found:
             typer.echo(f"  {finding}")
-        findings += len(report.findings)
+        findings += len(found)
+    typer.echo(f"asked: {asked}")
     if findings:
         raise ExportError(
             f"bundle {bundle}",
-            expected=f"graphs that TensorRT {tensorrt.value} takes",
-            got=f"{findings} findings, above",
-            remedy="Export again with --form primitives, which TensorRT takes from 10.12, or use a newer one."
-            if opened.manifest.opset > OPSET_LIMITS["10.13"][1]
-            else "Report this with the versions in the manifest.",
+            expected="graphs without findings"
+            if target is None
+            else f"graphs without findings for {target.value}",
+            got=f"{findings}, above",
+            remedy="Report this with the versions in the manifest."
+            if target is None
+            else "Build for another kind of card, or export in another precision (--dtype).",
         )
 
 
-def _summary(report: GraphReport) -> str:
-    heads = ", ".join(f"{count} of width {width}" for width, count in sorted(report.attentions.items()))
-    verdict = f"{len(report.findings)} findings" if report.findings else "fits"
-    return f"{verdict}: {report.operators} operators of {report.kinds} kinds, attention {heads or 'none'}"
+def _summary(report: GraphReport, findings: int) -> str:
+    widths = [
+        f"{count} of width {width}{note}"
+        for counts, note in ((report.fused, ""), (report.apart, " as products"))
+        for width, count in sorted(counts.items())
+    ]
+    verdict = f"{findings} findings" if findings else "fits"
+    kinds = f"{report.operators} operators of {report.kinds} kinds"
+    return f"{verdict}: {kinds}, attention {', '.join(widths) or 'none'}"
 
 
 class Compatibility(StrEnum):

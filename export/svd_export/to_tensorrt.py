@@ -59,15 +59,17 @@ def build_plans(
 
     Raises SettingsError for a network, flavour, target or option that is none, BackendUnavailable without
     the flavour or a GPU that it needs, ExportError when a plan cannot be built or written, BundleError when
-    the bundle is damaged.
+    the bundle is damaged or holds no graphs for TensorRT.
     """
     for name in networks:
         one_of("network", name, NETWORKS)
+    entries = [entry for entry in bundle.manifest.networks if entry.spec.network in networks]
+    for entry in entries:
+        bundle.graph_name(entry.spec, "tensorrt")  # refused at once where there is none
     order = _order(options, timing_cache, flavour, target, progress)
     if timing_cache is None:
         name = plan_file("timing", order.flavour.name, order.version, order.target, bundle.manifest.dtype)
         timing_cache = (bundle.folder / name).with_suffix(".cache")
-    entries = [entry for entry in bundle.manifest.networks if entry.spec.network in networks]
     made = []
     with workshop(bundle.folder) as aside:
         for number, entry in enumerate(entries, 1):
@@ -162,7 +164,7 @@ def _row(bundle: Bundle, entry: NetworkEntry, order: Order, built: Built) -> Pla
         version=order.version,
         target=order.target,
         dtype=entry.dtype,
-        graph_sha256=files[entry.graph].sha256,
+        graph_sha256=files[bundle.graph_name(entry.spec, "tensorrt")].sha256,
         weights_sha256=files[entry.weights].sha256,
         stripped=options.stripped,
         refittable=options.refittable,

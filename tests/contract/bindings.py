@@ -23,8 +23,7 @@ from tests.paths import ROOT
 
 CACHE = ROOT / ".pytest_cache" / "tensorrt-bindings"
 PINNED = {  # version -> distribution: the oldest that we support, and both sides of the change to 11
-    "10.12.0.36": "tensorrt_cu12_bindings",
-    "10.13.3.9": "tensorrt_cu12_bindings",
+    "10.14.1.48.post1": "tensorrt_cu12_bindings",
     "11.4.0.106": "tensorrt_cu13_bindings",
 }
 RTX = "rtx"  # TensorRT for RTX as it is installed here, its libraries real

@@ -117,12 +117,12 @@ def test_bfloat16_is_nothing_for_onnx_runtime_on_the_cpu() -> None:
 
 
 @pytest.fixture
-def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
+def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     """A bundle with three plans: for this card, for another, and a stripped one for a capability."""
-    folder = damage.copy(tiny_bundle, tmp_path)
+    folder = damage.copy(tiny_half_bundle, tmp_path)
     clip, vae, denoiser, *_ = tensorrt_plans.specs(folder)
     tensorrt_plans.add_plan(folder, clip)
-    other = Host("tensorrt", "10.12.0.36", "Other", (8, 6))
+    other = Host("tensorrt", "10.15.1.29", "Other", (8, 6))
     tensorrt_plans.add_plan(folder, vae, host=other)
     tensorrt_plans.add_plan(
         folder,
@@ -140,11 +140,11 @@ def test_plans_on_a_machine_that_runs_some(planned: Path, monkeypatch: pytest.Mo
     tensorrt_double.install(monkeypatch)
     first, second, third = info.plan_facts(Bundle(planned)).values()
     assert first == (
-        "image_encoder-b1 (profile 1, 2), TensorRT 10.13.3.9, for NVIDIA Any 80GB only, sm90, "
+        "image_encoder-b1 (profile 1, 2), TensorRT 10.14.1.48, for NVIDIA Any 80GB only, sm90, "
         "float32, 0.0 MiB, on the GPU 0.0 MiB of activations; runs on cuda:0, cuda:1"
     )
     assert second.endswith(
-        f"; not here: built by TensorRT 10.12.0.36, here is 10.13.3.9; run: svd-export tensorrt {planned}"
+        f"; not here: built by TensorRT 10.15.1.29, here is 10.14.1.48; run: svd-export tensorrt {planned}"
     )
     assert "(profile 1), TensorRT" in third
     assert "for sm90, " in third
@@ -176,5 +176,5 @@ def test_plans_on_a_machine_without_a_gpu(planned: Path, monkeypatch: pytest.Mon
 def test_the_command_lists_plans(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "info", planned) == 0
     said = capsys.readouterr().out
-    assert "plan 1          image_encoder-b1 (profile 1, 2), TensorRT 10.13.3.9" in said
+    assert "plan 1          image_encoder-b1 (profile 1, 2), TensorRT 10.14.1.48" in said
     assert "\ntensorrt on cuda: " in said

@@ -19,8 +19,8 @@ from tests.tensorrt_plans import HOST, add_plan, plan_of, specs
 
 
 @pytest.fixture
-def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    return damage.copy(tiny_bundle, tmp_path)
+def folder(tiny_half_bundle: Path, tmp_path: Path) -> Path:
+    return damage.copy(tiny_half_bundle, tmp_path)
 
 
 def denoiser(folder: Path) -> NetworkSpec:
@@ -34,7 +34,7 @@ def test_a_bundle_without_plans_says_what_builds_them(folder: Path) -> None:
         fitting_plan(Bundle(folder), denoiser(folder), HOST)
     assert str(caught.value) == (
         f"TensorRT plan of {denoiser(folder).key} in bundle {folder}: expected one for "
-        f"TensorRT 10.13.3.9 on NVIDIA Any 80GB, sm90, got no plan. Run: svd-export tensorrt {folder}"
+        f"TensorRT 10.14.1.48 on NVIDIA Any 80GB, sm90, got no plan. Run: svd-export tensorrt {folder}"
     )
 
 
@@ -55,11 +55,11 @@ def test_a_plan_that_fits(folder: Path, target: Target, here: Host) -> None:
 
 
 OTHERS: list[tuple[Target, Host, str]] = [
-    (CARD, replace(HOST, version="10.13.3.8"), "built by TensorRT 10.13.3.9, here is 10.13.3.8"),
+    (CARD, replace(HOST, version="10.14.1.47"), "built by TensorRT 10.14.1.48, here is 10.14.1.47"),
     (
         AMPERE_AND_NEWER,
         replace(HOST, version="11.4.0.106"),
-        "built by TensorRT 10.13.3.9, here is 11.4.0.106",
+        "built by TensorRT 10.14.1.48, here is 11.4.0.106",
     ),
     (CARD, replace(HOST, gpu="Other"), "built for NVIDIA Any 80GB, here is Other"),
     (CARD, replace(HOST, compute_capability=(9, 1)), "built for sm90, here is sm91"),
@@ -81,7 +81,7 @@ def test_a_plan_for_another_machine(folder: Path, target: Target, here: Host, re
 def test_a_plan_of_another_network(folder: Path, field: str, file: str) -> None:
     """The bundle was exported again, and the plan stayed."""
     add_plan(folder, denoiser(folder), **{field: "0" * 64})
-    name = damage.network(folder, "denoiser")[file]
+    name = damage.network(folder, "denoiser")["graphs"]["tensorrt"] if file == "graph" else "denoiser.bin"
     with pytest.raises(BackendUnavailable, match=f"built from another {re.escape(name)} than the bundle's"):
         fitting_plan(Bundle(folder), denoiser(folder), HOST)
 
@@ -111,11 +111,11 @@ def test_the_plan_made_for_this_card_is_preferred(folder: Path) -> None:
 def test_names_of_plans_tell_machines_apart_and_are_portable() -> None:
     odd = card_target(replace(HOST, gpu="NVIDIA RTX 6000 (Ada)/48GB"))
     names = {
-        plan_file("vae_encoder-b1", "tensorrt", "10.13.3.9", odd, "float16"): "nvidia-rtx-6000-ada-48gb",
-        plan_file("vae_encoder-b1", "tensorrt", "10.13.3.9", ALIKE, "float16"): "sm90",
-        plan_file("vae_encoder-b1", "tensorrt", "10.13.3.9", AMPERE_AND_NEWER, "float16"): "ampere-plus",
+        plan_file("vae_encoder-b1", "tensorrt", "10.14.1.48", odd, "float16"): "nvidia-rtx-6000-ada-48gb",
+        plan_file("vae_encoder-b1", "tensorrt", "10.14.1.48", ALIKE, "float16"): "sm90",
+        plan_file("vae_encoder-b1", "tensorrt", "10.14.1.48", AMPERE_AND_NEWER, "float16"): "ampere-plus",
     }
-    assert list(names) == [f"vae_encoder-b1.trt10.13.3.9-{gpu}-float16.plan" for gpu in names.values()]
+    assert list(names) == [f"vae_encoder-b1.trt10.14.1.48-{gpu}-float16.plan" for gpu in names.values()]
 
 
 def test_an_altered_plan_is_not_handed_out(folder: Path) -> None:

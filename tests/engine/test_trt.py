@@ -60,7 +60,7 @@ def test_opening_a_network(trt: TensorRT, planned: Path) -> None:
     plan = Bundle(planned).plans(network.spec)[0]
     assert network.placement.backend == "tensorrt"
     assert network.placement.dtype == "float32"
-    assert network.placement.detail == f"TensorRT 10.13.3.9, {plan.file}"
+    assert network.placement.detail == f"TensorRT 10.14.1.48, {plan.file}"
 
 
 def test_one_runtime_for_all(trt: TensorRT, planned: Path) -> None:

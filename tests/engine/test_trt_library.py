@@ -52,7 +52,7 @@ def test_a_folder_of_this_name_is_not_tensorrt(monkeypatch: pytest.MonkeyPatch, 
     assert refusal() == "a module without a version"
 
 
-@pytest.mark.parametrize("version", ["10.12.0.36", "10.13.3.9.post1", "11.4.0.106"])
+@pytest.mark.parametrize("version", ["10.15.1.29", "10.14.1.48.post1", "11.4.0.106"])
 def test_versions_that_we_know(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     tensorrt_double.install(monkeypatch, version)
     assert require(TENSORRT) == version
@@ -61,7 +61,7 @@ def test_versions_that_we_know(monkeypatch: pytest.MonkeyPatch, version: str) ->
 def test_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt_double.install(monkeypatch)
     assert host(TENSORRT, torch.device("cuda", 0)) == HOST
-    assert str(HOST) == "TensorRT 10.13.3.9 on NVIDIA Any 80GB, sm90"
+    assert str(HOST) == "TensorRT 10.14.1.48 on NVIDIA Any 80GB, sm90"
 
 
 def test_errors_wait_and_the_rest_is_logged(

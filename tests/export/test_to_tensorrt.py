@@ -48,7 +48,7 @@ def test_every_network_receives_a_plan_that_fits_here(trt: Any, folder: Path) ->
 
 def test_what_tensorrt_is_asked_for(trt: Any, folder: Path) -> None:
     build_plans(Bundle(folder), networks=["denoiser"])
-    graph = damage.network(folder, "denoiser")["graph"]
+    graph = damage.network(folder, "denoiser")["graphs"]["tensorrt"]
     order = [name for name in trt.order() if not name.endswith("freed")]
     assert order == [
         "Builder.__init__", "Builder.create_network", "OnnxParser.parse_from_file",

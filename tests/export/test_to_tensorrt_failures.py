@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from svd_engine.bundle import Bundle
-from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
+from svd_engine.errors import BackendUnavailable, BundleError, ExportError, SettingsError
 from svd_engine.install import install_line
 from svd_export.cli import main
 from svd_export.tensorrt_builder import BuildOptions
@@ -214,3 +214,11 @@ def test_two_at_once(trt: Any, folder: Path) -> None:
     build_plans(Bundle(folder), networks=["denoiser"])
     assert "Wait for it, then run the same command." in seen[0]
     assert tuple(plans(folder)) == ("denoiser",)
+
+
+def test_a_float32_bundle_is_refused_before_anything_is_built(trt: Any, tiny_bundle: Path) -> None:
+    with pytest.raises(
+        BundleError, match=r"expected graphs for TensorRT, .* Run: svd-export onnx .* --dtype fp16"
+    ):
+        build_plans(Bundle(tiny_bundle))
+    assert built(trt) == []

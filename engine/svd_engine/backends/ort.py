@@ -67,7 +67,7 @@ class OrtBackend:
         self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
-        path = self.bundle.graph(spec, _memory(self.device))
+        path = self.bundle.graph(spec, "onnxruntime", _memory(self.device))
         provider = PROVIDERS[self.device.type]
         session = self._session(path, provider)
         used = session.get_providers()

@@ -172,7 +172,7 @@ class TrtBackend:
             engine = self._engine(plan)
             self._check_table(spec, plan, engine)
             if plan.stripped:
-                refit(engine, self.bundle.graph(spec), plan.file, self._rebuild)
+                refit(engine, self.bundle.graph(spec, "tensorrt"), plan.file, self._rebuild)
             record = self.graphs and spec.network in RECORDED
             context, jit = self._context(plan, engine, record)
             detail = f"{self.flavour.title} {plan.version}, {plan.file}"
