@@ -169,7 +169,7 @@ def _row(bundle: Bundle, entry: NetworkEntry, order: Order, built: Built) -> Pla
         optimization_level=options.optimization_level,
         workspace_bytes=options.workspace_bytes,
         device_memory_bytes=built.device_memory_bytes,
-        weights_memory_bytes=built.weights_memory_bytes,
+        compiled=built.compiled,
     )
 
 
