@@ -103,7 +103,7 @@ def _order(
     check_options(chosen.flavour, given | {"hardware_compatibility": _beyond(options)})
     cards = choose_target(chosen.flavour, target, options.hardware_compatibility)
     progress(f"{chosen.flavour.title} {version} ({chosen.reason}), for {cards.cards}")
-    if chosen.flavour.cannot:
+    if chosen.flavour.builds_without_gpu:  # without these options
         return Order(chosen.flavour, version, cards, options)
     settled = replace(
         options,
