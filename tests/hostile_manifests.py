@@ -96,7 +96,7 @@ def plan(**fields: Any) -> Spoil:
         "optimization_level": 3,
         "workspace_bytes": 0,
         "device_memory_bytes": 0,
-        "weights_memory_bytes": None,
+        "compiled": None,
     }
     return field("plans", value=[{**row, **fields}])
 

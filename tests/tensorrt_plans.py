@@ -75,7 +75,7 @@ def add_plan(
             "optimization_level": 3,
             "workspace_bytes": 8 * 2**30,
             "device_memory_bytes": plan["device_memory"],
-            "weights_memory_bytes": None,
+            "compiled": None,
             **entry,
         }
     )

@@ -88,7 +88,7 @@ class Bundle:
         return self.entry(spec).dtype
 
     def graph(self, spec: NetworkSpec, runtime: Runtime, memory: int | None = None) -> Path:
-        """Path of the network's ONNX graph for `runtime`, after all is checked that can be known before a run.
+        """Path of the network's ONNX graph for `runtime`, checked for all that can be known before.
 
         Its files' hashes, where its weights lie, its inputs and output, and what it allocates: no run of it
         may need more than `memory` bytes; None leaves that to the runtime.  Raises BundleError, also when

@@ -124,13 +124,15 @@ def _plan(bundle: Bundle, plan: PlanEntry) -> str:
     profiles = ", ".join(str(number) for number, of_one in enumerate(keys, 1) if plan.network in of_one)
     target = plan.target
     only = f"{target.gpu} only, " if target.gpu else f"{target.label}: " if target.label == "portable" else ""
-    weights = plan.weights_memory_bytes
+    compiled = plan.compiled
+    weights = f"{compiled.weights_bytes / 2**20:.1f} MiB of weights and " if compiled else ""
+    moved = compiled.read_bytes + compiled.written_bytes if compiled else 0
+    kernels = f", {compiled.kernels} kernels that move {moved / 2**30:.2f} GiB" if compiled else ""
     return (
         f"{plan.network} (profile {profiles}), {FLAVOURS[plan.flavour].title} {plan.version}, "
         f"for {only}{target.cards}, {plan.dtype}, "
         f"{manifest.files[plan.file].bytes / 2**20:.1f} MiB{' without weights' if plan.stripped else ''}, "
-        f"on the GPU {'' if weights is None else f'{weights / 2**20:.1f} MiB of weights and '}"
-        f"{plan.device_memory_bytes / 2**20:.1f} MiB of activations"
+        f"on the GPU {weights}{plan.device_memory_bytes / 2**20:.1f} MiB of activations{kernels}"
     )
 
 

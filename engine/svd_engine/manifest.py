@@ -83,11 +83,11 @@ class ParityEntry(_Strict):
 class CompiledFigures(_Strict):
     """What TensorRT's compiler made of one network, one call of it; `svd-bench compiled` says how counted."""
 
-    kernels: int
-    read_bytes: int  # over all kernels, each tensor that one takes at its full size, weights included
-    written_bytes: int
-    activation_bytes: int  # memory beside the weights
-    weights_bytes: int
+    kernels: Count
+    read_bytes: Bytes  # over all kernels, each tensor that one takes at its full size, weights included
+    written_bytes: Bytes
+    activation_bytes: Bytes  # memory beside the weights
+    weights_bytes: Bytes
 
 
 class PlanEntry(_Strict):
@@ -106,7 +106,7 @@ class PlanEntry(_Strict):
     optimization_level: OptimizationLevel | None  # None: the flavour has no such option
     workspace_bytes: Bytes | None  # limit of a kernel's scratch memory that the builder had; None as above
     device_memory_bytes: Bytes  # activations of one execution context
-    weights_memory_bytes: Bytes | None  # weights on the GPU, as the compiler counts them; None: it did not
+    compiled: CompiledFigures | None  # None: the flavour's log does not say
 
 
 class Manifest(_Strict):

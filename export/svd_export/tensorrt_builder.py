@@ -7,7 +7,6 @@ build never loads what it made unless it is on the GPU that will run it.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,8 @@ import torch
 from svd_engine.backends.trt_library import library, log
 from svd_engine.errors import BackendUnavailable, ExportError
 from svd_engine.flavours import Flavour, Target
+from svd_engine.manifest import CompiledFigures
+from svd_export.compiled import read_log
 from svd_export.tensorrt_progress import Progress
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Built:
     plan: memoryview
     timings: memoryview | None  # the timing cache, grown; None of a flavour that has none
     device_memory_bytes: int  # activations of one execution context
-    weights_memory_bytes: int | None  # None: the compiler did not say
+    compiled: CompiledFigures | None  # None: the flavour's log does not say
 
 
 def build(
@@ -101,13 +102,11 @@ def build(
     if plan is None:
         raise _failure(graph, "a plan", log(flavour).errors_so_far())
     content = _bytes_of(plan)
-    activations, weights = _memory(lines)
     if flavour.builds_without_gpu:
-        if activations is None:
-            raise _failure(graph, "the memory that the plan needs, in the compiler's log", "nothing of it")
-        return Built(content, None, activations, weights)
+        figures = read_log(lines).figures()
+        return Built(content, None, figures.activation_bytes, figures)
     grown = _bytes_of(config.get_timing_cache().serialize())
-    return Built(content, grown, _loaded_memory(graph, flavour, content), weights)
+    return Built(content, grown, _loaded_memory(graph, flavour, content), None)
 
 
 def load_polygraphy(flavour: Flavour) -> None:
@@ -221,13 +220,6 @@ def _loaded_memory(graph: Path, flavour: Flavour, plan: memoryview) -> int:
     if engine is None:
         raise _failure(graph, "a plan that TensorRT can load", log(flavour).errors_so_far())
     return int(engine.device_memory_size_v2)
-
-
-def _memory(lines: list[str]) -> tuple[int | None, int | None]:
-    """Bytes of activations and of weights on the GPU, as the compiler's log counts them."""
-    found = re.findall(r"^Total (Activation|Weights) Memory: (\d+) bytes", "\n".join(lines), re.MULTILINE)
-    totals = {name: int(size) for name, size in found}
-    return totals.get("Activation"), totals.get("Weights")
 
 
 def _monitor(flavour: Flavour, progress: Progress) -> Any:

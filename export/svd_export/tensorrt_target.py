@@ -105,7 +105,8 @@ def _target_here(flavour: Flavour, here: Host, compatibility: HardwareCompatibil
 def check_options(flavour: Flavour, given: dict[str, object]) -> None:
     """Raises SettingsError for an option that the flavour cannot do, with the reason."""
     for option, value in given.items():
-        if value and option in flavour.cannot:
+        left_out = value is None or value is False or value == ""
+        if option in flavour.cannot and not left_out:
             raise SettingsError(
                 f"{option} with {flavour.title}",
                 expected="it to be left out",

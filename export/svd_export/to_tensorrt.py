@@ -105,7 +105,7 @@ def _order(
     check_options(chosen.flavour, given | {"hardware_compatibility": _beyond(options)})
     cards = choose_target(chosen.flavour, target, options.hardware_compatibility)
     progress(f"{chosen.flavour.title} {version} ({chosen.reason}), for {cards.cards}")
-    if chosen.flavour.cannot:
+    if chosen.flavour.builds_without_gpu:  # without these options
         return Order(chosen.flavour, version, cards, options)
     settled = replace(
         options,
@@ -171,7 +171,7 @@ def _row(bundle: Bundle, entry: NetworkEntry, order: Order, built: Built) -> Pla
         optimization_level=options.optimization_level,
         workspace_bytes=options.workspace_bytes,
         device_memory_bytes=built.device_memory_bytes,
-        weights_memory_bytes=built.weights_memory_bytes,
+        compiled=built.compiled,
     )
 
 

@@ -73,7 +73,10 @@ def test_the_demo_builds_for(demo: Path, tmp_path: Path, target: str) -> None:
     for row in rows.values():
         assert (row.flavour, row.target.label) == ("tensorrt-rtx", target)
         assert row.device_memory_bytes > 0
-        assert (row.weights_memory_bytes or 0) > 0
+        assert row.compiled is not None
+        assert row.compiled.kernels > 10
+        assert row.compiled.activation_bytes == row.device_memory_bytes
+        assert min(row.compiled.read_bytes, row.compiled.written_bytes, row.compiled.weights_bytes) > 0
         assert (row.workspace_bytes, row.optimization_level, row.stripped) == (None, None, False)
     cards = {sm(capability) for capability in rows["denoiser"].target.capabilities}
     assert cards == ({"sm86", "sm89", "sm120"} if target == "portable" else {target})
@@ -81,7 +84,8 @@ def test_the_demo_builds_for(demo: Path, tmp_path: Path, target: str) -> None:
     assert "on two quiet CPU cores and" in err
     assert "GiB of memory" in out
     facts = info.plan_facts(Bundle(folder))
-    assert all("MiB of weights and" in fact and "torch sees no CUDA GPU" in fact for fact in facts.values())
+    assert all("MiB of weights and" in fact and " kernels that move " in fact for fact in facts.values())
+    assert all("torch sees no CUDA GPU" in fact for fact in facts.values())
     assert not list(folder.glob(".*"))
 
 
