@@ -116,7 +116,7 @@ def _attention(node: Any, graph: Graph) -> Iterator[str]:
     if width is not None and not _fuses(node, width, graph):
         yield (
             f"of type {kind} and heads {width} wide: TensorRT has kernels for half precision and heads of "
-            f"{table.FUSED_HEADS[0]} to {table.FUSED_HEADS[-1]}, and builds the others in some surroundings only"
+            f"{table.FUSED_HEADS[0]} to {table.FUSED_HEADS[-1]}, and builds others in some surroundings only"
         )
 
 
