@@ -35,7 +35,7 @@ import torch
 
 from svd_engine.manifest import Runtime
 from svd_export.primitives import take_apart
-from svd_export.tensorrt_ops import FUSED_TYPES, WIDEST_FUSED_HEAD
+from svd_export.tensorrt_ops import FUSED_HEADS, FUSED_TYPES
 
 OPSET = 23
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
@@ -83,7 +83,7 @@ def shape_for(runtime: Runtime, graph: ir.Graph) -> None:
 
 
 def fuses(attention: ir.Node) -> bool:
-    """Whether TensorRT's compiler has a kernel for an Attention: half precision, heads of at most 256.
+    """Whether TensorRT's compiler has a kernel for an Attention: half precision, heads 9 to 256 wide.
 
     The others (the VAE's one head of 512; the VAE encoder in float32) it builds in some surroundings only.
     """
@@ -91,7 +91,7 @@ def fuses(attention: ir.Node) -> bool:
     assert q is not None
     assert q.shape is not None
     assert q.dtype is not None
-    return q.dtype.name in FUSED_TYPES and int(q.shape[-1]) <= WIDEST_FUSED_HEAD
+    return q.dtype.name in FUSED_TYPES and int(q.shape[-1]) in FUSED_HEADS
 
 
 def _all(graph: ir.Graph, operator: str) -> Iterator[ir.Node]:

@@ -115,8 +115,8 @@ def _attention(node: Any, graph: Graph) -> Iterator[str]:
     kind, width = graph.type_of(node.input[0]), attention_width(node, graph)
     if width is not None and not _fuses(node, width, graph):
         yield (
-            f"of type {kind} and heads {width} wide: TensorRT has kernels for half precision and heads of at "
-            f"most {table.WIDEST_FUSED_HEAD}, and builds the others in some surroundings only"
+            f"of type {kind} and heads {width} wide: TensorRT has kernels for half precision and heads of "
+            f"{table.FUSED_HEADS[0]} to {table.FUSED_HEADS[-1]}, and builds others in some surroundings only"
         )
 
 
@@ -126,7 +126,7 @@ def _fuses(node: Any, width: int, graph: Graph) -> bool:
         kind = graph.type_of(node.input[0])
     else:
         kind = graph.type_of(graph.maker(node.input[0]).output[0])  # of the scores, before a cast
-    return kind in table.FUSED_TYPES and width <= table.WIDEST_FUSED_HEAD
+    return kind in table.FUSED_TYPES and width in table.FUSED_HEADS
 
 
 def _card(node: Any, graph: Graph, target: str | None) -> Iterator[str]:

@@ -73,7 +73,7 @@ ATTENTION_DIMENSIONS = (3, 4)
 ATTENTION_WITHOUT = ("softmax_precision", "softcap")  # refused, softmax_precision with any value
 # what the compiler has kernels of attention for; the others build in some surroundings, their scores written
 FUSED_TYPES = frozenset({"FLOAT16", "BFLOAT16"})
-WIDEST_FUSED_HEAD = 256
+FUSED_HEADS = range(9, 257)  # widths
 NOT_ON: dict[str, dict[str, tuple[str, ...]]] = {  # card: type: operators that are not built; () is all
     "sm75": {"BFLOAT16": (), "FLOAT": ("MatMul", "Gemm")},
 }

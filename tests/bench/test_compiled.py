@@ -106,12 +106,12 @@ def test_a_bundle_and_what_changed(
     assert made.compiler.startswith("TensorRT for RTX 1.")
     (encoder,) = made.networks
     assert encoder.network == "image_encoder-b1"
-    assert encoder.fused_attentions == encoder.attentions == 2
+    assert (encoder.fused_attentions, encoder.attentions) == (0, 2)  # heads 8 wide
     assert encoder.flop > 0
     assert sum(group.kernels for group in encoder.kinds.values()) == encoder.figures.kernels
     assert encoder.peak_host_bytes > 50 * 2**20
     assert "image_encoder-b1" in (tmp_path / "out" / "compiled.svg").read_text()
-    assert "2 of 2" in out
+    assert "0 of 2" in out
     assert call(main, *command, "--against", tmp_path / "out" / "compiled.json", "--markdown") == 0
     out = capsys.readouterr().out
     assert f"| {encoder.figures.kernels} -> {encoder.figures.kernels} |" in out
@@ -126,8 +126,9 @@ def test_every_form_of_a_graph_is_the_same_function(tiny_half_bundle: Path) -> N
     for normalisation in ("operator", "instance, float32", "instance, half"):
         for attention in ("operator", "products"):
             with candidate(bundle, entry, normalisation, attention) as graph:  # type: ignore[arg-type]
-                onnx.checker.check_model(str(graph), full_check=True)
-                operators = [n.op_type for n in onnx.load(graph, load_external_data=False).graph.node]
+                model = onnx.load(graph, load_external_data=False)
+            onnx.shape_inference.infer_shapes(model, strict_mode=True)
+            operators = [n.op_type for n in model.graph.node]
             seen[normalisation, attention] = operators
             assert ("GroupNormalization" in operators) == (normalisation == "operator")
             assert ("InstanceNormalization" in operators) == (normalisation != "operator")
@@ -151,9 +152,9 @@ def test_forms(
 
     monkeypatch.setattr("svd_bench.compile_bundle.compiled_in_child", compiled)
     assert call(main, "forms", tiny_half_bundle, "--network", "vae_decoder", "--out", tmp_path) == 0
-    assert len(cases) == 6  # its one head is narrow here
+    assert len(cases) == 3  # three normalisations; it has no attention that is one operator
     assert {case.target for case in cases} == {"sm89"}
-    assert len({case.network for case in cases}) == 6
+    assert len({case.network for case in cases}) == 3
     document = read_compiled(tmp_path / "forms-vae_decoder.json")
     assert [n.network for n in document.networks] == [case.network for case in cases]
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(document.model_dump_json())
@@ -209,7 +210,7 @@ def test_tables_and_plot() -> None:
     made = document(network(), network("vae_encoder-b1", fused=0))
     first, *largest = tables(made)
     assert first.title == "svd, random weights, float16, sm89, TensorRT for RTX 1.7: one call"
-    assert list(first.rows[1])[:6] == ["vae_encoder-b1", "10", "3.0 GiB", "1.0 GiB", "1.50", "0 of 2"]
+    assert list(first.rows[1])[:6] == ["vae_encoder-b1", "10", "3.0 GiB", "1.0 GiB", "1.5", "0 of 2"]
     assert [table.title for table in largest] == ["denoiser-b1", "vae_encoder-b1"]
     assert list(largest[0].rows[0]) == ["kind", "gemm", "10", "3.0 GiB", "1.0 GiB", "100.0%"]
     assert plots.compiled(made) == plots.compiled(made)

@@ -23,7 +23,7 @@ from tests.commands import call
 from tests.export.test_forms import one_node, taken_apart
 
 HALF = TensorProto.FLOAT16
-SHAPE = (1, 2, 6, 8)
+SHAPE = (1, 2, 6, 16)
 
 
 def report(model: onnx.ModelProto, folder: Path, version: Version = "11") -> GraphReport:
@@ -136,7 +136,7 @@ def test_the_pattern_of_attention(tmp_path: Path, version: Version) -> None:
     for kind in (TensorProto.FLOAT, HALF):  # half precision has casts around its softmax
         apart = taken_apart(one_node("Attention", kind, {}, q=SHAPE, k=SHAPE, v=SHAPE))
         found = report(apart, tmp_path, version)
-        assert (found.attentions, found.findings) == ({8: 1}, ())
+        assert (found.attentions, found.findings) == ({16: 1}, ())
         assert bool(found.fused) == (kind == HALF)
 
 
@@ -161,7 +161,7 @@ def products(scaled: str, axis: int = -1, softmax_to: tuple[str, ...] = ("y",)) 
     ids=["scale after the product", "no scale", "another axis", "weights that are kept"],
 )  # fmt: skip
 def test_attention_that_does_not_fuse(bad: onnx.ModelProto, tmp_path: Path) -> None:
-    assert report(products("queries"), tmp_path).attentions == {8: 1}
+    assert report(products("queries"), tmp_path).attentions == {16: 1}
     found = report(bad, tmp_path)
     assert found.attentions == {}
     assert found.findings == ("Softmax p: a softmax between products in a form that is not known here",)
@@ -219,7 +219,7 @@ BAD: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "attention over two dimensions": (two_dimensions, "y: its input q has neither 3 nor 4 dimensions"),
     "attention in float32": (
         lambda: one_node("Attention", TensorProto.FLOAT, {}, q=SHAPE, k=SHAPE, v=SHAPE),
-        "Attention y: of type FLOAT and heads 8 wide: TensorRT has kernels for half precision",
+        "Attention y: of type FLOAT and heads 16 wide: TensorRT has kernels for half precision",
     ),
     "softcap": (lambda: attention(softcap=1.0), "Attention y: has softcap, which TensorRT does not take"),
     "past": (with_a_past, "Attention y: has keys and values of the past"),

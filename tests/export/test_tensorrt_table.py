@@ -83,6 +83,7 @@ FINE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "attention, float16, 64 wide": (attention(), "sm89"),
     "attention, float16, 80 wide": (attention(width=80), "sm89"),
     "attention, float16, 256 wide": (attention(width=256), "sm89"),
+    "attention, float16, 9 wide": (attention(width=9), "sm89"),
     "attention, bfloat16": (attention(BF16), "sm86"),
     "attention, float16, Turing": (attention(), "sm75"),
     "attention over three dimensions": (attention(flat=True, q_num_heads=2, kv_num_heads=2), "sm89"),
@@ -112,6 +113,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str, str]] = {  # last, what th
 NOT_BUILT: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "attention, float32, 64 wide": (attention(FLOAT), "of type FLOAT and heads 64 wide", "sm89"),
     "attention, float32, 80 wide": (attention(FLOAT, 80), "of type FLOAT and heads 80 wide", "sm89"),
+    "attention, float16, 8 wide": (attention(width=8), "heads 8 wide", "sm89"),
     "attention, float16, 257 wide": (attention(width=257), "heads 257 wide", "sm89"),
     "attention, float16, 512 wide": (attention(width=512), "heads 512 wide", "sm89"),
     "attention, bfloat16, 512 wide": (attention(BF16, 512), "heads 512 wide", "sm89"),
