@@ -44,7 +44,7 @@ def small(context: Context, flavour: Flavour = TENSORRT) -> Found:
     checkpoint = tiny_checkpoint()
     plain = Modules(checkpoint, torch.float32, "cpu", [rewrite.name for rewrite in REWRITES])
     facts = {}
-    with exported(context, checkpoint, SMALL, flavour) as folder:
+    with exported(context, checkpoint, SMALL) as folder:
         build(folder, flavour, context)
         bundle = Bundle(folder)
         backend = TrtBackend(bundle, context.device, flavour)
@@ -95,7 +95,7 @@ def full_size(context: Context) -> Found:
 
     setting = context.setting()
     facts = {}
-    with exported(context, context.checkpoint, profile_of(setting), TENSORRT) as folder:
+    with exported(context, context.checkpoint, profile_of(setting)) as folder:
         eager = context.subject("svd-engine", "eager")
         ours = context.subject("svd-engine", "tensorrt").model_copy(update={"bundle": str(folder)})
         for network, stage in STAGES.items():

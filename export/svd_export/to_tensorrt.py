@@ -77,7 +77,7 @@ def build_plans(
             if row is not None:
                 progress(f"{entry.spec.key}: {row.file} is there already")
             else:
-                graph = bundle.graph(entry.spec)
+                graph = bundle.graph(entry.spec, "tensorrt")
                 expected = _expected(order.flavour, graph, bundle.folder / entry.weights)
                 progress(f"{entry.spec.key}: building, {number} of {len(entries)}{expected}")
                 timings = timing_cache.read_bytes() if timing_cache.is_file() else b""

@@ -65,7 +65,7 @@ def outputs(bundle: Bundle, entry: NetworkEntry, plan: bytes) -> tuple[Tensor, T
 
     feed = {name: tensor.numpy() for name, tensor in example_inputs(entry.spec).items()}
     runners = [
-        OnnxrtRunner(SessionFromOnnx(str(bundle.graph(entry.spec)), providers=["cpu"])),
+        OnnxrtRunner(SessionFromOnnx(str(bundle.graph(entry.spec, "onnxruntime")), providers=["cpu"])),
         TrtRunner(EngineFromBytes(plan)),
     ]
     results: Any = Comparator.run(runners, data_loader=[feed])

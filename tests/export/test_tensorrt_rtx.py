@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install tensorrt-rtx-cu13"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="these hold what happens without a GPU"),
 ]
-FORM = "primitives"  # which this compiler takes whole
 
 
 @pytest.fixture(scope="session")
@@ -40,13 +39,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = open_checkpoint("demo")
     model = checkpoint.model
     profile = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
-    export_bundle(checkpoint, folder, [profile], torch.float16, form=FORM)
+    export_bundle(checkpoint, folder, [profile], torch.float16)
     return folder
 
 
 @pytest.fixture(scope="session")
 def small(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("small"), FORM)
+    return half(tiny_checkpoint, tmp_path_factory.mktemp("small") / "tiny")
 
 
 @pytest.fixture
