@@ -46,7 +46,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("small"), FORM)
+    return half(tiny_checkpoint, tmp_path_factory.mktemp("small") / "tiny", FORM)
 
 
 @pytest.fixture
