@@ -122,9 +122,7 @@ def test_here_on_a_card_that_it_has_no_target_for(card: Any) -> None:
 @pytest.mark.parametrize("option", TENSORRT_RTX.cannot)
 def test_options_that_it_cannot_do(option: str) -> None:
     for value in (7, 0):  # a level of 0 is one
-        with pytest.raises(
-            SettingsError, match=f"{option} with TensorRT for RTX: expected it to be left"
-        ):
+        with pytest.raises(SettingsError, match=f"{option} with TensorRT for RTX: expected it to be left"):
             check_options(TENSORRT_RTX, {option: value})
         check_options(TENSORRT, {option: value})
     for left_out in (None, False, ""):

@@ -28,7 +28,8 @@ def test_without_a_gpu(half_bundle: Path, capsys: pytest.CaptureFixture[str], ba
 
 def test_a_checkpoint_is_of_no_use(half_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "verify", half_bundle, "--backend", "tensorrt", "--checkpoint", "demo") == 2
-    assert "--checkpoint belongs to --backend onnxruntime" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "--checkpoint, --variant, --no-write belong to --backend onnxruntime" in said
 
 
 def rows(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, off: float) -> Any:
