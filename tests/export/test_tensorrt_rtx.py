@@ -12,6 +12,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from svd_engine.checkpoint import open_checkpoint
 from svd_engine.flavours import TENSORRT_RTX, sm
 from svd_engine.install import install_line
 from svd_engine.networks.spec import Profile
+from svd_export.manifest_file import file_entry
 from svd_export.to_onnx import export_bundle
 from tests import damage
 from tests.commands import start
@@ -116,9 +118,15 @@ def test_one_plan_for_several_cards_and_the_same_bytes_every_time(folder: Path) 
     assert Bundle(folder).manifest.files[row.file].sha256 == sha256
 
 
-def test_a_graph_that_it_refuses(half_bundle: Path, tmp_path: Path) -> None:
+def test_a_graph_that_it_refuses(folder: Path) -> None:
     """The parser's own words, and the bundle as it was."""
-    folder = damage.copy(half_bundle, tmp_path)
+    name = damage.network(folder, "denoiser")["graphs"]["tensorrt"]
+    model = onnx.load(folder / name, load_external_data=False)
+    attention = next(node for node in model.graph.node if node.op_type == "Attention")
+    attention.attribute.append(onnx.helper.make_attribute("softmax_precision", onnx.TensorProto.FLOAT))
+    (folder / name).write_bytes(model.SerializeToString())
+    entry = file_entry(folder / name).model_dump()
+    damage.edit(folder, lambda manifest: manifest["files"].update({name: entry}))
     before = {path.name: path.stat().st_size for path in folder.iterdir()}
     code, _, err = build(folder, "--target", "sm89", "--networks", "denoiser")
     assert code == 1
