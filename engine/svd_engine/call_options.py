@@ -41,5 +41,5 @@ def _read_as(parameter: Parameter) -> tuple[Any, Callable[[str], int] | None]:
     """The type that typer shows and converts to, and what reads it in typer's place."""
     if isinstance(parameter.kind, FitMode):
         choices = {choice: choice for choice in parameter.kind.choices}
-        return StrEnum(parameter.name, choices), None  # type: ignore[misc]  # made from the list
+        return StrEnum(parameter.name, choices), None
     return (float, None) if isinstance(parameter.kind, Real) else (int, integer)

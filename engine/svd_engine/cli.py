@@ -44,7 +44,8 @@ def generate(
         typer.Option(
             "-o",
             "--output",
-            help="Where to: .mp4 .webm .gif .webp, .png (contact sheet), or a folder of frames. Repeatable.",
+            help="Where to: .mp4 .webm .gif .webp, .png (contact sheet), or a folder of frames. Repeatable. "
+            "Several videos are numbered OUT-0, OUT-1, ...",
         ),
     ],
     bundle: Annotated[Path | None, typer.Option(help="Exported bundle to run.")] = None,

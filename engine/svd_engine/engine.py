@@ -145,7 +145,7 @@ class VideoEngine(Steered, DiffusersNames):
         Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError,
         Cancelled.
         """
-        settings = self._settings(locals())
+        settings = self._settings(locals())  # the arguments: nothing else is there yet
         one_of("output_type", output_type, OUTPUT_TYPES)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
@@ -271,7 +271,9 @@ class VideoEngine(Steered, DiffusersNames):
 def _placements(stages: pipeline.Stages) -> dict[str, report.StagePlacement]:
     """By network; a decoder of a further chunk size by its key."""
     placed: dict[str, report.StagePlacement] = {}
-    for n in (stages.image_encoder, stages.vae_encoder, stages.denoiser, *stages.vae_decoders.values()):
-        name = n.spec.key if n.spec.network in placed else n.spec.network
-        placed[name] = report.StagePlacement(**asdict(n.placement))
+    decoders = stages.vae_decoders.values()  # the chunk size of most frames first
+    for network in (stages.image_encoder, stages.vae_encoder, stages.denoiser, *decoders):
+        spec = network.spec
+        name = spec.key if spec.network in placed else spec.network
+        placed[name] = report.StagePlacement(**asdict(network.placement))
     return placed
