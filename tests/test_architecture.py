@@ -25,7 +25,8 @@ BACKENDS = {f"svd_engine.backends.{name}" for name in ("eager", "compiled", "ort
 MUST_NOT_KNOW: dict[str, set[str]] = {
     "errors.py": {"svd_engine", *NETWORK_LIBRARIES, *RUNTIMES},
     "settings.py": {*NETWORK_LIBRARIES, *RUNTIMES},
-    "sampling.py": {"svd_engine.image", "svd_engine.networks", "PIL", "diffusers", *RUNTIMES, *FILES},
+    "request.py": {"typer", "pydantic", "numpy", *NETWORK_LIBRARIES, *RUNTIMES, *FILES},
+    "sampling/": {"svd_engine.image", "svd_engine.networks", "PIL", "diffusers", *RUNTIMES, *FILES},
     "image.py": {"svd_engine.networks", "svd_engine.backends", "diffusers", "transformers", *RUNTIMES},
     "video.py": {"svd_engine.networks", "svd_engine.backends", "diffusers", "transformers", *RUNTIMES},
     "pipeline.py": {*BACKENDS, "typer", "diffusers", "transformers", "PIL", *RUNTIMES, *FILES},

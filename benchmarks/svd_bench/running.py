@@ -29,7 +29,7 @@ from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BundleError, SettingsError
 from svd_engine.model import Model
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
 
 Say = Callable[[str], None]
 WARMUP_ROUNDS = {"cuda": 2, "cpu": 0}  # a GPU's clock rises under load; a CPU's first call has warmed it up

@@ -10,7 +10,8 @@ import typer
 
 from svd_engine import console
 from svd_engine.backends.registry import NAMES, check_name
-from svd_engine.options import DType, Fit, Variant, Version, integer
+from svd_engine.call_options import call_options
+from svd_engine.options import DType, Variant, Version
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +28,7 @@ def root(version: Version = False) -> None:
 
 
 @app.command()
+@call_options
 def generate(
     image: Annotated[Path, typer.Argument(help="Photograph: JPEG, PNG, WebP, ...")],
     output: Annotated[
@@ -34,7 +36,8 @@ def generate(
         typer.Option(
             "-o",
             "--output",
-            help="Where to: .mp4 .webm .gif .webp, .png (contact sheet), or a folder of frames. Repeatable.",
+            help="Where to: .mp4 .webm .gif .webp, .png (contact sheet), or a folder of frames. Repeatable. "
+            "Several videos are numbered OUT-0, OUT-1, ...",
         ),
     ],
     bundle: Annotated[Path | None, typer.Option(help="Exported bundle to run.")] = None,
@@ -49,36 +52,6 @@ def generate(
         DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
     ] = DType.auto,
     variant: Variant = None,
-    frames: Annotated[
-        int | None, typer.Option(parser=integer, help="Default: the bundle's or checkpoint's own.")
-    ] = None,
-    height: Annotated[int | None, typer.Option(parser=integer, help="Pixels; default as --frames.")] = None,
-    width: Annotated[int | None, typer.Option(parser=integer, help="Pixels; default as --frames.")] = None,
-    fit: Annotated[
-        Fit, typer.Option(help="A photograph of another aspect is squeezed, cropped, or padded with black.")
-    ] = Fit.stretch,
-    steps: Annotated[int, typer.Option(parser=integer, help="Denoising steps.")] = 25,
-    seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
-    fps: Annotated[
-        int, typer.Option(parser=integer, help="Frames a second, shown and told to the network.")
-    ] = 7,
-    motion_bucket_id: Annotated[float, typer.Option(help="0 to 1023; more is more motion.")] = 127,
-    noise_aug_strength: Annotated[
-        float, typer.Option(help="Noise on the photograph; more departs more.")
-    ] = 0.02,
-    min_guidance_scale: Annotated[
-        float | None, typer.Option(help="Of the first frame; default the model's own, for SVD 1.")
-    ] = None,
-    max_guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            help="Of the last frame; guidance acts if one of the two is above 1. Default the model's own, "
-            "for SVD 3."
-        ),
-    ] = None,
-    decode_chunk_size: Annotated[
-        int | None, typer.Option(parser=integer, help="Frames decoded at once; fewer take less memory.")
-    ] = None,
     swap_networks: Annotated[
         bool, typer.Option("--swap-networks", help="One network in memory at a time: less memory, more time.")
     ] = False,
@@ -89,14 +62,12 @@ def generate(
     no_jit_cache: Annotated[
         bool, typer.Option("--no-jit-cache", help="Keep no kernels that tensorrt-rtx compiles.")
     ] = False,
-    num_videos: Annotated[
-        int, typer.Option(parser=integer, help="Videos; outputs are numbered OUT-0, OUT-1, ...")
-    ] = 1,
     without_rewrite: Annotated[
         list[str] | None,
         typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write what ran, where and how long, as JSON.")] = None,
+    **call: Any,
 ) -> None:
     """Animates IMAGE over a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
@@ -110,35 +81,15 @@ def generate(
     compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
     if (jit_cache is not None or no_jit_cache) and not compiles:
         raise typer.BadParameter("--jit-cache and --no-jit-cache belong to --backend tensorrt-rtx")
-    if num_videos < 1:
-        raise typer.BadParameter("--num-videos must be at least 1")
-    if num_videos > 1 and any(path.name in ("", "..") for path in output):
-        raise typer.BadParameter("--num-videos numbers the outputs: give each a name")
 
     from svd_engine.image import load_image
-    from svd_engine.settings import Settings, check_seed
-    from svd_engine.video import MAX_GIF_FPS, check_output
+    from svd_engine.request import check
 
     check_name(backend)
     console.show_notices()
-    check_seed(seed)
-    Settings(  # refused before anything is opened, with 1 for what the engine knows
-        frames=1 if frames is None else frames,
-        height=1 if height is None else height,
-        width=1 if width is None else width,
-        min_guidance_scale=1 if min_guidance_scale is None else min_guidance_scale,
-        max_guidance_scale=1 if max_guidance_scale is None else max_guidance_scale,
-        steps=steps, fps=fps, motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength,
-        decode_chunk_size=decode_chunk_size, videos_per_image=num_videos,
-    )  # fmt: skip
-    if fps > MAX_GIF_FPS and any(path.suffix.lower() == ".gif" for path in output):
-        raise typer.BadParameter(f"a GIF shows at most {MAX_GIF_FPS} frames a second: lower --fps")
-    targets = [[check_output(_numbered(path, i, num_videos)) for i in range(num_videos)] for path in output]
-    if report is not None:
-        console.check_folder(report)
-    written = [*chain.from_iterable(targets), *([report] if report else [])]
-    if len({path.absolute() for path in written}) < len(written):
-        raise typer.BadParameter("two of the outputs have the same name")
+    check(call)  # before anything is opened
+    seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
+    targets = _targets(output, videos, fps, report)
     photograph = load_image(image)
 
     from svd_engine.engine import VideoEngine
@@ -155,16 +106,10 @@ def generate(
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
-    _note_distortion(photograph, height or engine.default.height, width or engine.default.width, fit)
+    size = call["height"] or engine.default.height, call["width"] or engine.default.width
+    _note_distortion(photograph, *size, call["fit"])
     with engine:
-        result = _with_progress(
-            engine, steps, seed,
-            image=photograph, fit=fit.value, height=height, width=width, num_frames=frames,
-            num_inference_steps=steps, min_guidance_scale=min_guidance_scale,
-            max_guidance_scale=max_guidance_scale, fps=fps, motion_bucket_id=motion_bucket_id,
-            noise_aug_strength=noise_aug_strength, decode_chunk_size=decode_chunk_size,
-            num_videos_per_prompt=num_videos,
-        )  # fmt: skip
+        result = _with_progress(engine, seed, image=photograph, **call)
     _write(result, targets, fps)
     if report is not None:
         console.write_text(report, result.report.model_dump_json(indent=1) + "\n")
@@ -210,10 +155,27 @@ def info(
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
 
 
-def _note_distortion(photograph: Image, height: int, width: int, fit: Fit) -> None:
+def _targets(output: list[Path], videos: int, fps: int, report: Path | None) -> list[list[Path]]:
+    """Where each video goes, by output.  Raises OutputError and usage errors for what cannot be written."""
+    from svd_engine.video import MAX_GIF_FPS, check_output
+
+    if videos > 1 and any(path.name in ("", "..") for path in output):
+        raise typer.BadParameter("--num-videos numbers the outputs: give each a name")
+    if fps > MAX_GIF_FPS and any(path.suffix.lower() == ".gif" for path in output):
+        raise typer.BadParameter(f"a GIF shows at most {MAX_GIF_FPS} frames a second: lower --fps")
+    targets = [[check_output(_numbered(path, i, videos)) for i in range(videos)] for path in output]
+    if report is not None:
+        console.check_folder(report)
+    written = [*chain.from_iterable(targets), *([report] if report else [])]
+    if len({path.absolute() for path in written}) < len(written):
+        raise typer.BadParameter("two of the outputs have the same name")
+    return targets
+
+
+def _note_distortion(photograph: Image, height: int, width: int, fit: str) -> None:
     """Say so when the photograph's proportions will not be kept: the default is diffusers'."""
     factor = photograph.width * height / (photograph.height * width)
-    if fit is Fit.stretch and not 0.98 < factor < 1.02:
+    if fit == "stretch" and not 0.98 < factor < 1.02:
         typer.echo(
             f"the photograph, {photograph.width} x {photograph.height}, is squeezed into {width} x {height}: "
             "--fit crop or --fit pad keeps its proportions",
@@ -221,7 +183,7 @@ def _note_distortion(photograph: Image, height: int, width: int, fit: Fit) -> No
         )
 
 
-def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> VideoOutput:
+def _with_progress(engine: VideoEngine, seed: int, **call: Any) -> VideoOutput:
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -229,7 +191,7 @@ def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> V
     engine.set_progress_bar_config(disable=True)  # this command shows its own
     columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("steps", total=steps)
+        task = bar.add_task("steps", total=call["num_inference_steps"])
 
         def on_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             bar.update(task, completed=step + 1)

@@ -6,7 +6,7 @@ Holds no tensor arithmetic: pixels are made in `image`, the story is in `pipelin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,10 @@ from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
 from svd_engine.output import Frames, VideoOutput, present
-from svd_engine.settings import Fit, Settings
+from svd_engine.request import SETTINGS, Settings
+from svd_engine.settings import Fit
 from svd_engine.source import Source, of_bundle, of_checkpoint
-from svd_engine.steering import Steered, Steering
+from svd_engine.steering import Steered
 from svd_engine.torch_state import own_torch_state
 from svd_engine.unsupported import DiffusersNames
 
@@ -149,40 +150,15 @@ class VideoEngine(Steered, DiffusersNames):
         Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError,
         Cancelled.
         """
-        settings = Settings(
-            frames=num_frames if num_frames is not None else self.default.frames,
-            height=height if height is not None else self.default.height,
-            width=width if width is not None else self.default.width,
-            steps=num_inference_steps,
-            sigmas=sigmas,  # type: ignore[arg-type]  # `Settings` makes a tuple of any sequence
-            min_guidance_scale=self.model.min_guidance_scale
-            if min_guidance_scale is None
-            else min_guidance_scale,
-            max_guidance_scale=self.model.max_guidance_scale
-            if max_guidance_scale is None
-            else max_guidance_scale,
-            fps=fps,
-            motion_bucket_id=motion_bucket_id,
-            noise_aug_strength=noise_aug_strength,
-            decode_chunk_size=decode_chunk_size,
-            videos_per_image=num_videos_per_prompt,
-            fit=fit,
-        )
-        settings.check_size(self.model.architecture.size_multiple)
+        settings = self._settings(locals())  # the arguments: nothing else is there yet
         one_of("output_type", output_type, OUTPUT_TYPES)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         with self._calls.turn(cancel) as turn:
             started = time.perf_counter()
-            device, arch = self.backend.device, self.model.architecture
-            clock = Clock(device)
+            clock = Clock(self.backend.device)
             with clock.stage("preprocess"):
-                framed = images.fitted(image, settings.height, settings.width, settings.fit)
-                pixels = images.to_vae_pixels(framed, settings.height, settings.width).to(device)
-                clip = images.to_clip_pixels(
-                    framed, arch.clip_size, self.model.clip_mean, self.model.clip_std
-                )
-                clip = clip.to(device)
+                pixels, clip = self._pixels(image, settings)
             videos = len(pixels) * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
@@ -192,20 +168,11 @@ class VideoEngine(Steered, DiffusersNames):
                     for network in cold:
                         turn.check()
                         network.warm_up()
-            steering = self._steering = Steering(settings, videos, device)
-
-            def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
-                if callback_on_step_end is None:
-                    return x
-                given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-                returned = returned_tensors(callback_on_step_end(self, step, timestep, given))
-                steering.refresh()
-                replaced = returned.get("latents", x)
-                return pipeline.latents_of("latents of callback_on_step_end", replaced, x.shape, x.device)
-
+            self._steering = pipeline.steering_of(settings, videos, self.backend.device)
+            on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
             result = pipeline.generate(
                 stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
-                decode=output_type != "latent", steering=steering, progress=self.progress_bar,
+                decode=output_type != "latent", steering=self._steering, progress=self.progress_bar,
             )  # fmt: skip
             with clock.stage("postprocess"):
                 frames = present(result, output_type)
@@ -234,6 +201,37 @@ class VideoEngine(Steered, DiffusersNames):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _settings(self, call: Mapping[str, object]) -> Settings:
+        """The parameters among the arguments of a call; None takes the profile's or the model's own."""
+        own = {"profile": self.default, "model": self.model}
+        values = {p.field: call[p.name] for p in SETTINGS}
+        values |= {p.field: getattr(own[p.own], p.field) for p in SETTINGS if p.own and call[p.name] is None}
+        settings = Settings(**values)  # type: ignore[arg-type]  # it checks each
+        settings.check_size(self.model.architecture.size_multiple)
+        return settings
+
+    def _pixels(self, image: Image | list[Image] | Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+        """What the VAE encoder and the image encoder read, [images, 3, H, W] and [images, 3, S, S]."""
+        model, device = self.model, self.backend.device
+        framed = images.fitted(image, settings.height, settings.width, settings.fit)
+        pixels = images.to_vae_pixels(framed, settings.height, settings.width).to(device)
+        clip = images.to_clip_pixels(framed, model.architecture.clip_size, model.clip_mean, model.clip_std)
+        return pixels, clip.to(device)
+
+    def _on_step(self, callback: Callback | None, tensor_inputs: Sequence[str]) -> pipeline.OnStep:
+        """Shows each step to the caller's function, and takes what it gives back and what it changed."""
+
+        def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+            if callback is None:
+                return x
+            given = {"latents": x} if tensor_inputs else {}
+            returned = returned_tensors(callback(self, step, timestep, given))
+            self._call.refresh()
+            replaced = returned.get("latents", x)
+            return pipeline.latents_of("latents of callback_on_step_end", replaced, x.shape, x.device)
+
+        return on_step
+
     def _stages(self, profile: Profile, turn: Turn) -> pipeline.Stages:
         """The networks of one call: each looks before it runs whether the call has ended."""
         specs = specs_of(profile, self.model.architecture)
@@ -257,7 +255,6 @@ class VideoEngine(Steered, DiffusersNames):
         total_ms: float,
     ) -> report.RunReport:
         generators = generator if isinstance(generator, list) else [generator] if generator else []
-        used = [stages.image_encoder, stages.vae_encoder, stages.denoiser, *stages.vae_decoders.values()]
         return report.RunReport(
             model=self.model.name,
             random_weights=self.model.random_weights,
@@ -267,7 +264,7 @@ class VideoEngine(Steered, DiffusersNames):
             settings=settings,
             seeds=[g.initial_seed() for g in generators],
             chosen_because=self.choice.reason,
-            stages={n.spec.network: report.StagePlacement(**asdict(n.placement)) for n in used},
+            stages=_placements(stages),
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
             swap_networks=self.source.swap_networks,
@@ -279,3 +276,14 @@ class VideoEngine(Steered, DiffusersNames):
             peak_device_bytes=report.peak_device_bytes(self.backend.device),
             versions=report.versions(),
         )
+
+
+def _placements(stages: pipeline.Stages) -> dict[str, report.StagePlacement]:
+    """By network; a decoder of a further chunk size by its key."""
+    placed: dict[str, report.StagePlacement] = {}
+    decoders = stages.vae_decoders.values()  # the chunk size of most frames first
+    for network in (stages.image_encoder, stages.vae_encoder, stages.denoiser, *decoders):
+        spec = network.spec
+        name = spec.key if spec.network in placed else spec.network
+        placed[name] = report.StagePlacement(**asdict(network.placement))
+    return placed

@@ -29,14 +29,6 @@ def integer(text: str | int) -> int:
     raise typer.BadParameter(f"{text!r} is not a whole number")
 
 
-class Fit(StrEnum):
-    """Those of `svd_engine.settings.Fit`."""
-
-    stretch = "stretch"
-    crop = "crop"
-    pad = "pad"
-
-
 class DType(StrEnum):
     auto = "auto"
     fp32 = "fp32"

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from svd_engine._version import __version__
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
 from svd_engine.weight_files import WeightFile
 
 PACKAGES = (
@@ -47,7 +47,7 @@ class RunReport(BaseModel):
     settings: Settings
     seeds: list[int]  # of the generators; empty when the caller gave none
     chosen_because: str
-    stages: dict[str, StagePlacement]
+    stages: dict[str, StagePlacement]  # by network; a decoder of a second chunk size by its key
     rewrites: dict[str, int]  # places by "component/rewrite"
     without_rewrites: list[str]
     swap_networks: bool  # one network in memory at a time

@@ -18,7 +18,7 @@ from svd_engine.checkpoint import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
 from svd_engine.weight_files import WeightFile
 
 

@@ -190,7 +190,8 @@ def profiles(
 ) -> list[Profile]:
     """Every combination of frames, guidance and decode chunk (None: all frames).  Raises SettingsError."""
     from svd_engine.networks.spec import Profile
-    from svd_engine.settings import Settings, at_least
+    from svd_engine.request import Settings
+    from svd_engine.settings import at_least
 
     model = checkpoint.model
     batch = at_least("batch", batch, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from svd_engine.manifest import Manifest
 from svd_engine.networks.spec import NetworkSpec, TensorSpec
-from svd_export.triton_model.inputs import FIT, IMAGE, OUTPUT_TYPE, PREVIEW_EVERY, SAMPLING, SEED, Tensor
+from svd_export.triton_model.inputs import CALL, OUTPUT_TYPE, PREVIEW_EVERY, Tensor
 
 if TYPE_CHECKING:
     from svd_export.triton import Service
@@ -32,7 +32,7 @@ PROGRESS = (
 def video_model(name: str, manifest: Manifest, service: Service, *, stream: bool) -> str:
     """The whole pipeline as one model over the Python backend."""
     frames = max(prod((p.frames, p.height, p.width, 3)) for p in manifest.profiles)
-    inputs = (IMAGE, FIT, SEED, OUTPUT_TYPE, *SAMPLING, *((PREVIEW_EVERY,) if stream else ()))
+    inputs = (*CALL, OUTPUT_TYPE, *((PREVIEW_EVERY,) if stream else ()))
     outputs = (*(PROGRESS if stream else ()), *VIDEO)
     bundle = "../svd/1/bundle" if stream else "1/bundle"
     decoupled = "model_transaction_policy { decoupled: true }\n" if stream else ""

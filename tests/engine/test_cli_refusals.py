@@ -111,7 +111,7 @@ def test_settings(
         (("--bundle", "b", "--checkpoint", "c"), "pass either --bundle BUNDLE or --checkpoint CHECKPOINT"),
         (("--bundle", "b", "--dtype", "fp16"), "--dtype and --without-rewrite belong to --checkpoint"),
         (("--bundle", "b", "--without-rewrite", "x"), "--dtype and --without-rewrite belong to --checkpoint"),
-        (("--bundle", "b", "--num-videos", "0"), "--num-videos must be at least 1"),
+        (("--bundle", "b", "--num-videos", "0"), "num_videos_per_prompt: expected a whole number of"),
         (("--bundle", "b", "-o", ".", "--num-videos", "2"), "--num-videos numbers the outputs"),
         (
             ("--bundle", "b", "--report", "same.png", "-o", "same.png"),

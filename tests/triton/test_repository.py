@@ -17,7 +17,7 @@ from svd_engine.bundle import Bundle
 from svd_engine.errors import SettingsError
 from svd_export.cli import main
 from svd_export.triton import Service, seconds, write_repository
-from svd_export.triton_model.inputs import DEFAULT_FPS, SAMPLING
+from svd_export.triton_model.inputs import CALL
 from tests import damage, tensorrt_plans
 from tests.commands import call
 from tests.conftest import FRAMES, HEIGHT, WIDTH
@@ -75,13 +75,12 @@ def test_every_argument_of_the_engine_is_an_optional_input(written: Path, name: 
     theirs = inspect.signature(VideoEngine.__call__).parameters
     elsewhere = {
         "self", "image", "generator", "output_type", "return_dict", "callback_on_step_end",
-        "callback_on_step_end_tensor_inputs",
+        "callback_on_step_end_tensor_inputs", "cancel",
     }  # fmt: skip
-    assert {tensor.name for tensor in SAMPLING} == set(theirs) - elsewhere
-    assert theirs["fps"].default == DEFAULT_FPS
-    ours = {"image", "seed", "output_type", *(["preview_every"] if name == "svd_stream" else [])}
+    assert {tensor.name for tensor in CALL} - {"image", "seed"} == set(theirs) - elsewhere
+    ours = {"output_type", *(["preview_every"] if name == "svd_stream" else [])}
     inputs = config(written / name / "config.pbtxt").input
-    assert {tensor.name for tensor in inputs} == {tensor.name for tensor in SAMPLING} | ours
+    assert {tensor.name for tensor in inputs} == {tensor.name for tensor in CALL} | ours
     assert [tensor.name for tensor in inputs if not tensor.optional] == ["image"]
 
 
