@@ -47,6 +47,8 @@ MUST_NOT_KNOW: dict[str, set[str]] = {
     "engine.py": {*BACKENDS, "typer", "rich", *RUNTIMES},
     "source.py": {"svd_engine.pipeline", "typer", "rich", *RUNTIMES},
     "cli.py": {*RUNTIMES, "numpy"},
+    "observer.py": {"svd_engine", *NETWORK_LIBRARIES, *RUNTIMES},
+    "serving/": {*BACKENDS, "svd_engine.pipeline", "typer", "rich", "diffusers", "transformers", *RUNTIMES},
 }
 
 
@@ -88,6 +90,15 @@ def test_must_not_know(place: str) -> None:
     assert {
         str(f.name): known(f, MUST_NOT_KNOW[place]) for f in files if known(f, MUST_NOT_KNOW[place])
     } == {}
+
+
+def test_a_front_knows_the_service_and_not_the_other_way_round() -> None:
+    """Nothing below `serving` imports it, and nothing of it but a front knows that front's protocol."""
+    below = [f for f in ENGINE.rglob("*.py") if "serving" not in f.relative_to(ENGINE).parts]
+    assert {f.name: known(f, {"svd_engine.serving"}) for f in below if known(f, {"svd_engine.serving"})} == {}
+    protocol = {"svd_engine.serving.triton", "triton_python_backend_utils", "tritonclient"}
+    service = (ENGINE / "serving").glob("*.py")
+    assert {f.name: known(f, protocol) for f in service if known(f, protocol)} == {}
 
 
 def test_the_engine_stands_alone() -> None:

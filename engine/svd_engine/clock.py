@@ -12,18 +12,24 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from svd_engine.observer import UNOBSERVED, Observer
+
 
 class Clock:
-    """`stages` holds milliseconds by stage, `steps` milliseconds of every denoiser step."""
+    """`stages` holds milliseconds by stage, `steps` milliseconds of every denoiser step.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Tells `observer` when a stage begins and ends.
+    """
+
+    def __init__(self, device: torch.device, observer: Observer = UNOBSERVED) -> None:
+        self.device, self.observer = device, observer
         self.stages: dict[str, float] = {}
         self._cpu_steps: list[float] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        self.observer.on_stage_begin(name)
         self._synchronize()
         start = time.perf_counter()
         try:
@@ -34,6 +40,7 @@ class Clock:
             raise
         self._synchronize()
         self.stages[name] = self.stages.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+        self.observer.on_stage_end(name)
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -30,6 +30,7 @@ from svd_engine.backends.network import Network
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
+from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import Frames, VideoOutput, present
 from svd_engine.request import SETTINGS, Settings
 from svd_engine.settings import Fit
@@ -127,6 +128,7 @@ class VideoEngine(Steered, DiffusersNames):
         return_dict: bool = True,
         *,
         cancel: Cancel | None = None,
+        observer: Observer | None = None,
         fit: Fit = "stretch",
     ) -> VideoOutput | Frames:
         """Animates the image(s).  Arguments as in diffusers' `StableVideoDiffusionPipeline.__call__`.
@@ -143,8 +145,9 @@ class VideoEngine(Steered, DiffusersNames):
 
         Safe from any thread: calls of one engine run one after the other, in the order of their arrival,
         and the report says how long one waited.  cancel: a `threading.Event`, say, looked at while the
-        call waits and before every run of a network.  The caller's torch state (grad and inference mode,
-        autocast, default device and dtype) changes nothing and comes back as it was; callbacks run in the
+        call waits and before every run of a network.  observer: is told of stages, runs of networks and
+        steps (`svd_engine.observer`).  The caller's torch state (grad and inference mode, autocast, default
+        device and dtype) changes nothing and comes back as it was; callbacks and observers run in the
         engine's (`torch_state`), and must not wait for another call of the same engine.
 
         Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError,
@@ -153,16 +156,17 @@ class VideoEngine(Steered, DiffusersNames):
         settings = self._settings(locals())  # the arguments: nothing else is there yet
         one_of("output_type", output_type, OUTPUT_TYPES)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        observer = UNOBSERVED if observer is None else observer
 
         with self._calls.turn(cancel) as turn:
             started = time.perf_counter()
-            clock = Clock(self.backend.device)
+            clock = Clock(self.backend.device, observer)
             with clock.stage("preprocess"):
                 pixels, clip = self._pixels(image, settings)
             videos = len(pixels) * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
-                stages = self._stages(self.source.profile_for(settings, videos), turn)
+                stages = self._stages(self.source.profile_for(settings, videos), turn, observer)
             if cold := [network for network in self._open.values() if network.needs_warm_up]:
                 with clock.stage("compile_kernels"):
                     for network in cold:
@@ -173,6 +177,7 @@ class VideoEngine(Steered, DiffusersNames):
             result = pipeline.generate(
                 stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
                 decode=output_type != "latent", steering=self._steering, progress=self.progress_bar,
+                observer=observer,
             )  # fmt: skip
             with clock.stage("postprocess"):
                 frames = present(result, output_type)
@@ -232,10 +237,10 @@ class VideoEngine(Steered, DiffusersNames):
 
         return on_step
 
-    def _stages(self, profile: Profile, turn: Turn) -> pipeline.Stages:
-        """The networks of one call: each looks before it runs whether the call has ended."""
+    def _stages(self, profile: Profile, turn: Turn, observer: Observer) -> pipeline.Stages:
+        """The networks of one call: each looks before it runs whether the call has ended, then tells."""
         specs = specs_of(profile, self.model.architecture)
-        opened = [InterruptibleNetwork(self._network(spec), turn.check) for spec in specs]
+        opened = [InterruptibleNetwork(self._network(spec), turn.check, observer) for spec in specs]
         image_encoder, vae_encoder, denoiser, *decoders = opened
         by_frames = {d.spec.inputs[0].shape[0]: d for d in decoders}
         return pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames)

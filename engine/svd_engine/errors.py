@@ -6,7 +6,9 @@
     ├── NotOffered                 a name of diffusers' pipelines that an engine lacks, also an AttributeError
     ├── ImageError                 the input image cannot be used
     ├── OutputError                the result cannot be written where it was asked for
-    ├── Cancelled                  the caller cancelled a call, waiting or running
+    ├── Cancelled                  the caller cancelled a call or a job, waiting or running
+    ├── QueueFull                  a job service has no place for another job
+    ├── WaitedTooLong              a job's time was over before its turn came
     ├── CheckpointError            the checkpoint is missing, of another family, or has wrong weights
     ├── BundleError                the bundle is missing, incomplete, altered or of another version
     ├── ExportError                a network cannot be exported, or the export cannot be written
@@ -54,6 +56,14 @@ class OutputError(SvdEngineError):
 
 
 class Cancelled(SvdEngineError):
+    pass
+
+
+class QueueFull(SvdEngineError):
+    pass
+
+
+class WaitedTooLong(SvdEngineError):
     pass
 
 

@@ -20,6 +20,7 @@ from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
+from svd_engine.observer import UNOBSERVED, Observer, Step
 from svd_engine.request import Settings
 from svd_engine.sampling import Sampling, schedules
 from svd_engine.sampling.preconditioning import c_noise, initial_scale
@@ -57,6 +58,7 @@ def generate(
     decode: bool = True,
     steering: Steering | None = None,  # None: what `settings` say, to the end
     progress: Progress = iter,
+    observer: Observer = UNOBSERVED,
 ) -> Tensor:
     """Frames [N,F,3,H,W] in [0, 1], or with `decode` off the latents [N,F,4,h,w].  float32.
 
@@ -73,6 +75,7 @@ def generate(
         noisy = pixels + settings.noise_aug_strength * noise
         first_latent = in_batches(stages.vae_encoder, stages.profile.batch, pixels=noisy)  # [images, 4, h, w]
         finite(first_latent, stages.vae_encoder)
+    observer.on_first_latent(noisy, first_latent)
 
     # diffusers orders several videos of several images differently for the two; here both are grouped
     embedding = embedding.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 1, D]
@@ -83,7 +86,7 @@ def generate(
         x = noise_video(first_latent, settings, generator, latents) * initial_scale(sigmas)
         steering = steering or steering_of(settings, len(x), x.device)
         denoise = denoiser_call(stages, settings, steering, embedding, first_latent)
-        x = sample(denoise, x, sigmas, on_step, clock, steering, progress)
+        x = sample(denoise, x, sigmas, on_step, clock, steering, progress, observer)
         finite(x, stages.denoiser)
     if not decode:
         return x
@@ -169,18 +172,27 @@ def sample(
     clock: Clock,
     steering: Steering,
     progress: Progress,
+    observer: Observer,
 ) -> Tensor:
     """Noise -> latent video [N,F,4,h,w]; `on_step` may replace the latents after each step.
 
     An interrupt of `steering` skips the steps that are left: the latents keep the noise of the last one.
     """
+    denoised = x  # the latest estimate
+    count = len(sigmas) - 1
 
-    def timed(x: Tensor, sigma: Tensor) -> Tensor:
+    def estimate(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal denoised
         with clock.step():
-            return denoise(x, sigma)
+            denoised = denoise(x, sigma)
+        return denoised
 
-    steps = takewhile(lambda _: not steering.interrupted, progress(range(len(sigmas) - 1)))
-    return SAMPLING.sampler(timed, x, sigmas, lambda step, sigma, x: on_step(step, c_noise(sigma), x), steps)
+    def after(step: int, sigma: Tensor, x: Tensor) -> Tensor:
+        observer.on_step(Step(step, count, denoised))
+        return on_step(step, c_noise(sigma), x)
+
+    steps = takewhile(lambda _: not steering.interrupted, progress(range(count)))
+    return SAMPLING.sampler(estimate, x, sigmas, after, steps)
 
 
 def decode_video(stages: Stages, latents: Tensor) -> Tensor:

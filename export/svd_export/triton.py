@@ -27,7 +27,7 @@ from svd_export.placing import check_free, placed
 MODEL_PY = '''\
 """Served by svd-engine, which the server's Python must be able to import."""
 
-from svd_export.triton_model.model import TritonPythonModel
+from svd_engine.serving.triton.model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

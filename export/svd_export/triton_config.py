@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from svd_engine.manifest import Manifest
 from svd_engine.networks.spec import NetworkSpec, TensorSpec
-from svd_export.triton_model.inputs import CALL, OUTPUT_TYPE, PREVIEW_EVERY, Tensor
+from svd_engine.serving.triton.inputs import CALL, OUTPUT_TYPE, PREVIEW_EVERY, Tensor
 
 if TYPE_CHECKING:
     from svd_export.triton import Service

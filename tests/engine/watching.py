@@ -82,6 +82,7 @@ def fake_engine() -> tuple[VideoEngine, WatchedBackend]:
         default=PROFILE,
         profile_for=lambda settings, videos: PROFILE,
         rewrites=dict,
+        weights=list,
     )
     engine = VideoEngine(source)
     return engine, watched(engine)

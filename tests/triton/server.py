@@ -58,7 +58,7 @@ def _make(venv: Path, constraints: str) -> None:
     needed = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
     subprocess.run([*pip, *PACKAGES, *needed], check=True, capture_output=True)
     site = next(venv.glob("lib/python*/site-packages"))
-    (site / "checkout.pth").write_text(f"{ROOT / 'engine'}\n{ROOT / 'export'}\n")
+    (site / "checkout.pth").write_text(f"{ROOT / 'engine'}\n")
     backend = site / "pytriton/tritonserver/backends/python"
     stub = site / f"pytriton/tritonserver/python_backend_stubs/{sys.version_info[0]}.{sys.version_info[1]}"
     shutil.copy(stub / "triton_python_backend_stub", backend)

@@ -1,39 +1,29 @@
-"""The pieces of the served model without a server: inputs, watching, previews, metrics, the model itself."""
+"""The pieces of the served model without a server: inputs, metrics, the model itself."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from svd_engine.backends.fake import FakeBackend
 from svd_engine.errors import BackendError, ImageError, NonFiniteOutput, SettingsError
-from svd_engine.image import decode_image, load_image, to_vae_pixels
-from svd_engine.networks.spec import Architecture, Profile, specs_of
-from svd_export.triton_model import inputs, preview
-from svd_export.triton_model.metrics import OUTCOMES
-from svd_export.triton_model.service import Service
-from svd_export.triton_model.watch import Cancelled, Watch, WatchedBackend
+from svd_engine.image import decode_image, load_image
+from svd_engine.serving.triton import inputs
+from svd_engine.serving.triton.metrics import OUTCOMES
+from svd_engine.serving.watch import Watch
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.paths import PHOTOGRAPH
 
 PICTURE = {"image": np.array([PHOTOGRAPH.read_bytes()], object)}
-
-
-@pytest.fixture(scope="module")
-def service(tiny_bundle: Path) -> Iterator[Service]:
-    made = Service(tiny_bundle, "cpu")
-    made.warm_up()
-    yield made
-    made.close()
 
 
 def asked(**arrays: np.ndarray) -> inputs.Request:
@@ -63,53 +53,6 @@ def test_no_picture_is_refused() -> None:
         inputs.read({"seed": np.uint64([1])}, 100, 4)
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2, 3, 4])
-def test_cancelling_stops_before_any_network(service: Service, calls: int) -> None:
-    """Image encoder, VAE encoder, two steps, decoders: after `calls` of them no other runs."""
-    asks = iter([False] * calls + [True])
-    ran: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "after", lambda self, network, given, output: ran.append(network))
-        with pytest.raises(Cancelled):
-            service.make(asked(num_inference_steps=np.int32([2])), lambda: next(asks))
-    assert ran == ["image_encoder", "vae_encoder", "denoiser", "denoiser", "vae_decoder"][:calls]
-
-
-def test_between_requests_no_tensor_is_held(service: Service) -> None:
-    steps: list[tuple[int, bool]] = []
-    made = service.make(
-        asked(num_inference_steps=np.int32([3]), preview_every=np.int32([3])),
-        lambda: False,
-        lambda done, shown: steps.append((done, shown is not None)),
-    )
-    assert steps == [(1, False), (2, False), (3, True)]
-    assert (len(made.videos), made.frames) == (1, None)
-    held = service.backend.watch
-    assert (held.pixels, held.latent, held.denoised) == (None, None, None)
-
-
-def test_watching_passes_on_what_a_backend_is() -> None:
-    watched = WatchedBackend(FakeBackend())
-    assert (watched.name, watched.device) == ("fake", torch.device("cpu"))
-    for spec in specs_of(Profile(FRAMES, HEIGHT, WIDTH), Architecture()):
-        watched.watch = Watch(lambda: True)
-        network = watched.open(spec)
-        assert (network.spec, network.placement.backend) == (spec, "fake")
-        with pytest.raises(Cancelled):
-            network(**{t.name: torch.zeros(t.shape) for t in spec.inputs})
-    assert watched.backend.calls == []  # type: ignore[attr-defined]
-
-
-def test_a_preview_of_an_encoded_photograph_looks_like_it() -> None:
-    """A latent that is a linear image of the photograph, with noise in the fourth channel, is undone."""
-    pixels = to_vae_pixels(decode_image(PHOTOGRAPH.read_bytes()), 64, 96)
-    small = torch.nn.functional.adaptive_avg_pool2d(pixels, (8, 12))
-    mixed = torch.einsum("nchw,cd->ndhw", small, torch.randn(3, 3, generator=torch.manual_seed(0))) + 0.3
-    latent = torch.cat([mixed, torch.randn(1, 1, 8, 12)], dim=1)
-    shown = preview.project(latent, preview.fit(pixels, latent))
-    assert float((shown - (small / 2 + 0.5)).abs().max()) < 1e-3
-
-
 class StandIn(ModuleType):
     """As much of triton_python_backend_utils as the model uses."""
 
@@ -131,6 +74,7 @@ class StandIn(ModuleType):
             self.values[key] = 0.0
             return SimpleNamespace(increment=lambda by: self.values.update({key: self.values[key] + by}))
 
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
     Logger = SimpleNamespace(log_info=print, log_error=print)
     Tensor = staticmethod(lambda name, array: (name, array))
 
@@ -147,8 +91,8 @@ class StandIn(ModuleType):
 def model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     name = "triton_python_backend_utils"
     monkeypatch.setitem(sys.modules, name, StandIn(name))
-    sys.modules.pop("svd_export.triton_model.model", None)
-    module = importlib.import_module("svd_export.triton_model.model")
+    sys.modules.pop("svd_engine.serving.triton.model", None)
+    module = importlib.import_module("svd_engine.serving.triton.model")
     made = module.TritonPythonModel()
     limits = {"max_num_inference_steps": "100", "max_num_videos_per_prompt": "4", "bundle": tiny_bundle.name}
     config = {"parameters": {key: {"string_value": value} for key, value in limits.items()}}
@@ -158,16 +102,22 @@ def model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     })  # fmt: skip
     yield made
     made.finalize()
-    del sys.modules["svd_export.triton_model.model"]
+    del sys.modules["svd_engine.serving.triton.model"]
 
 
-def execute(model: Any) -> Any:
+def execute(model: Any, cancelled: Callable[[], bool] = lambda: False, **arrays: np.ndarray) -> Any:
+    """The only response, or of a decoupled model the list of them."""
     tensors = [
         SimpleNamespace(name=lambda n=name: n, as_numpy=lambda a=array: a)
-        for name, array in {**PICTURE, "num_inference_steps": np.int32([1])}.items()
+        for name, array in {**PICTURE, "num_inference_steps": np.int32([1]), **arrays}.items()
     ]
-    (response,) = model.execute([SimpleNamespace(inputs=lambda: tensors, is_cancelled=lambda: False)])
-    return response
+    sent: list[Any] = []
+    sender = SimpleNamespace(is_cancelled=cancelled, send=lambda response, flags=0: sent.append(response))
+    request = SimpleNamespace(
+        inputs=lambda: tensors, is_cancelled=cancelled, get_response_sender=lambda: sender
+    )
+    responses = model.execute([request])
+    return sent if responses is None else responses[0]
 
 
 def failing(error: Exception) -> Any:
@@ -175,6 +125,52 @@ def failing(error: Exception) -> Any:
         raise error
 
     return fail
+
+
+NETWORKS = ["image_encoder", "vae_encoder", "denoiser", "denoiser", "vae_decoder", "vae_decoder"]
+
+
+@pytest.mark.parametrize("calls", range(len(NETWORKS)))
+def test_a_client_that_cancels_stops_its_request_before_any_network(
+    model: Any, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Asked when its turn comes, then before every network: after `calls` of them no other runs."""
+    asks = iter([False] * (calls + 1) + [True])
+    ran: list[str] = []
+    monkeypatch.setattr(Watch, "on_network_run", lambda self, network: ran.append(network))
+    response = execute(model, lambda: next(asks), num_inference_steps=np.int32([2]))
+    assert (response.error.code, str(response.error)) == ("cancelled", "cancelled by the client")
+    assert ran == NETWORKS[:calls]
+    assert model.metrics._requests.values == {**dict.fromkeys(OUTCOMES, 0.0), "cancelled": 1.0}
+    assert execute(model).error is None
+
+
+def test_a_bad_request_is_refused_and_counted(model: Any) -> None:
+    for bad in ({"image": np.array([b"hello"], object)}, {"fps": np.int32([0])}):
+        assert execute(model, **bad).error.code == "invalid"
+    assert model.metrics._requests.values == {**dict.fromkeys(OUTCOMES, 0.0), "refused": 2.0}
+
+
+def test_a_stream_tells_every_step_and_shows_what_is_due(model: Any) -> None:
+    model.decoupled = True
+    call = {"num_inference_steps": np.int32([3]), "preview_every": np.int32([2]), "seed": np.uint64([7])}
+    *steps, last = execute(model, **call)
+    assert [response.outputs["step"].tolist() for response in steps] == [[1], [2], [3]]
+    assert ["preview" in response.outputs for response in steps] == [False, True, False]
+    with Image.open(io.BytesIO(steps[1].outputs["preview"][0])) as shown:
+        assert (shown.format, shown.size) == ("WEBP", (WIDTH // 2, HEIGHT // 2))
+    assert last.outputs.keys() == {"video", "seed", "report"}
+    del call["preview_every"]
+    assert execute(model, **call)[-1].outputs["video"] == last.outputs["video"]
+
+
+def test_frames_instead_of_files_and_the_caller_s_noise(model: Any) -> None:
+    latents = np.zeros((1, FRAMES, 4, HEIGHT // 2, WIDTH // 2), np.float32)
+    latents.flags.writeable = False  # as Triton's are
+    response = execute(model, output_type=np.array([b"frames"], object), latents=latents)
+    assert response.error is None
+    assert response.outputs["frames"].shape == (1, FRAMES, HEIGHT, WIDTH, 3)
+    assert "video" not in response.outputs
 
 
 BROKEN = BackendError("network", expected="a run", got="a failure", remedy="None.")

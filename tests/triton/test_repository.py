@@ -15,9 +15,9 @@ from tritonclient.grpc import model_config_pb2
 from svd_engine import VideoEngine
 from svd_engine.bundle import Bundle
 from svd_engine.errors import SettingsError
+from svd_engine.serving.triton.inputs import CALL
 from svd_export.cli import main
 from svd_export.triton import Service, seconds, write_repository
-from svd_export.triton_model.inputs import CALL
 from tests import damage, tensorrt_plans
 from tests.commands import call
 from tests.conftest import FRAMES, HEIGHT, WIDTH

@@ -8,17 +8,28 @@ while it waits, Triton releases; a running request is asked before every call of
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from svd_engine.errors import ImageError, NonFiniteOutput, SettingsError
-from svd_export.triton_model import inputs
-from svd_export.triton_model.metrics import Metrics
+from svd_engine.serving.triton import inputs
+from svd_engine.serving.triton.metrics import Metrics
+
+if TYPE_CHECKING:
+    from svd_engine.serving.one_video import VideoRequest
+
+
+@dataclass
+class ClientCancels:
+    """Triton's way to ask, as the engine's `cancel`."""
+
+    is_set: Callable[[], bool]
 
 
 class TritonPythonModel:
@@ -26,7 +37,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the bundle and makes one video.  What is raised here leaves the model not ready."""
-        from svd_export.triton_model.service import Service
+        from svd_engine import VideoEngine
+        from svd_engine.serving.one_video import warm_up
 
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
@@ -35,11 +47,12 @@ class TritonPythonModel:
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-        self.service = Service(Path(args["model_repository"], parameters["bundle"]), device)
-        self.service.warm_up()
+        bundle = Path(args["model_repository"], parameters["bundle"])
+        self.engine = engine = VideoEngine.from_bundle(bundle, device=device)
+        engine.set_progress_bar_config(disable=True)
+        warm_up(engine)
         self.serves = True
         self.metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
-        engine = self.service.engine
         pb_utils.Logger.log_info(
             f"{args['model_instance_name']}: {engine.choice.backend} on {engine.choice.device} "
             f"({engine.choice.reason}), {engine.default}"
@@ -59,23 +72,25 @@ class TritonPythonModel:
         return None
 
     def finalize(self) -> None:
-        self.service.close()
+        self.engine.close()
 
     def _answer(self, request: Any, cancelled: Callable[[], bool], send: Callable[[Any], None] | None) -> Any:
         """The last response to a request, which is counted.  Everything that can go wrong is one as well."""
-        from svd_export.triton_model.watch import Cancelled
+        from svd_engine.serving.one_video import Status, must_reopen, status_after
 
         try:
-            response, outcome = self._generate(request, cancelled, send), "done"
+            response, outcome = self._generate(request, cancelled, send), Status.DONE
             self.serves = True
-        except Cancelled:
-            response, outcome = _error(pb_utils.TritonError.CANCELLED, "cancelled by the client"), "cancelled"
-        except (SettingsError, ImageError) as error:
-            response, outcome = _error(pb_utils.TritonError.INVALID_ARG, str(error)), "refused"
-        except Exception as error:  # of a network or the machine: this request fails, the next may not
-            pb_utils.Logger.log_error(traceback.format_exc())
-            response, outcome = _error(pb_utils.TritonError.INTERNAL, str(error)), "failed"
-            if not isinstance(error, NonFiniteOutput):
+        except Exception as error:
+            outcome = status_after(error)
+            if outcome is Status.CANCELLED:
+                response = _error(pb_utils.TritonError.CANCELLED, "cancelled by the client")
+            elif outcome is Status.REFUSED:
+                response = _error(pb_utils.TritonError.INVALID_ARG, str(error))
+            else:  # of a network or the machine: this request fails, the next may not
+                pb_utils.Logger.log_error(traceback.format_exc())
+                response = _error(pb_utils.TritonError.INTERNAL, str(error))
+            if must_reopen(error):
                 self._reopen()
         self.metrics.count(outcome)
         return response
@@ -83,30 +98,55 @@ class TritonPythonModel:
     def _generate(
         self, request: Any, cancelled: Callable[[], bool], send: Callable[[Any], None] | None
     ) -> Any:
+        from svd_engine.serving.encode import encode
+        from svd_engine.serving.one_video import make_video, watch
+        from svd_engine.video import to_uint8
+
         given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         asked = inputs.read(given, self.max_steps, self.max_videos)
+        wanted = _video_request(asked)
 
-        def on_step(done: int, preview: bytes | None) -> None:
+        def on_step_end(done: int, preview: np.ndarray | None) -> None:
             assert send is not None
-            send(_response(step=np.array([done], np.int32), preview=_bytes(preview) if preview else None))
+            shown = None if preview is None else _bytes(encode(preview, ".webp", asked.fps))
+            send(_response(step=np.array([done], np.int32), preview=shown))
 
-        made = self.service.make(asked, cancelled, on_step if send else None)
-        self.metrics.time(made.stage_ms)
+        watched = watch(self.engine, wanted, on_step_end if send else None)
+        made = make_video(self.engine, wanted, watched, ClientCancels(cancelled))
+        started = time.perf_counter()
+        frames = [to_uint8(video) for video in made.frames]
+        as_files = asked.output_type == "mp4"
+        files = [encode(video, ".mp4", asked.fps) for video in frames] if as_files else []
+        self.metrics.time({**made.report.stage_ms, "encode": (time.perf_counter() - started) * 1e3})
         return _response(
-            video=_bytes(*made.videos) if made.videos else None,
-            frames=made.frames,
+            video=_bytes(*files) if as_files else None,
+            frames=None if as_files else np.stack(frames),
             seed=np.array([asked.seed], np.uint64),
-            report=_bytes(made.report.encode()),
+            report=_bytes(made.report.model_dump_json().encode()),
         )
 
     def _reopen(self) -> None:
         """A network failed: loads everything anew.  What fails twice is not ready until it works."""
-        self.service.close()
+        from svd_engine.serving.one_video import warm_up
+
+        self.engine.close()
         try:
-            self.service.warm_up()
+            warm_up(self.engine)
         except Exception as error:
             self.serves = False
             pb_utils.Logger.log_error(f"not ready: {error}")
+
+
+def _video_request(asked: inputs.Request) -> VideoRequest:
+    import torch
+
+    from svd_engine.image import decode_image
+    from svd_engine.serving.one_video import VideoRequest
+
+    arguments = {**asked.sampling, "output_type": "pt"}
+    if "latents" in arguments:
+        arguments["latents"] = torch.from_numpy(arguments["latents"].copy())  # Triton's are read-only
+    return VideoRequest(decode_image(asked.image), asked.seed, asked.preview_every, arguments)
 
 
 def _response(**outputs: np.ndarray | None) -> Any:

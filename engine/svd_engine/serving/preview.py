@@ -21,9 +21,12 @@ def fit(pixels: Tensor, latent: Tensor) -> Tensor:
 
 
 def project(latents: Tensor, weights: Tensor) -> Tensor:
-    """Latents [F,4,h,w], in the encoder's scale, to pictures [F,3,h,w] in [0, 1], on the CPU."""
+    """Latents [F,4,h,w], in the encoder's scale, to pictures [F,3,h,w] in [0, 1], on the CPU.
+
+    NaN becomes grey: the call itself ends with an error of its own.
+    """
     colours = torch.einsum("fchw,cd->fdhw", _with_one(latents.cpu()), weights)
-    return (colours / 2 + 0.5).clamp(0, 1)
+    return (colours.nan_to_num(0) / 2 + 0.5).clamp(0, 1)
 
 
 def _with_one(latents: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""What the engine tells a watcher of a call while it runs.
+
+Letters in shapes: N videos, F frames, H W pixels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step that has ended."""
+
+    index: int  # from 0
+    steps: int  # of the call
+    denoised: Tensor  # [N,F,4,h,w], the video's latents as the network estimates them, scaled
+
+
+class Observer:
+    """Hears nothing.  Derive from it and override what you want to hear.
+
+    Methods are called in the thread of the call, between two runs of networks, and the call waits for them;
+    what they raise ends it.  Tensors may be overwritten by the next run of a network: copy what you keep.
+    Work on a GPU may still be queued when a method is called.
+    """
+
+    def on_stage_begin(self, stage: str) -> None:
+        """Names are those of the report's `stage_ms`: preprocess, load, image_encoder, ..."""
+
+    def on_stage_end(self, stage: str) -> None:
+        """Not called for a stage that fails."""
+
+    def on_network_run(self, network: str) -> None:
+        """A network has run once."""
+
+    def on_first_latent(self, pixels: Tensor, latent: Tensor) -> None:
+        """What the VAE encoder took, [images,3,H,W] in [-1, 1], and gave, [images,4,h,w], unscaled."""
+
+    def on_step(self, step: Step) -> None:
+        """Called before the caller's `callback_on_step_end`."""
+
+
+UNOBSERVED = Observer()
