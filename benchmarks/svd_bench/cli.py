@@ -213,7 +213,7 @@ def show(results: Results, tables: list[str]) -> None:
 
 
 def main() -> None:
-    console.run(app)
+    console.run(app, console.OPTIONS | {"backend": "--backends"})
 
 
 if __name__ == "__main__":

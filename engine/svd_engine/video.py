@@ -134,7 +134,7 @@ def check_output(path: str | Path) -> Path:
                 what,
                 expected=f"the encoder {ENCODERS[suffix]} in PyAV",
                 got=f"PyAV {av.__version__} built without it",
-                remedy="Install PyAV's own wheel (pip install --force-reinstall av), or write a .webp.",
+                remedy="Install PyAV's own wheel (`pip install --force-reinstall av`), or write a .webp.",
             )
     if not target.parent.is_dir():
         raise OutputError(

@@ -21,11 +21,11 @@ from svd_export.tensorrt_progress import Progress
 if TYPE_CHECKING:
     import tensorrt
 
-FORMS = "export another form of the graphs (svd-export onnx ... --form primitives, operators or attention)"
+FORMS = "export another form of the graphs (`svd-export onnx CHECKPOINT -o BUNDLE --form FORM`)"
 REMEDIES = {  # by what TensorRT says
-    "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), pass a smaller --workspace, or "
-    "export a smaller profile (--decode-chunk, --guidance single).",
-    "could not find any implementation": f"Pass a larger --workspace, or {FORMS}.",
+    "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), use a smaller workspace, or "
+    "export a smaller profile (decode chunk, single guidance).",
+    "could not find any implementation": f"Use a larger workspace, or {FORMS}.",
     "": f"`svd-export check` names what TensorRT does not take; or {FORMS}.",
 }
 

@@ -44,7 +44,8 @@ def check(
             f"bundle {bundle}",
             expected=f"graphs that TensorRT {tensorrt.value} takes",
             got=f"{findings} findings, above",
-            remedy="Export again with --form primitives, which TensorRT takes from 10.12, or use a newer one."
+            remedy="TensorRT takes the form primitives from 10.12: "
+            "run `svd-export onnx CHECKPOINT -o BUNDLE --form primitives`, or use a newer TensorRT."
             if opened.manifest.opset > OPSET_LIMITS["10.13"][1]
             else "Report this with the versions in the manifest.",
         )
