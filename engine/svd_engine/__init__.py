@@ -11,6 +11,7 @@ from svd_engine.errors import (
     BackendError,
     BackendUnavailable,
     BundleError,
+    Cancelled,
     CheckpointError,
     ExportError,
     ImageError,
@@ -25,15 +26,18 @@ from svd_engine.errors import (
 )
 
 if TYPE_CHECKING:
+    from svd_engine.checkpoint import open_checkpoint as open_checkpoint
     from svd_engine.engine import VideoEngine as VideoEngine
     from svd_engine.image import load_image as load_image
     from svd_engine.output import VideoOutput as VideoOutput
+    from svd_engine.report import RunReport as RunReport
     from svd_engine.video import write_video as write_video
 
 __all__ = [
     "BackendError",
     "BackendUnavailable",
     "BundleError",
+    "Cancelled",
     "CheckpointError",
     "ExportError",
     "ImageError",
@@ -42,6 +46,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ProfileError",
+    "RunReport",
     "SettingsError",
     "SvdEngineError",
     "TensorMismatch",
@@ -49,13 +54,16 @@ __all__ = [
     "VideoOutput",
     "__version__",
     "load_image",
+    "open_checkpoint",
     "write_video",
 ]
 
 _LOADED_ON_USE = {
+    "RunReport": "report",
     "VideoEngine": "engine",
     "VideoOutput": "output",
     "load_image": "image",
+    "open_checkpoint": "checkpoint",
     "write_video": "video",
 }
 

@@ -234,10 +234,10 @@ def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> V
 
 
 def _write(result: VideoOutput, targets: list[list[Path]], fps: int) -> None:
-    from svd_engine.video import to_uint8, write_video
+    from svd_engine.video import as_bytes, write_video
 
     for index, frames in enumerate(result.frames):
-        pixels = to_uint8(frames)
+        pixels = as_bytes(frames)
         for numbered in targets:
             write_video(pixels, numbered[index], fps)
 

@@ -29,7 +29,7 @@ from svd_engine.backends.network import Network
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
-from svd_engine.output import Frames, VideoOutput, present
+from svd_engine.output import VideoOutput, present
 from svd_engine.settings import Fit, Settings
 from svd_engine.source import Source, of_bundle, of_checkpoint
 from svd_engine.steering import Steered, Steering
@@ -122,7 +122,7 @@ class VideoEngine(Steered, DiffusersNames):
         *,
         cancel: Cancel | None = None,
         fit: Fit = "stretch",
-    ) -> VideoOutput | Frames:
+    ) -> VideoOutput | Any:  # Any: `Frames` with return_dict off; nobody else should have to tell them apart
         """Animates the image(s).  Arguments as in diffusers' `StableVideoDiffusionPipeline.__call__`.
 
         height, width, num_frames: None means the bundle's or checkpoint's own (576x1024 and 14 or 25
@@ -241,7 +241,7 @@ class VideoEngine(Steered, DiffusersNames):
         self,
         stages: pipeline.Stages,
         settings: Settings,
-        generator: Any,
+        generator: torch.Generator | list[torch.Generator] | None,
         clock: Clock,
         turn: Turn,
         total_ms: float,

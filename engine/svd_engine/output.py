@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
@@ -12,7 +12,12 @@ from svd_engine import video
 from svd_engine.errors import SettingsError
 from svd_engine.report import RunReport
 
-Frames = Any  # list of lists of PIL images, numpy array, or tensor: what `output_type` says
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+# of every video, by `output_type`: "pil", "np" [N,F,H,W,3], "pt" [N,F,3,H,W] or "latent" [N,F,4,h,w]
+Frames: TypeAlias = "list[list[Image]] | np.ndarray | Tensor"
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,13 @@ class VideoOutput:
         rate = self.report.settings.fps if fps is None else fps
         return [video.write_video(frames, one, rate) for frames, one in zip(pixels, paths, strict=True)]
 
-    def _bytes(self, index: int) -> Any:
+    def _bytes(self, index: int) -> np.ndarray:
         frames = self.frames[index]
         if isinstance(frames, Tensor) and frames.shape[1] != 3:
             raise SettingsError(
                 "frames to save",
                 expected='pictures: output_type "pil", "np" or "pt"',
-                got=f"latents {list(self.frames.shape)}",
+                got=f"latents {[len(self.frames), *frames.shape]}",
                 remedy="Leave output_type out of the call.",
             )
         return video.as_bytes(frames)
@@ -66,6 +71,6 @@ def present(result: Tensor, output_type: str) -> Frames:
         return result
     if output_type == "np":
         return result.permute(0, 1, 3, 4, 2).cpu().numpy()
-    from PIL import Image
+    from PIL.Image import fromarray
 
-    return [[Image.fromarray(frame) for frame in video.to_uint8(one)] for one in result]
+    return [[fromarray(frame) for frame in video.to_uint8(one)] for one in result]

@@ -19,7 +19,7 @@ from PIL import Image
 from svd_engine import VideoEngine
 from svd_engine.image import decode_image
 from svd_engine.settings import check_seed
-from svd_engine.video import to_uint8, write_video
+from svd_engine.video import as_bytes, to_uint8, write_video
 from svd_export.triton_model import preview
 from svd_export.triton_model.inputs import Request
 from svd_export.triton_model.watch import Watch, WatchedBackend
@@ -64,7 +64,7 @@ class Service:
             )
             watch.check()
             started = time.perf_counter()
-            pixels = [to_uint8(frames) for frames in result.frames]
+            pixels = [as_bytes(frames) for frames in result.frames]
             as_files = asked.output_type == "mp4"
             videos = [encoded(frames, ".mp4", asked.fps) for frames in pixels] if as_files else []
             stage_ms = {**result.report.stage_ms, "encode": (time.perf_counter() - started) * 1e3}
