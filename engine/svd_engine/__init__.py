@@ -1,6 +1,7 @@
-"""Stable Video Diffusion as an engine: `VideoEngine` is what users call, `errors` is what it raises.
+"""Generate videos from images with Stable Video Diffusion: open a `VideoEngine` and call it.
 
-Importing this package costs no torch: what needs it, or Pillow, is loaded on first use.
+Every error that it raises on purpose is a `SvdEngineError`.  Importing this package does not import torch or
+Pillow; they are loaded on first use.
 """
 
 from importlib import import_module

@@ -31,12 +31,12 @@ class Backend(StrEnum):
 
 @app.callback()
 def root(version: Version = False) -> None:
-    """Animates photographs with Stable Video Diffusion."""
+    """Animate photographs with Stable Video Diffusion."""
 
 
 @app.command()
 def generate(
-    image: Annotated[Path, typer.Argument(help="Photograph: JPEG, PNG, WebP, ...")],
+    image: Annotated[Path, typer.Argument(help="Photograph to animate: JPEG, PNG, WebP, ...")],
     output: Annotated[
         list[Path],
         typer.Option(
@@ -45,14 +45,19 @@ def generate(
             help="Where to: .mp4 .webm .gif .webp, .png (contact sheet), or a folder of frames. Repeatable.",
         ),
     ],
-    bundle: Annotated[Path | None, typer.Option(help="Exported bundle to run.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to run, exported by svd-export onnx.")] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id.")
+        str | None,
+        typer.Option(
+            help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
+        ),
     ] = None,
-    backend: Annotated[Backend, typer.Option()] = Backend.auto,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        Backend, typer.Option(help="Backend to run on; auto chooses and says why.")
+    ] = Backend.auto,
+    device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[
-        DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
+        DType, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
     ] = DType.auto,
     variant: Variant = None,
     frames: Annotated[
@@ -86,18 +91,21 @@ def generate(
         int | None, typer.Option(parser=integer, help="Frames decoded at once; fewer take less memory.")
     ] = None,
     swap_networks: Annotated[
-        bool, typer.Option("--swap-networks", help="One network in memory at a time: less memory, more time.")
+        bool,
+        typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
     ] = False,
     num_videos: Annotated[
         int, typer.Option(parser=integer, help="Videos; outputs are numbered OUT-0, OUT-1, ...")
     ] = 1,
     without_rewrite: Annotated[
         list[str] | None,
-        typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable."),
+        typer.Option(help="Switch off an exact rewrite of a checkpoint's networks. Repeatable."),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write what ran, where and how long, as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a JSON report: settings, backends, times, memory.")
+    ] = None,
 ) -> None:
-    """Animates IMAGE over a bundle (--bundle) or a checkpoint (--checkpoint)."""
+    """Generate a video of IMAGE with a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
     if bundle is not None and (dtype is not DType.auto or without_rewrite or variant):
@@ -164,14 +172,18 @@ def generate(
 
 @app.command()
 def info(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle; without one, this machine.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle to describe; without one, describe this machine.")
+    ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Instead of a bundle: what a checkpoint is and which files it reads.")
+        str | None, typer.Option(help="Checkpoint to describe, and the weight files that it reads.")
     ] = None,
     variant: Variant = None,
-    check: Annotated[bool, typer.Option("--check", help="Hash every file of the bundle first.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the hash of every file of the bundle first.")
+    ] = False,
 ) -> None:
-    """Says what a bundle or a checkpoint is and what can run it here, or what this machine has and lacks."""
+    """Describe a bundle, a checkpoint or this machine, and say which backends are ready here."""
     if bundle is not None and checkpoint is not None:
         raise typer.BadParameter("pass BUNDLE or --checkpoint, not both")
     if variant and checkpoint is None:

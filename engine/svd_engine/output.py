@@ -1,4 +1,4 @@
-"""What a call gives: frames in the form that was asked for, how they were made, and saving them."""
+"""The result of a call: its frames in the requested type, the report, and saving to files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Frames: TypeAlias = "list[list[Image]] | np.ndarray | Tensor"
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """`frames` as diffusers gives them; `report` says how they were made.
+    """The frames of every video, as diffusers returns them, and the report of the call.
 
-    Read `frames` by name, or as diffusers' outputs allow, with [0] or ["frames"].
+    `output.frames`, `output[0]` and `output["frames"]` are the same.
     """
 
     frames: Frames
@@ -36,7 +36,7 @@ class VideoOutput:
         return (self.frames,)[key]
 
     def save(self, path: str | Path, fps: int | None = None) -> list[Path]:
-        """Write every video to `path`; several are numbered NAME-0.mp4, NAME-1.mp4, ...  Gives the paths.
+        """Write every video to `path`; several are numbered NAME-0.mp4, NAME-1.mp4, ...  Return the paths.
 
         The suffix decides: .mp4 .webm .gif .webp, .png (contact sheet), or none for a folder of frames.
         fps: frames a second; left out, those of the call.  Checks every path before it writes one.
@@ -66,7 +66,7 @@ class VideoOutput:
 
 
 def present(result: Tensor, output_type: str) -> Frames:
-    """Frames [N,F,3,H,W] in [0, 1], or latents, in the form that the caller asked for."""
+    """Convert frames [N,F,3,H,W] in [0, 1], or latents, to `output_type`."""
     if output_type in ("pt", "latent"):
         return result
     if output_type == "np":

@@ -39,6 +39,8 @@ class StagePlacement(BaseModel):
 
 
 class RunReport(BaseModel):
+    """What one call ran: settings, backend and device of each stage, times in ms, memory, versions."""
+
     model_config = ConfigDict(protected_namespaces=())
 
     model: str

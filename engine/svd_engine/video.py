@@ -39,7 +39,7 @@ Frames: TypeAlias = "Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | n
 
 
 def as_bytes(frames: Frames) -> np.ndarray:
-    """One video as the engine gives it, to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
+    """Convert one video to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
 
     Takes a list of PIL images of one size, an array [F, H, W, 3] of bytes or of floats in [0, 1], or a tensor
     [F, 3, H, W] of floats in [0, 1]; also `result.frames` with one video in it.
@@ -73,7 +73,7 @@ def _of_images(images: Sequence[object]) -> np.ndarray:
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
-    """Frames [F, 3, H, W] in [0, 1] to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
+    """Convert frames [F, 3, H, W] in [0, 1] to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
 
     Raises SettingsError for another shape or range; NaN is out of range.
     """
@@ -172,7 +172,7 @@ def check_output(path: str | Path) -> Path:
 
 
 def write_video(frames: Frames, path: str | Path, fps: int) -> Path:
-    """Write one video, `result.frames[0]` of any output type, to `path`.  Gives the path.
+    """Write one video, `result.frames[0]` of any output type, to `path`.  Return the path.
 
     fps: frames a second.  `as_bytes` lists the frames that it takes, `check_output` the formats.  An existing
     file is replaced.  The same frames give the same bytes with the same versions of PyAV and Pillow.  A GIF

@@ -22,10 +22,10 @@ class Version(StrEnum):
 
 
 def check(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; it is only read.")],
-    tensorrt: Annotated[Version, typer.Option(help="Whose operators, types and opsets.")] = Version.v11,
+    bundle: Annotated[Path, typer.Argument(help="Bundle to check; nothing is written.")],
+    tensorrt: Annotated[Version, typer.Option(help="TensorRT version to check against.")] = Version.v11,
 ) -> None:
-    """Holds a bundle's graphs against what TensorRT takes; needs no TensorRT and no GPU."""
+    """Check a bundle's graphs against the operators that TensorRT supports; needs no TensorRT, no GPU."""
     from svd_engine.bundle import Bundle
     from svd_engine.errors import ExportError
     from svd_export.graph_check import check_graph
@@ -64,24 +64,34 @@ class Compatibility(StrEnum):
 
 
 def tensorrt(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; the plans are added to it.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle to build plans for, and to add them to.")],
     networks: Annotated[
         list[str] | None,
-        typer.Option(help="image_encoder, vae_encoder, denoiser, vae_decoder; default all.  Repeatable."),
+        typer.Option(
+            help="Network: image_encoder, vae_encoder, denoiser or vae_decoder; default all. Repeatable."
+        ),
     ] = None,
-    workspace: Annotated[str, typer.Option(help="Most scratch memory of a kernel, in GiB or MiB.")] = "8GiB",
-    optimization_level: Annotated[int, typer.Option(min=0, max=5, help="Higher looks longer.")] = 3,
-    timing_cache: Annotated[Path | None, typer.Option(help="Default: in the bundle, for this GPU.")] = None,
-    refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be given again.")] = False,
+    workspace: Annotated[
+        str, typer.Option(help="Largest scratch memory of a kernel, such as 8GiB or 512MiB.")
+    ] = "8GiB",
+    optimization_level: Annotated[
+        int, typer.Option(min=0, max=5, help="Higher levels search longer for faster kernels.")
+    ] = 3,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File of kernel timings, read and updated; default in the bundle.")
+    ] = None,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help="Build plans that can load the same weights again.")
+    ] = False,
     stripped: Annotated[
-        bool, typer.Option("--stripped", help="Without weights: loading takes the bundle's own.")
+        bool, typer.Option("--stripped", help="Build plans without weights; loading reads the bundle's.")
     ] = False,
     hardware_compatibility: Annotated[
         Compatibility,
-        typer.Option(help="Runs on: this kind of card; its compute capability; Ampere and newer."),
+        typer.Option(help="Run on this GPU model only, on its compute capability, or on Ampere and newer."),
     ] = Compatibility.none,
 ) -> None:
-    """Builds TensorRT plans for the GPU at hand into the bundle; run again, it goes on where it was."""
+    """Build TensorRT plans for this GPU; resume an interrupted build."""
     from svd_engine import console
     from svd_engine.bundle import Bundle
     from svd_engine.networks.spec import NETWORKS
