@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import zipfile
 from pathlib import Path
 
@@ -111,11 +112,9 @@ def test_the_exporter_does_not_measure() -> None:
     assert {f.name: known(f, {"svd_bench"}) for f in files if known(f, {"svd_bench"})} == {}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_files_are_short(package: str) -> None:
-    """Up to 300 lines: a longer file tells more than one story."""
-    lengths = {f.name: len(f.read_text().splitlines()) for f in PACKAGES[package].rglob("*.py")}
-    assert {name: count for name, count in lengths.items() if count > 300} == {}
+def test_commits_are_checked_as_make_lint_does() -> None:
+    hooks = re.findall(r"entry: (.+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert " && ".join(hooks).replace(".venv/bin", "$(BIN)") in (ROOT / "Makefile").read_text()
 
 
 def test_the_wheel_holds_what_it_needs_and_no_more(wheel: Path) -> None:

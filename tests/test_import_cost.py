@@ -53,6 +53,15 @@ def test_nothing_heavy_is_imported(statement: str, arguments: tuple[str, ...]) -
     assert bool(shown) == bool(arguments)  # the help was really printed
 
 
+def test_public_names_are_complete_and_there() -> None:
+    import svd_engine
+    from svd_engine import errors
+
+    raised = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert raised <= set(svd_engine.__all__)
+    assert all(getattr(svd_engine, name) for name in svd_engine.__all__)
+
+
 def test_the_engine_is_there_when_asked_for() -> None:
     import svd_engine
 

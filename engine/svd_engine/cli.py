@@ -24,13 +24,13 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 @app.callback()
 def root(version: Version = False) -> None:
-    """Animates photographs with Stable Video Diffusion."""
+    """Animate photographs with Stable Video Diffusion."""
 
 
 @app.command()
 @call_options
 def generate(
-    image: Annotated[Path, typer.Argument(help="Photograph: JPEG, PNG, WebP, ...")],
+    image: Annotated[Path, typer.Argument(help="Photograph to animate: JPEG, PNG, WebP, ...")],
     output: Annotated[
         list[Path],
         typer.Option(
@@ -40,20 +40,25 @@ def generate(
             "Several videos are numbered OUT-0, OUT-1, ...",
         ),
     ],
-    bundle: Annotated[Path | None, typer.Option(help="Exported bundle to run.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to run, exported by svd-export onnx.")] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id.")
+        str | None,
+        typer.Option(
+            help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
+        ),
     ] = None,
     backend: Annotated[
-        str, typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="What runs the networks; auto says why.")
+        str,
+        typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to run on; auto chooses and says why."),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[
-        DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
+        DType, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
     ] = DType.auto,
     variant: Variant = None,
     swap_networks: Annotated[
-        bool, typer.Option("--swap-networks", help="One network in memory at a time: less memory, more time.")
+        bool,
+        typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
     ] = False,
     jit_cache: Annotated[
         Path | None,
@@ -64,12 +69,14 @@ def generate(
     ] = False,
     without_rewrite: Annotated[
         list[str] | None,
-        typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable."),
+        typer.Option(help="Switch off an exact rewrite of a checkpoint's networks. Repeatable."),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write what ran, where and how long, as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a JSON report: settings, backends, times, memory.")
+    ] = None,
     **call: Any,
 ) -> None:
-    """Animates IMAGE over a bundle (--bundle) or a checkpoint (--checkpoint)."""
+    """Generate a video of IMAGE with a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
     if bundle is not None and (dtype is not DType.auto or without_rewrite or variant):
@@ -118,14 +125,18 @@ def generate(
 
 @app.command()
 def info(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle; without one, this machine.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle to describe; without one, describe this machine.")
+    ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Instead of a bundle: what a checkpoint is and which files it reads.")
+        str | None, typer.Option(help="Checkpoint to describe, and the weight files that it reads.")
     ] = None,
     variant: Variant = None,
-    check: Annotated[bool, typer.Option("--check", help="Hash every file of the bundle first.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the hash of every file of the bundle first.")
+    ] = False,
 ) -> None:
-    """Says what a bundle or a checkpoint is and what can run it here, or what this machine has and lacks."""
+    """Describe a bundle, a checkpoint or this machine, and say which backends are ready here."""
     if bundle is not None and checkpoint is not None:
         raise typer.BadParameter("pass BUNDLE or --checkpoint, not both")
     if variant and checkpoint is None:
@@ -205,10 +216,10 @@ def _with_progress(engine: VideoEngine, seed: int, **call: Any) -> VideoOutput:
 
 
 def _write(result: VideoOutput, targets: list[list[Path]], fps: int) -> None:
-    from svd_engine.video import to_uint8, write_video
+    from svd_engine.video import as_bytes, write_video
 
     for index, frames in enumerate(result.frames):
-        pixels = to_uint8(frames)
+        pixels = as_bytes(frames)
         for numbered in targets:
             write_video(pixels, numbered[index], fps)
 

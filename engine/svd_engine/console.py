@@ -1,26 +1,54 @@
-"""What the three commands share: how they fail, and how they place the small files that they write."""
+"""What the three commands share: how they report errors, and how they write small files."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from svd_engine._version import __version__
 from svd_engine.errors import OutputError, SvdEngineError
+from svd_engine.shell import quoted
+
+OPTIONS = {  # how a remedy of the library names a setting: the option that sets it
+    "VideoEngine.from_bundle": "--bundle",
+    "VideoEngine.from_checkpoint": "--checkpoint",
+    "backend": "--backend",
+    "checkpoint": "--checkpoint",
+    "device": "--device",
+    "dtype": "--dtype",
+    "variant": "--variant",
+    "write": "--no-write",
+}
+SETTING = re.compile(
+    r"""(?P<name>[\w.]+) (?: ="(?P<text>[^"]*)" | =(?P<word>\w+) | \((?P<value>[A-Z]+)\))""", re.X
+)
 
 
-def run(app: Callable[[], object]) -> None:
-    """Runs a command: our errors become one line on stderr and the exit code of their class."""
+def run(app: Callable[[], object], options: Mapping[str, str] = OPTIONS) -> None:
+    """Run a command: print an error of ours as one line on stderr, exit with the code of its class."""
     try:
         app()
     except SvdEngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.problem}. {in_options(error.remedy, options)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+
+
+def in_options(remedy: str, options: Mapping[str, str] = OPTIONS) -> str:
+    """Word a library's remedy for the command line: `dtype="bf16"` becomes `--dtype bf16`."""
+
+    def option(setting: re.Match[str]) -> str:
+        if setting["name"] not in options:
+            return setting[0]
+        flag, value = options[setting["name"]], setting["text"] or setting["word"] or setting["value"]
+        return flag if value in ("True", "False") else f"{flag} {quoted(value)}"
+
+    return SETTING.sub(option, remedy)
 
 
 def version_option(asked: bool) -> None:

@@ -1,6 +1,6 @@
 """`VideoEngine`: what users call.  Runs the pipeline over a bundle or a checkpoint (`source`).
 
-Holds no tensor arithmetic: pixels are made in `image`, the story is in `pipeline`.
+Holds no tensor arithmetic: `image` makes the pixels, `pipeline` has the stages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
 from svd_engine.observer import UNOBSERVED, Observer
-from svd_engine.output import Frames, VideoOutput, present
+from svd_engine.output import VideoOutput, present
 from svd_engine.request import SETTINGS, Settings
 from svd_engine.settings import Fit
 from svd_engine.source import Source, of_bundle, of_checkpoint
@@ -49,10 +49,10 @@ Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, T
 
 
 class VideoEngine(Steered, DiffusersNames):
-    """Image to video.  Make one with `from_bundle` or `from_checkpoint`; use it as a function.
+    """Generate videos from images.  Open one with `from_bundle` or `from_checkpoint`, and call it.
 
-    Calls from several threads wait for each other, in the order of their arrival.  `close()`, or leaving
-    a `with` block, frees its memory.  A forked child cannot call it: open the engine there, after "spawn".
+    Calls from several threads run one after the other, in the order of their arrival.  `close()`, or leaving
+    a `with` block, frees the memory.  Processes that use an engine are started with "spawn", not forked.
     """
 
     def __init__(self, source: Source) -> None:
@@ -71,11 +71,13 @@ class VideoEngine(Steered, DiffusersNames):
         swap_networks: bool = False,
         jit_cache: str | Path | None = "auto",
     ) -> VideoEngine:
-        """Over an exported bundle.  Raises BundleError, BackendUnavailable, OutputError, SettingsError.
+        """Open a bundle that svd-export wrote.
 
-        swap_networks: hold one network at a time, opened for its stage and closed after it.
-        jit_cache: folder that keeps the kernels which tensorrt-rtx compiles on this GPU at the first launch;
-        "auto" is the user's cache folder, None keeps none.  Other backends compile nothing then.
+        backend: "onnxruntime", "tensorrt", "tensorrt-rtx" or "auto".  device: "cpu", "cuda", "cuda:N" or
+        "auto".  swap_networks: hold one network in memory at a time, opened for its stage and closed after
+        it.  jit_cache: folder that keeps the kernels which tensorrt-rtx compiles on this GPU at the first
+        launch; "auto" is the user's cache folder, None keeps none.  Other backends compile nothing then.
+        Raises BundleError, BackendUnavailable, OutputError, SettingsError.
         """
         kept = default_folder() if jit_cache == "auto" else jit_cache and check_folder(Path(jit_cache))
         return cls(of_bundle(folder, backend, device, swap_networks, kept or None))
@@ -92,13 +94,14 @@ class VideoEngine(Steered, DiffusersNames):
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:
-        """Over torch modules: a name, a local diffusers folder or a hub id; any size and frame count.
+        """Open a checkpoint as torch modules: a name, a diffusers folder or a hub id; any size and frames.
 
-        dtype: fp32, fp16, bf16, torch's own, or auto (fp16 on a GPU, fp32 on the CPU).  variant: of the
-        weight files, as in diffusers' `from_pretrained`; None reads those without one, whatever the dtype.
-        swap_networks: keep one network at a time on the device, the others in host memory.  Raises
-        CheckpointError,
-        BackendUnavailable, SettingsError.
+        backend: "eager", "compiled" or "auto".  device: "cpu", "cuda", "cuda:N" or "auto".
+        dtype: "fp32", "fp16", "bf16", torch's own, or "auto" (fp16 on a GPU, fp32 on the CPU).
+        variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
+        whatever the dtype.  without_rewrites: names of exact rewrites to switch off.
+        swap_networks: keep one network at a time on the device, the others in host memory.
+        Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
             of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant)
@@ -130,16 +133,22 @@ class VideoEngine(Steered, DiffusersNames):
         cancel: Cancel | None = None,
         observer: Observer | None = None,
         fit: Fit = "stretch",
-    ) -> VideoOutput | Frames:
-        """Animates the image(s).  Arguments as in diffusers' `StableVideoDiffusionPipeline.__call__`.
+    ) -> VideoOutput | Any:  # Any: `Frames` with return_dict off; nobody else should have to tell them apart
+        """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
-        height, width, num_frames: None means the bundle's or checkpoint's own (576x1024 and 14 or 25
-        for SVD); min_guidance_scale, max_guidance_scale: None means the model's own (1.0 and 3.0, diffusers'
-        defaults, for SVD).  image: PIL image, list of them, or tensor [N,3,H,W] in [0, 1] or of bytes.
-        fit: an image of another aspect is squeezed ("stretch", as diffusers does), cropped in the middle
-        ("crop"), or laid on black ("pad").
+        image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.
+        height, width, num_frames: default the bundle's or checkpoint's own (SVD: 576, 1024 pixels, 14 or 25).
+        num_inference_steps: denoising steps.  sigmas: n + 1 falling noise levels for n steps, in their place.
+        min_guidance_scale, max_guidance_scale: classifier-free guidance of the first and the last frame;
+        default the model's own (SVD: 1.0 and 3.0).
+        fps: frame rate that the networks are told.  motion_bucket_id: 0 to 1023, more is more motion.
+        noise_aug_strength: standard deviation of the noise on the image, whose pixels are in [-1, 1].
+        decode_chunk_size: frames per decoder call; default all.
+        generator: one for all videos or one for each; latents: unit-variance noise [N,F,4,h,w] to start from.
+        fit: resize an image of another aspect ("stretch", as diffusers), crop it in the middle ("crop"), or
+        pad it with black ("pad").
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
-        "latent" [N,F,4,h,w].  With return_dict off the frames alone are returned.
+        "latent" [N,F,4,h,w].  return_dict=False returns the frames alone.
         callback_on_step_end(engine, step, timestep, {"latents": x}) returns a dict that may replace the
         latents; it may read and set what `Steered` lists, such as `interrupt` and `_guidance_scale`.
 
@@ -187,7 +196,7 @@ class VideoEngine(Steered, DiffusersNames):
             return VideoOutput(frames, self._report(stages, settings, generator, clock, turn, total_ms))
 
     def close(self) -> None:
-        """Frees networks and weights.  The engine can be called again; it then loads them again.
+        """Free networks and weights.  A later call loads them again.
 
         Waits for the running call; those that wait for their turn end with BackendError.  Raises
         BackendError inside a callback of the running call.  Does nothing in a forked child: the memory is
@@ -254,7 +263,7 @@ class VideoEngine(Steered, DiffusersNames):
         self,
         stages: pipeline.Stages,
         settings: Settings,
-        generator: Any,
+        generator: torch.Generator | list[torch.Generator] | None,
         clock: Clock,
         turn: Turn,
         total_ms: float,

@@ -27,7 +27,7 @@ from svd_engine.weight_files import COMPONENTS, WeightFile
 
 COMPILERS = {  # torch.compile's own choice, and how it is had
     "win32": ("cl", "install Visual Studio's C++ build tools"),
-    "darwin": ("clang++", "run xcode-select --install"),
+    "darwin": ("clang++", "run `xcode-select --install`"),
 }
 
 
@@ -73,7 +73,7 @@ def bundle_abilities(dtype: DType) -> list[Ability]:
             load_runtime(torch.device(device))
             why_not = "" if device == "cpu" or torch.cuda.is_available() else _no_gpu()
             if device == "cpu" and dtype == "bfloat16":
-                why_not = "ONNX Runtime computes no bfloat16 on the CPU: export with --dtype fp32"
+                why_not = "ONNX Runtime computes no bfloat16 on the CPU: export the bundle in fp32"
         except BackendError as error:
             why_not = str(error)
         rows.append(Ability("onnxruntime", device, why_not))
@@ -221,6 +221,6 @@ def _no_compiler() -> str:
 
 def _no_gpu() -> str:
     if torch.version.cuda is None:
-        install = "pip install --force-reinstall torch"
+        install = "run `pip install --force-reinstall torch`"
         return f"none usable: torch {torch.__version__} is built without CUDA ({install})"
     return "none found by torch: check the NVIDIA driver with nvidia-smi"

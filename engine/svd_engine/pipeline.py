@@ -252,5 +252,6 @@ def finite(tensor: Tensor, network: Network) -> None:
             f"output of {network.spec.network} ({network.placement.backend}, {network.placement.dtype})",
             expected="finite numbers",
             got=f"NaN or infinity in {bad} of {tensor.numel()} values",
-            remedy="Try --dtype bf16 or fp32, and check the checkpoint with `svd-export verify`.",
+            remedy='Use dtype="bf16" or dtype="fp32"; export a bundle in one of these. '
+            "`svd-export verify BUNDLE` compares a bundle's networks with eager torch.",
         )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from svd_engine._version import __version__
 from svd_engine.request import Settings
 from svd_engine.weight_files import WeightFile
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -37,6 +40,8 @@ class StagePlacement(BaseModel):
 
 
 class RunReport(BaseModel):
+    """What one call ran: settings, backend and device of each stage, times in ms, memory, versions."""
+
     model_config = ConfigDict(protected_namespaces=())
 
     model: str
@@ -83,7 +88,7 @@ def peak_host_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
 
 
-def peak_device_bytes(device: Any) -> int | None:
+def peak_device_bytes(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     import torch

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from svd_engine.settings import finite
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+T = TypeVar("T")
 Scale = float | Tensor  # of all frames, or [N, F, 1, 1, 1]
 
 
@@ -116,7 +117,7 @@ class Steered:
 
     _interrupt = interrupt  # the name that diffusers' documentation sets
 
-    def set_progress_bar_config(self, **options: Any) -> None:
+    def set_progress_bar_config(self, **options: object) -> None:
         """Options of tqdm for the progress bar: `disable=True` hides it.  Raises SettingsError for others."""
         from tqdm import tqdm
 
@@ -131,7 +132,7 @@ class Steered:
             )
         self._progress_bar_config = options
 
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm[Any]:
+    def progress_bar(self, iterable: Iterable[T] | None = None, total: int | None = None) -> tqdm[T]:
         """tqdm's bar over an iterable, or over `total` steps.  Raises SettingsError without either."""
         from tqdm.auto import tqdm
 

@@ -403,12 +403,12 @@ class OnnxRuntime : public Backend {
     void* symbol = opened ? dlsym(opened, "OrtGetApiBase") : nullptr;
     if (!symbol)
       throw Error("ONNX Runtime " + library, "a library that opens", dlerror(),
-                  "Install onnxruntime, and pass --runtime .../onnxruntime/capi/libonnxruntime.so.VERSION");
+                  "Install onnxruntime, and pass its onnxruntime/capi/libonnxruntime.so.VERSION as the runtime.");
     const auto* base = reinterpret_cast<const OrtApiBase* (*)()>(symbol)();
     const auto* api = base->GetApi(ORT_API_VERSION);
     if (!api)
       throw Error("ONNX Runtime " + library, "release 1." + std::to_string(ORT_API_VERSION) + " or newer",
-                  base->GetVersionString(), "Pass a newer one with --runtime.");
+                  base->GetVersionString(), "Pass a newer one as the runtime.");
     Ort::InitApi(api);
     return base->GetVersionString();
   }
@@ -417,7 +417,7 @@ class OnnxRuntime : public Backend {
     const auto available = Ort::GetAvailableProviders();
     if (!std::count(available.begin(), available.end(), "CUDAExecutionProvider"))
       throw Error(name() + " on cuda", "CUDAExecutionProvider", join(available),
-                  "Pass the library of onnxruntime-gpu with --runtime, or --provider cpu.");
+                  "Pass the library of onnxruntime-gpu as the runtime, or use the provider cpu.");
     checked("the CUDA provider", [&] {
       OrtCUDAProviderOptionsV2* cuda = nullptr;
       Ort::ThrowOnError(Ort::GetApi().CreateCUDAProviderOptions(&cuda));
@@ -433,7 +433,7 @@ class OnnxRuntime : public Backend {
       return work();
     } catch (const Ort::Exception& error) {
       throw Error(name() + ", " + what, "a run without error", error.what(),
-                  "Try a newer runtime; if memory ran out, export a smaller profile (--decode-chunk).");
+                  "Try a newer runtime; if memory ran out, export a smaller decode chunk.");
     }
   }
 
@@ -515,7 +515,7 @@ inline Floats finite(Floats values, const Network& network, const Backend& backe
   if (bad)
     throw Error("output of " + network.name + " (" + backend.name() + ")", "finite numbers",
                 "NaN or infinity in " + std::to_string(bad) + " of " + std::to_string(values.size()),
-                "Export with --dtype bf16 or fp32, and check the bundle with svd-export verify.");
+                "Export the bundle in bf16 or fp32, and check it with `svd-export verify`.");
   return values;
 }
 

@@ -43,43 +43,58 @@ class Guidance(StrEnum):
 
 @app.callback()
 def root(version: Version = False) -> None:
-    """Makes bundles of ONNX engines from Stable Video Diffusion checkpoints."""
+    """Export Stable Video Diffusion checkpoints to bundles of ONNX graphs and TensorRT plans."""
 
 
 @app.command()
 def onnx(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle; must not exist.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the bundle to make; must not exist.")
+    ],
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="svd, svd-xt, svd-xt-1-1, demo, a local diffusers folder, or a hub id."),
+        typer.Argument(
+            help="Checkpoint to export: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
+        ),
     ] = None,
     random_weights: Annotated[
-        Family | None, typer.Option(help="Real architecture, seeded random weights, instead of CHECKPOINT.")
+        Family | None,
+        typer.Option(
+            help="Export this architecture with seeded random weights, to measure speed and memory."
+        ),
     ] = None,
     variant: Variant = None,
     frames: Annotated[
-        list[int] | None, typer.Option(help="Frames; default the checkpoint's own. Repeatable.")
+        list[int] | None, typer.Option(help="Number of frames; default the checkpoint's own. Repeatable.")
     ] = None,
     height: Annotated[
-        int | None, typer.Option(help="Pixels; default the checkpoint's own, 576 for SVD.")
+        int | None, typer.Option(help="Height in pixels; default the checkpoint's own (SVD: 576).")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Pixels; default the checkpoint's own, 1024 for SVD.")
+        int | None, typer.Option(help="Width in pixels; default the checkpoint's own (SVD: 1024).")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Videos a call.")] = 1,
-    dtype: Annotated[DType | None, typer.Option(help="Default fp16; fp32 for demo.")] = None,
+    batch: Annotated[int, typer.Option(help="Batch size: videos per network call.")] = 1,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Precision of weights and arithmetic; default fp16, for demo fp32.")
+    ] = None,
     guidance: Annotated[
         list[Guidance] | None,
-        typer.Option(help="batched: both CFG halves in one call; single: one half a call. Repeatable."),
+        typer.Option(
+            help="Classifier-free guidance: both halves in one call (batched) or one half per call (single). "
+            "Repeatable."
+        ),
     ] = None,
     decode_chunk: Annotated[
-        list[int] | None, typer.Option(help="Frames that the decoder takes at once; default all. Repeatable.")
+        list[int] | None, typer.Option(help="Frames per decoder call; default all. Repeatable.")
     ] = None,
     without_rewrite: Annotated[
-        list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
+        list[str] | None, typer.Option(help="Switch off an exact rewrite. Repeatable.")
     ] = None,
 ) -> None:
-    """Exports CHECKPOINT to a bundle.  Repeated --frames, --guidance or --decode-chunk share weights."""
+    """Export CHECKPOINT to a bundle of ONNX graphs.
+
+    Repeat --frames, --guidance or --decode-chunk for several profiles in one bundle; they share weights.
+    """
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
     if random_weights and variant:
@@ -110,16 +125,18 @@ def onnx(
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; its manifest receives the report.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle to compare; the result is written into its manifest.")
+    ],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Where its checkpoint is now; default where it was.")
+        str | None, typer.Option(help="Checkpoint that it was exported from, if it has moved.")
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of the checkpoint's weight files; default the one exported.")
+        str | None, typer.Option(help="Variant of the checkpoint's weight files; default the one exported.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for --backend.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device of --backend: auto, cpu, cuda or cuda:N.")] = "auto",
     no_write: Annotated[
-        bool, typer.Option("--no-write", help="Only print the report: the bundle may be read-only.")
+        bool, typer.Option("--no-write", help="Print the result only; needed for a read-only bundle.")
     ] = False,
     backend: Annotated[
         VerifiedBackend,
@@ -129,7 +146,7 @@ def verify(
         ),
     ] = VerifiedBackend.onnxruntime,
 ) -> None:
-    """Compares each network with its reference on the same inputs; fails beyond tolerance."""
+    """Compare each exported network with its reference on the same inputs; fail beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle import Bundle
     from svd_engine.checkpoint import open_checkpoint, random_checkpoint
@@ -156,13 +173,19 @@ def verify(
 
 @app.command()
 def triton(
-    bundle: Annotated[Path, typer.Argument(help="The bundle to serve.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Model repository; must not exist.")],
-    instances: Annotated[int, typer.Option(help="Engines on every GPU, or on the CPU without one.")] = 1,
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused at once.")] = 8,
-    timeout: Annotated[str, typer.Option(help="How long a request may wait: 120s, 2m, 500ms.")] = "120s",
+    bundle: Annotated[Path, typer.Argument(help="Bundle to serve.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the model repository to make; must not exist.")
+    ],
+    instances: Annotated[int, typer.Option(help="Engines per GPU, or on the CPU without a GPU.")] = 1,
+    max_queue: Annotated[
+        int, typer.Option(help="Length of the queue; requests beyond it are refused at once.")
+    ] = 8,
+    timeout: Annotated[
+        str, typer.Option(help="Longest wait of a request in the queue, such as 120s, 2m or 500ms.")
+    ] = "120s",
 ) -> None:
-    """Writes a model repository for a Triton Inference Server; docs/triton.md says how to serve it."""
+    """Write a model repository for Triton Inference Server; docs/triton.md says how to serve it."""
     from svd_engine.bundle import Bundle
     from svd_export.triton import Service, seconds, write_repository
 

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
 REMEDIES = {  # by what TensorRT says
-    "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), pass a smaller --workspace, or "
-    "export a smaller profile (--decode-chunk, --guidance single).",
-    "could not find any implementation": "Pass a larger --workspace, or export a smaller profile "
-    "(--decode-chunk, --guidance single).",
-    "fp32 gemm is not supported": "Leave sm75 out of --target: TensorRT for RTX multiplies no float32 "
-    "matrices on Turing cards, and the VAE encoder is float32. They run --backend onnxruntime.",
+    "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), use a smaller workspace, or "
+    "export a smaller profile (decode chunk, single guidance).",
+    "could not find any implementation": "Use a larger workspace, or export a smaller profile (decode chunk, "
+    "single guidance).",
+    "fp32 gemm is not supported": "Leave sm75 out of the target: TensorRT for RTX multiplies no float32 "
+    'matrices on Turing cards, and the VAE encoder is float32. They run backend="onnxruntime".',
     "": "`svd-export check` names what TensorRT does not take; export again with this version of svd-engine.",
 }
 DEFAULT_WORKSPACE = 8 * 2**30  # for kernels' scratch; without a limit, builds asked for 86 GB

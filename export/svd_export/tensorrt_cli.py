@@ -30,18 +30,16 @@ class Card(StrEnum):
 
 
 def check(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; it is only read.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle to check; nothing is written.")],
     tensorrt: Annotated[
         Version | None,
         typer.Option(
-            help="Ask the table of this version. Default: an installed parser, else the table of 11."
+            help="TensorRT version whose table to ask. Default: an installed parser, else the table of 11."
         ),
     ] = None,
-    target: Annotated[
-        Card | None, typer.Option(help="Hold the graphs against the rules of this kind of card too.")
-    ] = None,
+    target: Annotated[Card | None, typer.Option(help="Check the rules of this kind of card too.")] = None,
 ) -> None:
-    """Checks whether TensorRT takes a bundle's graphs; needs no GPU.  Says who answered."""
+    """Check whether TensorRT takes a bundle's graphs; needs no GPU.  Says who answered."""
     from svd_engine.bundle import Bundle
     from svd_engine.errors import ExportError
     from svd_export import compiled
@@ -73,7 +71,7 @@ def check(
             got=f"{findings}, above",
             remedy="Report this with the versions in the manifest."
             if target is None
-            else "Build for another kind of card, or export in another precision (--dtype).",
+            else "Build for another kind of card, or export in another precision (dtype).",
         )
 
 
@@ -103,7 +101,7 @@ ONLY = "Only --flavour tensorrt."
 
 
 def tensorrt(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; the plans are added to it.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle to build plans for, and to add them to.")],
     flavour: Annotated[
         FlavourOption | None,
         typer.Option(
@@ -120,30 +118,37 @@ def tensorrt(
     ] = None,
     networks: Annotated[
         list[str] | None,
-        typer.Option(help="image_encoder, vae_encoder, denoiser, vae_decoder; default all.  Repeatable."),
+        typer.Option(
+            help="Network: image_encoder, vae_encoder, denoiser or vae_decoder; default all. Repeatable."
+        ),
     ] = None,
     workspace: Annotated[
         str | None,
-        typer.Option(help=f"Most scratch memory of a kernel, in GiB or MiB; default 8GiB. {ONLY}"),
+        typer.Option(help=f"Largest scratch memory of a kernel, such as 512MiB; default 8GiB. {ONLY}"),
     ] = None,
     optimization_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help=f"Higher looks longer; default 3. {ONLY}")
+        int | None,
+        typer.Option(min=0, max=5, help=f"Higher levels search longer for faster kernels; default 3. {ONLY}"),
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help=f"Default: in the bundle, for this GPU. {ONLY}")
+        Path | None,
+        typer.Option(help=f"File of kernel timings, read and updated; default in the bundle. {ONLY}"),
     ] = None,
     refittable: Annotated[
-        bool, typer.Option("--refittable", help=f"Weights can be given again. {ONLY}")
+        bool, typer.Option("--refittable", help=f"Build plans that can load the same weights again. {ONLY}")
     ] = False,
     stripped: Annotated[
-        bool, typer.Option("--stripped", help=f"Without weights: loading takes the bundle's own. {ONLY}")
+        bool,
+        typer.Option("--stripped", help=f"Build plans without weights; loading reads the bundle's. {ONLY}"),
     ] = False,
     hardware_compatibility: Annotated[
         Compatibility,
-        typer.Option(help=f"Runs on: this kind of card; its compute capability; Ampere and newer. {ONLY}"),
+        typer.Option(
+            help=f"Run on this GPU model only, on its compute capability, or on Ampere and newer. {ONLY}"
+        ),
     ] = Compatibility.none,
 ) -> None:
-    """Builds TensorRT plans into the bundle; run again, it resumes an interrupted build."""
+    """Build TensorRT plans into a bundle; resume an interrupted build."""
     from svd_engine import console
     from svd_engine.bundle import Bundle
     from svd_engine.networks.spec import NETWORKS

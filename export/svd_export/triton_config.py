@@ -40,7 +40,7 @@ def video_model(name: str, manifest: Manifest, service: Service, *, stream: bool
 # {manifest.model.name}: {"; ".join(map(str, manifest.profiles))}
 # Shared memory: every request and response passes through /dev/shm.  An mp4 takes its own size;
 # output_type "frames" takes up to {frames} bytes ({frames / 2**20:.1f} MiB) a video.  Containers have
-# 64 MiB by default: start them with --shm-size=1g.
+# 64 MiB by default: start them with `docker run --shm-size=1g`.
 name: "{name}"
 backend: "python"
 max_batch_size: 0

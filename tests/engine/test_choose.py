@@ -117,7 +117,7 @@ def test_tensorrt_runs_on_no_cpu(gpu: Callable[..., None], device: str, got: str
     gpu(0)
     with pytest.raises(BackendUnavailable, match=f"expected a CUDA GPU, got {got}") as caught:
         choose_for_bundle("tensorrt", device)
-    assert "--backend onnxruntime" in caught.value.remedy
+    assert 'backend="onnxruntime"' in caught.value.remedy
 
 
 def test_auto_says_that_a_gpu_stays_idle(gpu: Callable[..., None]) -> None:
@@ -160,7 +160,7 @@ def test_torch_backends_run_no_bundle(backend: str) -> None:
         f"backend {backend} for a bundle: expected one of tensorrt, tensorrt-rtx, onnxruntime (a bundle"
         in str(caught.value)
     )
-    assert f"--checkpoint CHECKPOINT to run {backend}" in caught.value.remedy
+    assert f"VideoEngine.from_checkpoint(CHECKPOINT) to run {backend}" in caught.value.remedy
 
 
 @pytest.mark.parametrize(("backend", "more"), [("onnxruntime", ", then"), ("tensorrt", " and `svd-export")])
@@ -179,9 +179,7 @@ def test_an_unknown_backend(chooser: Callable[[str, str], Choice]) -> None:
 @pytest.mark.parametrize("chooser", CHOOSERS)
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "cpu:0", "mps", "", "CPU"])
 def test_an_unknown_device(chooser: Callable[[str, str], Choice], device: str) -> None:
-    with pytest.raises(
-        SettingsError, match=r"device: expected auto, cpu, cuda or cuda:N, or a torch\.device"
-    ):
+    with pytest.raises(SettingsError, match=r"device: expected auto, .* or a torch\.device of these, got"):
         chooser("auto", device)
 
 
@@ -192,4 +190,4 @@ def test_a_gpu_that_is_not_here(gpu: Callable[..., None], count: int, device: st
         resolve(device)
     assert f"device {device}: expected a CUDA GPU of this number" in str(caught.value)
     assert f"got {count} GPUs with torch" in str(caught.value)
-    assert "--device cpu" in caught.value.remedy
+    assert 'device="cpu"' in caught.value.remedy

@@ -109,8 +109,14 @@ def test_settings(
     [
         ((), "pass either --bundle BUNDLE or --checkpoint CHECKPOINT"),
         (("--bundle", "b", "--checkpoint", "c"), "pass either --bundle BUNDLE or --checkpoint CHECKPOINT"),
-        (("--bundle", "b", "--dtype", "fp16"), "--dtype and --without-rewrite belong to --checkpoint"),
-        (("--bundle", "b", "--without-rewrite", "x"), "--dtype and --without-rewrite belong to --checkpoint"),
+        (
+            ("--bundle", "b", "--dtype", "fp16"),
+            "--variant and --without-rewrite belong to --checkpoint",
+        ),
+        (
+            ("--bundle", "b", "--without-rewrite", "x"),
+            "--variant and --without-rewrite belong to --checkpoint",
+        ),
         (("--bundle", "b", "--num-videos", "0"), "num_videos_per_prompt: expected a whole number of"),
         (("--bundle", "b", "-o", ".", "--num-videos", "2"), "--num-videos numbers the outputs"),
         (
@@ -227,7 +233,7 @@ def test_a_small_file_that_cannot_be_written(
 ) -> None:
     """The disk is full, or the name too long for the hidden one beside it: what was there stays."""
 
-    def full(self: Path, text: str) -> int:
+    def full(self: Path, text: str, **_: str) -> int:
         with self.open("w") as file:
             file.write(text[:1])
         raise OSError(28, "No space left on device")

@@ -112,7 +112,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bfloat16_is_nothing_for_onnx_runtime_on_the_cpu() -> None:
-    assert "--dtype fp32" in rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cpu"]
+    assert "in fp32" in rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cpu"]
     assert rows(info.bundle_abilities("float16"))["onnxruntime", "cpu"] == ""
 
 

@@ -100,7 +100,7 @@ def test_what_loading_gives_nothing(folder: Path, trt: TensorRT, call: str, expe
     assert f"TensorRT 10.14.1.48 loading {plan} on cpu: expected {expected}, got " in str(error)
     assert error.got == (says or "no word from TensorRT's log")
     if says == NO_MEMORY:
-        assert "Free the GPU's memory, or export a smaller profile (--decode-chunk" in error.remedy
+        assert "Free the GPU's memory, or export a smaller profile (a smaller decode chunk" in error.remedy
     else:
         assert error.remedy == f"Run: svd-export tensorrt {folder}"
 

@@ -90,10 +90,13 @@ def test_a_parser_that_fails_without_a_word(trt: Any, folder: Path) -> None:
     [
         (
             "[virtualMemoryBuffer.cpp] Error Code 2: OutOfMemory (no further information)",
-            "smaller --workspace",
+            "smaller workspace",
         ),
-        ("Requested amount of GPU memory is too large: out of memory", "--decode-chunk, --guidance single"),
-        ("Could not find any implementation for node {ForeignNode[a...b]}", "Pass a larger --workspace"),
+        (
+            "Requested amount of GPU memory is too large: out of memory",
+            "single guidance",
+        ),
+        ("Could not find any implementation for node {ForeignNode[a...b]}", "Use a larger workspace"),
         ("something else", "svd-export check"),
     ],
 )

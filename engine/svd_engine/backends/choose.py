@@ -34,7 +34,7 @@ def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choic
             f"backend {backend} for a bundle",
             expected=f"one of {names(of_bundle=True)} (a bundle holds ONNX graphs and TensorRT plans)",
             got=backend,
-            remedy=f"Use --backend onnxruntime, or --checkpoint CHECKPOINT to run {backend}.",
+            remedy=f'Use backend="onnxruntime", or VideoEngine.from_checkpoint(CHECKPOINT) to run {backend}.',
         )
     where = resolve(device)
     if row is not None and where.type not in row.devices:
@@ -42,7 +42,7 @@ def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choic
             f"backend {backend}",
             expected="a CUDA GPU",
             got="none that torch can use" if device == "auto" else f"device {where}",
-            remedy="Use --backend onnxruntime on the CPU.",
+            remedy='Use backend="onnxruntime" on the CPU.',
         )
     if row is not None and (row.flavour is not None or device != "auto"):
         return Choice(backend, where, "asked for")
@@ -104,7 +104,8 @@ def choose_for_checkpoint(backend: str, device: DeviceName) -> Choice:
             f"backend {backend} for a checkpoint",
             expected="a bundle",
             got="a checkpoint",
-            remedy=f"Run `svd-export onnx CHECKPOINT -o BUNDLE`{plans}, then pass --bundle BUNDLE.",
+            remedy=f"Run `svd-export onnx CHECKPOINT -o BUNDLE`{plans}, "
+            "then use VideoEngine.from_bundle(BUNDLE).",
         )
     where = resolve(device)
     if backend != "auto":
@@ -139,7 +140,7 @@ def resolve(device: DeviceName) -> torch.device:
             f"device {device}",
             expected="a CUDA GPU of this number that torch can use",
             got=f"{torch.cuda.device_count()} GPUs with torch {torch.__version__}",
-            remedy="Use --device cpu, or install the NVIDIA driver and a CUDA build of torch.",
+            remedy='Use device="cpu", or install the NVIDIA driver and a CUDA build of torch.',
         )
     return torch.device("cuda", number)
 

@@ -47,7 +47,7 @@ class OrtNetwork(Network):
                 f"ONNX Runtime, {self.spec.key} on {self.placement.device}",
                 expected="a run without error",
                 got=str(error).strip(),
-                remedy="If memory ran out, export a smaller profile (--decode-chunk, --guidance single).",
+                remedy="If memory ran out, export a smaller profile (decode chunk, single guidance).",
             ) from error
         return self.output
 
@@ -77,7 +77,7 @@ class OrtBackend:
                 expected=provider,
                 got=", ".join(used),
                 remedy=f"Install it ({install_line(self.device.type)}) and the CUDA and cuDNN libraries that "
-                "it needs, or ask for --device cpu.",
+                'it needs, or use device="cpu".',
             )
         detail = f"onnxruntime {self.runtime.__version__} {used[0]}"
         placement = Placement("onnxruntime", str(self.device), self.bundle.dtype_of(spec), detail)
@@ -95,7 +95,7 @@ class OrtBackend:
                 f"ONNX Runtime {self.runtime.__version__} loading {path.name}",
                 expected="a graph that it can run",
                 got=str(error).strip(),
-                remedy="Try a newer onnxruntime, or export again with --dtype fp32.",
+                remedy="Try a newer onnxruntime, or run `svd-export onnx CHECKPOINT -o BUNDLE --dtype fp32`.",
             ) from error
         give_back_freed()  # weights that it copied into another layout
         return session

@@ -16,7 +16,7 @@ from svd_engine.errors import BackendError
 
 LESS_MEMORY = (
     "Free the GPU's memory, or export a smaller profile "
-    "(--decode-chunk, --guidance single, smaller --height and --width) and build its plans."
+    "(a smaller decode chunk, single guidance, smaller height and width) and build its plans."
 )
 
 
