@@ -17,7 +17,6 @@ import torch
 from svd_bench.gpu_context import tiny_checkpoint
 from svd_bench.opening import PHOTOGRAPH
 from svd_bench.stages import panning
-from svd_engine import sampling
 from svd_engine.backends.compiled import CompiledBackend
 from svd_engine.backends.eager import EagerBackend
 from svd_engine.backends.fake import FakeBackend
@@ -29,6 +28,7 @@ from svd_engine.model import Model
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import Profile, specs_of
+from svd_engine.sampling import samplers, schedules
 from svd_engine.video import to_uint8, write_video
 from svd_export.to_onnx import export_bundle
 
@@ -47,10 +47,10 @@ def test_sampler_step(benchmark: Timed, model: Model) -> None:
     """The arithmetic of one Euler step at full size, without the network."""
     generator = torch.Generator().manual_seed(0)
     x, denoised = (torch.randn(LATENT, generator=generator) for _ in range(2))
-    sigmas = sampling.karras_sigmas(25, model.sigma_min, model.sigma_max)
+    sigmas = schedules.karras(25, model.sigma_min, model.sigma_max)
 
     def step() -> torch.Tensor:
-        return next(sampling.euler_steps(lambda _x, _sigma: denoised, x, sigmas))[1]
+        return samplers.euler(lambda _x, _sigma: denoised, x, sigmas, steps=[0])
 
     assert benchmark(step).shape == LATENT
 

@@ -126,10 +126,19 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     )
 
 
+@pytest.fixture(scope="session")
+def tiny_half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_bundle`, float16: it holds graphs for TensorRT too."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-half"
+    profiles = [Profile(FRAMES, HEIGHT, WIDTH, 1, guidance, CHUNK) for guidance in ("batched", "single")]
+    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, profiles, torch.float16)
+    return folder
+
+
 @pytest.fixture
-def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy of `tiny_bundle` with a plan of every network for the TensorRT double's GPU."""
-    folder = damage.copy(tiny_bundle, tmp_path)
+def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_half_bundle` with a plan of every network for the TensorRT double's GPU."""
+    folder = damage.copy(tiny_half_bundle, tmp_path)
     tensorrt_plans.add_plans(folder)
     return folder
 

@@ -74,17 +74,20 @@ def encoded(bundle: Path) -> None:
 
 
 def deep(bundle: Path) -> None:
-    (bundle / MANIFEST).write_text('{"format": 1, "model": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    (bundle / MANIFEST).write_text('{"format": 2, "model": ' + "[" * 100_000 + "]" * 100_000 + "}")
+
+
+def target(capabilities: Any = ((9, 0),)) -> dict[str, Any]:
+    return {"label": "gpu", "capabilities": capabilities, "gpu": "GPU", "or_newer": False}
 
 
 def plan(**fields: Any) -> Spoil:
     row = {
         "network": "image_encoder-b1",
         "file": "image_encoder.bin",
-        "tensorrt": "10.13.0.35",
-        "gpu": "GPU",
-        "compute_capability": [9, 0],
-        "hardware_compatibility": "none",
+        "flavour": "tensorrt",
+        "version": "10.13.0.35",
+        "target": target(),
         "dtype": "float32",
         "graph_sha256": "0" * 64,
         "weights_sha256": "0" * 64,
@@ -93,6 +96,7 @@ def plan(**fields: Any) -> Spoil:
         "optimization_level": 3,
         "workspace_bytes": 0,
         "device_memory_bytes": 0,
+        "compiled": None,
     }
     return field("plans", value=[{**row, **fields}])
 
@@ -194,8 +198,9 @@ HOSTILE: dict[str, Spoil] = {
     "a rewrite in fewer than no places": field(
         "rewrites", value=[{"network": "denoiser", "name": "n", "places": -1}]
     ),
-    "a plan of a bare capability": plan(compute_capability=[9]),
-    "a plan of capability -1": plan(compute_capability=[9, -1]),
+    "a plan of a bare capability": plan(target=target([[9]])),
+    "a plan of capability -1": plan(target=target([[9, -1]])),
+    "a plan for no card": plan(target=target([])),
     "a plan with a vast workspace": plan(workspace_bytes=2**60),
     "a plan at level 6": plan(optimization_level=6),
     "a plan hashed with nothing": plan(graph_sha256=""),

@@ -6,6 +6,7 @@ Beyond recording, it holds what a real build would need: graphs are read from fi
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from enum import Enum, IntEnum
 from importlib.machinery import ModuleSpec
@@ -29,10 +30,26 @@ class NetworkDefinitionCreationFlag(IntEnum):
     STRONGLY_TYPED = 1  # in 11 it is 0
 
 
-class BuilderFlag(Enum):
+class BuilderFlag(IntEnum):
     TF32 = 0
     STRIP_PLAN = 1
     REFIT_IDENTICAL = 2
+
+
+class ProfilingVerbosity(Enum):
+    LAYER_NAMES_ONLY = 0
+    DETAILED = 1
+
+
+class DeviceType(Enum):
+    GPU = 0
+    DLA = 1
+
+
+class LayerType(Enum):
+    SHAPE = 0
+    QUANTIZE = 1
+    DEQUANTIZE = 2
 
 
 class MemoryPoolType(Enum):
@@ -61,7 +78,10 @@ class Builder(Recorded):
 
     def create_network(self, flags: int) -> Any:
         self._call("create_network", flags)
-        return SimpleNamespace(graph=None)
+        return Network()
+
+    def create_optimization_profile(self) -> Any:
+        return [None]
 
     def create_builder_config(self) -> Any:
         return self.trt.IBuilderConfig()
@@ -77,9 +97,22 @@ class Builder(Recorded):
         return self._call("build_serialized_network", graph.name, returns=Memory(json.dumps(plan).encode()))
 
 
+class Network(list):  # type: ignore[type-arg]
+    """Its layers, none of them; Polygraphy asks for its inputs as well."""
+
+    graph: Any = None
+    num_inputs = num_outputs = num_layers = 0
+    name = "network"
+
+    def get_flag(self, flag: Any) -> bool:
+        return True
+
+
 class IBuilderConfig(Recorded):
     def __init__(self) -> None:
         self.flags, self.cache = {BuilderFlag.TF32}, Memory()
+        self.profiling_verbosity = self.default_device_type = None
+        self.num_optimization_profiles, self.DLA_core = 1, -1
         self.builder_optimization_level = self.hardware_compatibility_level = self.progress_monitor = None
         self.trt.configs.append(self)
 
@@ -90,7 +123,13 @@ class IBuilderConfig(Recorded):
         self.flags.add(flag)
 
     def clear_flag(self, flag: BuilderFlag) -> None:
-        self.flags.remove(flag)
+        self.flags.discard(flag)
+
+    def get_flag(self, flag: BuilderFlag) -> bool:
+        return flag in self.flags
+
+    def add_optimization_profile(self, profile: Any) -> None:
+        """Of a network without dynamic shapes: an empty one."""
 
     def create_timing_cache(self, content: bytes) -> Any:
         return self._call("create_timing_cache", content, returns=Memory(content))
@@ -126,6 +165,10 @@ class OnnxParser(Recorded):
             for node in model.graph.node
             if node.op_type in self.trt.unknown
         ]  # fmt: skip
+        for error in self.errors:  # as the real one does, beside handing them out
+            self.trt.logger.log(
+                self.trt.ILogger.Severity.ERROR, f"{error.desc()} for {error.node_operator()}"
+            )
         return bool(self._call("parse_from_file", Path(path).name, returns=not self.errors))
 
 
@@ -138,6 +181,12 @@ def spec_of(graph: Path) -> NetworkSpec:
             yield TensorSpec(value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim))
 
     return NetworkSpec("any", graph.stem, tuple(table(read.input)), *table(read.output))
+
+
+def forget_polygraphy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is imported for one flavour of TensorRT, and holds its module: for another one, anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def two_phases(monitor: Any) -> bool:
@@ -159,12 +208,18 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = tensorrt_double.VERS
     """
     trt: Any = tensorrt_double.install(monkeypatch, version)
     trt.__spec__ = ModuleSpec("tensorrt", None)  # other packages ask whether it is there
-    for kind in (NetworkDefinitionCreationFlag, BuilderFlag, MemoryPoolType, HardwareCompatibilityLevel):
+    for kind in (
+        NetworkDefinitionCreationFlag, BuilderFlag, MemoryPoolType, HardwareCompatibilityLevel,
+        ProfilingVerbosity, DeviceType, LayerType,
+    ):  # fmt: skip
         setattr(trt, kind.__name__, kind)
+    trt.init_libnvinfer_plugins = lambda logger, namespace: True
+    forget_polygraphy(monkeypatch)
     for made in (Builder, IBuilderConfig, OnnxParser):
         setattr(trt, made.__name__, type(made.__name__, (made,), {"trt": trt}))
     trt.IProgressMonitor = IProgressMonitor
     trt.configs, trt.unknown, trt.phases = [], set(), two_phases
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # the real one may be installed
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: trt.call("cuda.set_device", device))

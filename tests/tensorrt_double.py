@@ -1,6 +1,6 @@
-"""A stand-in for the module `tensorrt`, and for the CUDA beneath it, on a machine that has neither.
+"""A stand-in for the modules `tensorrt` and `tensorrt_rtx`, and for the CUDA beneath, on a machine without.
 
-`install` puts it where `import tensorrt` finds it.  It records every call in order, fails where a test says
+`install` puts it where an import finds it.  It records every call in order, fails where a test says
 so, and reads and writes memory at the addresses that it was given, so a wrong address is a wrong video.
 What a network computes is up to the test: `compute(key, inputs) -> output`.  A plan is JSON here, of the
 form that `tensorrt_plans.plan_of` gives.
@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from svd_engine.backends import trt_library
+from svd_engine.flavours import TENSORRT, Flavour
 
-GPU, CAPABILITY, VERSION = "NVIDIA Any 80GB", (9, 0), "10.13.3.9"
+GPU, CAPABILITY, VERSION = "NVIDIA Any 80GB", (9, 0), "10.14.1.48"
 Compute = Callable[[str, Mapping[str, Tensor]], Tensor]
 
 
@@ -64,6 +65,23 @@ class ExecutionContextAllocationStrategy(Enum):
     USER_MANAGED = 2
 
 
+class CudaGraphStrategy(Enum):
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
+class EngineValidity(IntEnum):
+    VALID = 0
+    SUBOPTIMAL = 1
+    INVALID = 2
+
+
+class EngineInvalidityDiagnostics(IntEnum):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
+
+
 class ILogger:
     Severity = Severity
 
@@ -87,15 +105,20 @@ class TensorRT(ModuleType):
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     ILogger = ILogger
 
-    def __init__(self, version: str = VERSION) -> None:
-        super().__init__("tensorrt")
+    def __init__(self, version: str = VERSION, name: str = "tensorrt") -> None:
+        super().__init__(name)
         self.__version__ = version
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.faults: dict[str, Fault] = {}
         self.compute: Compute = nothing
         self.logger: Any = None
         self.cuda: CudaDouble | None = None
-        for kind in (Runtime, ICudaEngine, IExecutionContext, Refitter, Weights):
+        kinds: list[type] = [Runtime, ICudaEngine, IExecutionContext, Refitter, Weights]
+        if name == "tensorrt_rtx":
+            kinds += [IRuntimeConfig, IRuntimeCache]
+            self.CudaGraphStrategy, self.EngineValidity = CudaGraphStrategy, EngineValidity
+            self.EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
+        for kind in kinds:
             setattr(self, kind.__name__, type(kind.__name__, (kind,), {"trt": self}))
 
     def called(self, *names: str) -> list[tuple[Any, ...]]:
@@ -145,6 +168,41 @@ class Runtime(Recorded):
             engine = None
         return self._call("deserialize_cuda_engine", len(serialized_engine), returns=engine)
 
+    def get_engine_validity(self, buffer: bytes) -> Any:
+        return self._call("get_engine_validity", len(buffer), returns=(EngineValidity.VALID, 0))
+
+
+class IRuntimeConfig(Recorded):
+    """Only of TensorRT for RTX.  Like the real one, it has names for what TensorRT passes to the engine."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.cuda_graph_strategy, self.strategy, self.cache = engine, None, None, None
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> Any:
+        return self._call("create_runtime_cache", returns=self.trt.IRuntimeCache(self.engine.plan["key"]))
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return bool(self._call("set_runtime_cache", returns=True))
+
+
+class IRuntimeCache(Recorded):
+    """Holds the name of the network that was launched with it."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.content = key, b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        taken = blob == self.key.encode()
+        self.content = blob if taken else b""
+        return bool(self._call("deserialize", bytes(blob), returns=taken))
+
+    def serialize(self) -> Any:
+        return self._call("serialize", returns=self.content)
+
 
 class ICudaEngine(Recorded):
     def __init__(self, plan: dict[str, Any], runtime: Any = None) -> None:
@@ -175,14 +233,22 @@ class ICudaEngine(Recorded):
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation[self.plan["tensors"][name]["location"]]
 
-    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> Any:
-        context = self.trt.IExecutionContext(self)
-        return self._call("create_execution_context", strategy.name, returns=context)
+    def create_execution_context(self, how: Any) -> Any:
+        """By an allocation strategy, or by a runtime configuration, which TensorRT for RTX has."""
+        if isinstance(how, IRuntimeConfig):
+            context = self.trt.IExecutionContext(self, how)
+            given = (how.strategy.name, how.cuda_graph_strategy.name)
+        else:
+            context, given = self.trt.IExecutionContext(self), (how.name,)
+        return self._call("create_execution_context", *given, returns=context)
+
+    def create_runtime_config(self) -> Any:
+        return self._call("create_runtime_config", returns=self.trt.IRuntimeConfig(self))
 
 
 class IExecutionContext(Recorded):
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
+    def __init__(self, engine: Any, config: Any = None) -> None:
+        self.engine, self.config = engine, config
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
 
@@ -199,6 +265,8 @@ class IExecutionContext(Recorded):
     def execute_async_v3(self, stream_handle: int) -> bool:
         fine = bool(self._call("execute_async_v3", self.engine.plan["key"], stream_handle, returns=True))
         if fine:
+            if self.config is not None and self.config.cache is not None:  # kernels are compiled
+                self.config.cache.content = self.engine.plan["key"].encode()
             cuda = self.trt.cuda
             launch = Launch(weakref.ref(self), dict(self.addresses), self.memory)
             if cuda.recording is None:
@@ -334,12 +402,17 @@ class CudaDouble:
         self.trt.call("cuda.synchronize")
 
 
-def install(monkeypatch: pytest.MonkeyPatch, version: str = VERSION) -> TensorRT:
-    """The double as `tensorrt`, on a machine with one GPU whose tensors lie on the CPU."""
-    trt = TensorRT(version)
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    version: str = VERSION,
+    flavour: Flavour = TENSORRT,
+    capability: tuple[int, int] = CAPABILITY,
+) -> TensorRT:
+    """The double as a flavour's module, on a machine with one GPU whose tensors lie on the CPU."""
+    trt = TensorRT(version, flavour.module)
+    monkeypatch.setitem(sys.modules, flavour.module, trt)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: GPU)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr("svd_engine.backends.trt.Cuda", lambda device: CudaDouble(trt, device))
     trt_library.log.cache_clear()
     return trt

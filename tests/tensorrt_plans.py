@@ -10,13 +10,14 @@ from typing import Any
 
 from svd_engine.backends.trt_refit import graph_weights
 from svd_engine.bundle import Bundle
+from svd_engine.flavours import Host, Target, card_target
 from svd_engine.manifest import PlanEntry
 from svd_engine.networks.spec import NetworkSpec, specs_of
-from svd_engine.plans import Machine, plan_file
+from svd_engine.plans import plan_file
 from tests import damage
 from tests.tensorrt_double import CAPABILITY, GPU, VERSION
 
-MACHINE = Machine(VERSION, GPU, CAPABILITY)
+HOST = Host("tensorrt", VERSION, GPU, CAPABILITY)
 
 
 def plan_of(
@@ -50,29 +51,31 @@ def add_plan(
     folder: Path,
     spec: NetworkSpec,
     plan: dict[str, Any] | None = None,
-    machine: Machine = MACHINE,
+    host: Host = HOST,
+    target: Target | None = None,
     **entry: Any,
 ) -> PlanEntry:
-    """Writes a plan into a bundle and lists it; `entry` replaces fields of its row."""
+    """Writes a plan into a bundle and lists it, for the card of `host` or for `target`; `entry` replaces
+    fields of its row."""
     bundle = Bundle(folder)
-    plan = plan or plan_of(spec)
+    plan, target = plan or plan_of(spec), target or card_target(host)
     network, files = bundle.entry(spec), bundle.manifest.files
     row = PlanEntry.model_validate(
         {
             "network": spec.key,
-            "file": plan_file(spec.key, machine, entry.get("hardware_compatibility", "none"), network.dtype),
-            "tensorrt": machine.tensorrt,
-            "gpu": machine.gpu,
-            "compute_capability": machine.compute_capability,
-            "hardware_compatibility": "none",
+            "file": plan_file(spec.key, host.flavour, host.version, target, network.dtype),
+            "flavour": host.flavour,
+            "version": host.version,
+            "target": target,
             "dtype": network.dtype,
-            "graph_sha256": files[network.graph].sha256,
+            "graph_sha256": files[bundle.graph_name(spec, "tensorrt")].sha256,
             "weights_sha256": files[network.weights].sha256,
             "stripped": plan["stripped"],
             "refittable": plan["stripped"],
             "optimization_level": 3,
             "workspace_bytes": 8 * 2**30,
             "device_memory_bytes": plan["device_memory"],
+            "compiled": None,
             **entry,
         }
     )

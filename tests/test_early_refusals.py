@@ -158,7 +158,7 @@ def test_verify_of_a_read_only_bundle(
         patch.setattr("svd_export.verify.compare", never)
         patch.setattr(checkpoint.Checkpoint, "digest", never)
         assert call(export_cli.main, "verify", folder, "--device", "cpu") == 1
-    assert "writable, or pass --no-write." in capsys.readouterr().err
+    assert "writable, or use --no-write." in capsys.readouterr().err
     assert call(export_cli.main, "verify", folder, "--device", "cpu", "--no-write") == 0
     assert "max abs" in capsys.readouterr().out
     assert (folder / MANIFEST).read_bytes() == before

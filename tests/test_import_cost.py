@@ -11,7 +11,7 @@ import pytest
 
 HEAVY = {
     "av", "diffusers", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL",
-    "safetensors", "tensorrt", "torch", "transformers", "tritonclient",
+    "polygraphy", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers", "tritonclient",
 }  # fmt: skip
 
 SCRIPT = """
@@ -51,6 +51,15 @@ def test_nothing_heavy_is_imported(statement: str, arguments: tuple[str, ...]) -
     *shown, loaded = done.stdout.splitlines()
     assert set(json.loads(loaded)) & HEAVY == set()
     assert bool(shown) == bool(arguments)  # the help was really printed
+
+
+def test_public_names_are_complete_and_there() -> None:
+    import svd_engine
+    from svd_engine import errors
+
+    raised = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert raised <= set(svd_engine.__all__)
+    assert all(getattr(svd_engine, name) for name in svd_engine.__all__)
 
 
 def test_the_engine_is_there_when_asked_for() -> None:

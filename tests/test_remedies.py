@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import typer
 
-from svd_engine.errors import SvdEngineError
+from svd_engine import console
+from svd_engine.errors import BackendUnavailable, SvdEngineError
+from svd_engine.shell import quoted
+from tests.commands import call
 from tests.paths import ROOT
 
 SOURCES = [
@@ -26,13 +29,19 @@ WORDS = rf"[\w{HOLE}./-]+"
 # functions that remedies name, as they are written there, and where they live
 FUNCTIONS = {
     "clamp": "torch.Tensor",
+    "from_bundle": "svd_engine.engine.VideoEngine",
     "from_checkpoint": "svd_engine.engine.VideoEngine",
+    "get_context": "multiprocessing",
     "manual_seed": "torch.Generator",
     "open_checkpoint": "svd_engine.checkpoint",
     "save_pretrained": "diffusers.StableVideoDiffusionPipeline",
+    "set_progress_bar_config": "svd_engine.engine.VideoEngine",
     "to": "torch.Tensor",
 }
 NO_COMMANDS = {"rows", "wrote"}  # words after a command's name in plain sentences
+# a command to run, in backticks or after "Run:": there an option is what it is in Python, too
+TO_RUN = re.compile(r"`(?:svd-|pip |make |docker |xcode-)[^`]*`|(?:[Rr]un: |^)(?:svd-|pip ).*")
+IS_COMMAND_LINE = {"cli.py", "tensorrt_cli.py", "options.py", "console.py"}
 
 
 def text_of(node: ast.expr) -> str:
@@ -62,6 +71,21 @@ def remedies(source: str) -> Iterator[str]:
                         yield text_of(value)
         if isinstance(node, (ast.Constant, ast.JoinedStr)) and re.match(r"svd-\w+ \w", text_of(node)):
             yield text_of(node)  # a command that a function makes for remedies
+
+
+def sentences(source: str) -> Iterator[str]:
+    """Every text that the code may show: all but docstrings, and the parts of larger texts."""
+    nodes = list(ast.walk(ast.parse(source)))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        if isinstance(node, (ast.Constant, ast.JoinedStr)) and node not in docstrings | parts:
+            yield text_of(node)
+
+
+def stray_options(sentence: str) -> list[str]:
+    """Options of a command line outside a command to run."""
+    return re.findall(r"(?<![\w-])--[a-z][\w-]*", TO_RUN.sub("", sentence))
 
 
 ALL = sorted({(path.name, remedy) for path in SOURCES for remedy in remedies(path.read_text())})
@@ -148,3 +172,72 @@ def test_the_remedy_for_a_single_file_names_hub_checkpoints_that_open_by_name(tm
     with pytest.raises(SvdEngineError) as caught:
         open_checkpoint(tmp_path / "svd_xt.safetensors")
     assert all(name in caught.value.remedy for name in HUB)
+
+
+LIBRARY = [path for path in SOURCES if "svd_bench" not in path.parts and path.name not in IS_COMMAND_LINE]
+PARTS_OF_COMMANDS = {f" --decode-chunk {HOLE}", f"--random-weights {HOLE}", f" --variant {HOLE}"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_library_names_no_options(path: Path) -> None:
+    """Who calls Python is told its arguments; the command line words them (`console.in_options`)."""
+    told = {text for text in sentences(path.read_text()) if stray_options(text)}
+    assert told - PARTS_OF_COMMANDS == set()
+
+
+@pytest.mark.parametrize(
+    ("sentence", "stray"),
+    [
+        ("Use --dtype bf16.", ["--dtype"]),
+        ("Run `svd-export onnx svd -o B --dtype bf16`, or pass --bundle B.", ["--bundle"]),
+        ("Ask for one of these, or run: svd-export onnx svd -o B --dtype bf16", []),
+        ("Install it (`pip install --force-reinstall av`).", []),
+    ],
+)
+def test_options_outside_commands_are_seen(sentence: str, stray: list[str]) -> None:
+    assert stray_options(sentence) == stray
+
+
+@pytest.mark.parametrize(
+    ("python", "command_line"),
+    [
+        ('Use dtype="bf16" or dtype="fp32"; export.', "Use --dtype bf16 or --dtype fp32; export."),
+        ('the libraries (or use device="cpu").', "the libraries (or use --device cpu)."),
+        ("Use checkpoint=ORIGINAL, opened as", "Use --checkpoint ORIGINAL, opened as"),
+        ("use VideoEngine.from_bundle(BUNDLE).", "use --bundle BUNDLE."),
+        ("or use write=False.", "or use --no-write."),
+        ('Use variant="a b".', f"Use --variant {quoted('a b')}."),
+        ("set_progress_bar_config(disable=True) hides", "set_progress_bar_config(disable=True) hides"),
+        ("pipeline.save_pretrained(FOLDER)", "pipeline.save_pretrained(FOLDER)"),
+    ],
+)
+def test_the_command_line_words_settings_with_its_options(python: str, command_line: str) -> None:
+    assert console.in_options(python) == command_line
+
+
+def test_every_setting_that_a_remedy_names_has_an_option() -> None:
+    """And every row of the table is used, and names an option that there is."""
+    named = {
+        setting["name"]
+        for _, remedy in [*ALL, ("", "use write=False")]  # that one is made out of two texts
+        for setting in console.SETTING.finditer(remedy.replace(HOLE, "X"))
+    }
+    assert set(console.OPTIONS) <= named
+    assert set(console.OPTIONS.values()) <= EVERY_OPTION
+
+
+def test_one_error_is_worded_for_each_reader(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from svd_bench import cli as bench
+    from svd_engine import cli
+    from svd_engine.engine import VideoEngine
+
+    with pytest.raises(BackendUnavailable, match=r'device="cpu"') as caught:
+        VideoEngine.from_checkpoint("demo", device="cuda:99")
+    assert "--" not in str(caught.value)
+    image, out = ROOT / "engine/svd_engine/assets/coffee.png", tmp_path / "out.gif"
+    assert call(cli.main, "generate", image, "-o", out, "--checkpoint", "demo", "--device", "cuda:99") == 1
+    told = capsys.readouterr().err
+    assert "Use --device cpu, or install" in told
+    assert "device=" not in told
+    assert call(bench.main, "run", "--checkpoint", "demo", "--backends", "tensorrt", "--out", tmp_path) == 1
+    assert "VideoEngine" not in capsys.readouterr().err

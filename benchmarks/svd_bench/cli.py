@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svd_bench import quality_cli, report_cli
+from svd_bench import compiled_cli, quality_cli, report_cli
 from svd_engine import console
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.options import DType, Family, Variant, Version
 
 if TYPE_CHECKING:
@@ -26,38 +27,46 @@ class Rungs(StrEnum):
 
 
 Checkpoint = Annotated[
-    str | None, typer.Option(help="svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id.")
+    str | None,
+    typer.Option(help="Checkpoint: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."),
 ]
 RandomWeights = Annotated[
-    Family | None, typer.Option(help="Real architecture, seeded random weights: real work, no meaning.")
+    Family | None,
+    typer.Option(help="Architecture to measure with seeded random weights, without a checkpoint."),
 ]
-Frames = Annotated[int | None, typer.Option(help="Default: the bundle's or checkpoint's own.")]
-Pixels = Annotated[int | None, typer.Option(help="Pixels; default as --frames.")]
-Chunk = Annotated[int | None, typer.Option(help="Frames that the decoder takes at once; default all.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Type = Annotated[DType, typer.Option(help="auto: fp16 on a GPU, else fp32. A bundle has its own.")]
-Repeat = Annotated[int, typer.Option(min=1, help="Timed calls of every subject.")]
-Memory = Annotated[bool, typer.Option(help="Peak memory of every subject, each in a process of its own.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the JSON document, written after every row.")]
+Frames = Annotated[
+    int | None, typer.Option(help="Number of frames; default the bundle's or checkpoint's own.")
+]
+Pixels = Annotated[int | None, typer.Option(help="In pixels; default the bundle's or checkpoint's own.")]
+Chunk = Annotated[int | None, typer.Option(help="Frames per decoder call; default all.")]
+Device = Annotated[str, typer.Option(help="Device to measure: auto, cpu, cuda or cuda:N.")]
+Type = Annotated[DType, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")]
+Repeat = Annotated[int, typer.Option(min=1, help="Timed calls per subject.")]
+Memory = Annotated[bool, typer.Option(help="Measure peak memory of each subject in its own process.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the JSON document, updated after each row.")]
 
 
 @app.callback()
 def root(version: Version = False) -> None:
-    """Measures SVD on this machine: every stage and the whole video, against peers and against the limit."""
+    """Measure speed, memory and quality of Stable Video Diffusion on this machine."""
 
 
 @app.command()
 def run(
-    bundle: Annotated[Path | None, typer.Option(help="Exported; its checkpoint must be there.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle to measure; its checkpoint must be available.")
+    ] = None,
     checkpoint: Checkpoint = None,
     variant: Variant = None,
     random_weights: RandomWeights = None,
     backends: Annotated[
         str | None,
-        typer.Option(help="Of eager, compiled, onnxruntime, tensorrt; default two of them."),
+        typer.Option(help=f"Backends, separated by commas: {', '.join(BACKENDS)}; default two of them."),
     ] = None,
-    peers: Annotated[str, typer.Option(help="Of diffusers, diffusers-compile; or none.")] = "diffusers",
-    stages: Annotated[str, typer.Option(help="Of a video; default all, in order.")] = "",
+    peers: Annotated[
+        str, typer.Option(help="Peers to compare with: diffusers, diffusers-compile, or none.")
+    ] = "diffusers",
+    stages: Annotated[str, typer.Option(help="Stages to measure, separated by commas; default all.")] = "",
     frames: Frames = None,
     height: Pixels = None,
     width: Pixels = None,
@@ -69,7 +78,7 @@ def run(
     memory: Memory = True,
     out: Out = None,
 ) -> None:
-    """Times every stage and the whole video, ours and peers', in turns on the same inputs."""
+    """Time each stage and the whole video, in turns with the peers, on the same inputs."""
     if [bundle, checkpoint, random_weights].count(None) != 2:
         raise typer.BadParameter("pass one of --bundle, --checkpoint and --random-weights")
     if variant and checkpoint is None:
@@ -110,23 +119,29 @@ def ladder(
     checkpoint: Checkpoint = None,
     variant: Variant = None,
     random_weights: RandomWeights = None,
-    networks: Annotated[str, typer.Option(help="Of unet, vae_decoder.")] = "unet,vae_decoder",
-    backends: Annotated[str, typer.Option(help="Of eager, compiled, onnxruntime.")] = "eager,onnxruntime",
+    networks: Annotated[
+        str, typer.Option(help="Networks to measure: unet, vae_decoder.")
+    ] = "unet,vae_decoder",
+    backends: Annotated[
+        str, typer.Option(help="Backends to measure: eager, compiled, onnxruntime.")
+    ] = "eager,onnxruntime",
     rungs: Annotated[
-        Rungs, typer.Option(help="all: one rewrite more a rung; ends: none (diffusers) and all.")
+        Rungs, typer.Option(help="all: add one rewrite per rung; ends: no rewrites and all of them.")
     ] = Rungs.all,
     frames: Frames = None,
     height: Pixels = None,
     width: Pixels = None,
     decode_chunk: Chunk = None,
     dtype: Type = DType.auto,
-    peer_dtype: Annotated[DType, typer.Option(help="Of diffusers' module; auto: as --dtype.")] = DType.auto,
+    peer_dtype: Annotated[
+        DType, typer.Option(help="Precision of diffusers' module; auto is that of --dtype.")
+    ] = DType.auto,
     device: Device = "auto",
     repeat: Repeat = 5,
     memory: Memory = True,
     out: Out = None,
 ) -> None:
-    """The exact rewrites one at a time, each beside diffusers' own module in the same rounds."""
+    """Time the exact rewrites, added one at a time, against diffusers' own module."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either --checkpoint or --random-weights")
     if variant and checkpoint is None:
@@ -161,19 +176,19 @@ def ladder(
 
 @app.command("gpu-check")
 def gpu_check(
-    out: Annotated[Path, typer.Option(help="Folder for gpu-check.json, written after every stage.")],
-    device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for gpu-check.json, updated after each stage.")],
+    device: Annotated[str, typer.Option(help="GPU to check: auto, cuda or cuda:N.")] = "auto",
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Run the stages on tiny networks on the CPU, without a GPU.")
     ] = False,
-    limit_s: Annotated[float, typer.Option(help="Seconds after which it stops.")] = 540.0,
+    limit_s: Annotated[float, typer.Option(help="Stop after this many seconds.")] = 540.0,
     only: Annotated[
-        str, typer.Option(help="Stages to run, as the summary names them, after the first; default all.")
+        str, typer.Option(help="Stages to run after the first, by their names in the summary; default all.")
     ] = "",
 ) -> None:
-    """Measure all that this GPU can show, most valuable first, in minutes.
+    """Check every CUDA path and measure this GPU within minutes, the most valuable stages first.
 
-    Exit code 1 without a GPU, or if a stage failed.
+    Exit with code 1 without a GPU, or if a stage failed.
     """
     if rehearse and device not in ("auto", "cpu"):
         raise typer.BadParameter("--rehearse runs on the CPU: leave --device out")
@@ -184,6 +199,7 @@ def gpu_check(
 
 
 app.registered_commands += report_cli.app.registered_commands
+app.registered_commands += compiled_cli.app.registered_commands
 app.registered_commands += quality_cli.app.registered_commands
 
 
@@ -213,7 +229,7 @@ def show(results: Results, tables: list[str]) -> None:
 
 
 def main() -> None:
-    console.run(app)
+    console.run(app, console.OPTIONS | {"backend": "--backends"})
 
 
 if __name__ == "__main__":

@@ -23,12 +23,14 @@ from svd_bench.opening import NetworkRunning, Opened, PipelineRunning, VideoRunn
 from svd_bench.peers import PeerBackend, PeerNetwork, pipeline
 from svd_bench.recorder import Recorder
 from svd_bench.results import Setting
-from svd_bench.subjects import Case, Running, Subject
+from svd_bench.subjects import BUNDLED, Case, Running, Subject
 from svd_engine.backends.choose import Choice
 from svd_engine.backends.compiled import CompiledBackend
 from svd_engine.backends.eager import EagerBackend
+from svd_engine.backends.jit_cache import default_folder
 from svd_engine.backends.network import Backend, Network
-from svd_engine.backends.trt import TrtBackend, TrtNetwork
+from svd_engine.backends.registry import BACKENDS
+from svd_engine.backends.trt import TrtNetwork
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint, Component, random_checkpoint
 from svd_engine.checkpoint_configs import describe
@@ -180,10 +182,10 @@ class Context:
             release()
 
     def _open(self, subject: Subject) -> Kept:
-        if subject.backend == "tensorrt" and subject.bundle is not None:
+        if subject.backend in BUNDLED and subject.bundle is not None:
             bundle = Bundle(subject.bundle)
             applied = [r for r in bundle.manifest.rewrites if r.places]
-            backend = TrtBackend(bundle, self.device)
+            backend = BACKENDS[subject.backend].open(bundle, self.device, default_folder())
             return Kept(backend, lambda part: tuple(r.name for r in applied if r.network == part))
         if subject.name != "svd-engine":
             compiled = subject.backend == "torch.compile"

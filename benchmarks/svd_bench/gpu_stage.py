@@ -41,7 +41,7 @@ def small_video(engine: VideoEngine) -> Tensor:
     """Frames of `SMALL`, two steps from a seed, on the CPU; closes the engine."""
     engine.set_progress_bar_config(disable=True)
     with engine:
-        frames: Tensor = engine(
+        frames = engine(
             image=torch.rand(1, 3, SMALL.height, SMALL.width, generator=torch.Generator().manual_seed(SEED)),
             height=SMALL.height,
             width=SMALL.width,
@@ -51,4 +51,5 @@ def small_video(engine: VideoEngine) -> Tensor:
             output_type="pt",
             generator=torch.Generator().manual_seed(SEED),
         ).frames
+        assert isinstance(frames, Tensor)  # output_type "pt"
         return frames.cpu()

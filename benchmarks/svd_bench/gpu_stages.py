@@ -108,7 +108,7 @@ def encoders(context: Context) -> Found:
 def runtimes(_context: Context) -> Found:
     """What else could run artefacts here."""
     facts = {}
-    for name in ("tensorrt", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "triton"):
+    for name in ("tensorrt", "tensorrt_rtx", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "triton"):
         try:
             facts[name] = str(getattr(__import__(name), "__version__", "imported"))
         except ImportError as error:
@@ -182,6 +182,7 @@ STAGES = (
     Stage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),
     Stage("ONNX Runtime", 30, onnxruntime),
     Stage("TensorRT on small networks", 90, gpu_tensorrt.small),
+    Stage("TensorRT for RTX on small networks", 90, gpu_tensorrt.small_rtx),
     Stage("SVD with 14 frames", 150, svd_14),
     Stage("diffusers with torch.compile", 150, diffusers_compiled),
     Stage("TensorRT at full size", 480, gpu_tensorrt.full_size),  # alone: --only, with a longer --limit-s

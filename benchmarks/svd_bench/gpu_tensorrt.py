@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,8 @@ from svd_bench.gpu_stage import SMALL, VIDEO_TOLERANCE, Found, small_video
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import BackendUnavailable
-from svd_engine.manifest import Form, PlanEntry
+from svd_engine.flavours import TENSORRT, TENSORRT_RTX, Flavour, sm
+from svd_engine.manifest import PlanEntry
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
@@ -32,20 +35,19 @@ STAGES = {  # network -> the stage of the benchmark that is one call of it; the 
 }
 
 
-def small(context: Context) -> Found:
+def small(context: Context, flavour: Flavour = TENSORRT) -> Found:
     """Every network and the whole video at the smallest size, against float32 on the CPU without rewrites."""
-    check_tensorrt()
+    check_tensorrt(flavour)
     from svd_engine.backends.trt import TrtBackend
     from svd_engine.engine import VideoEngine
-    from svd_export.to_tensorrt import build_plans
 
     checkpoint = tiny_checkpoint()
     plain = Modules(checkpoint, torch.float32, "cpu", [rewrite.name for rewrite in REWRITES])
     facts = {}
     with exported(context, checkpoint, SMALL) as folder:
-        build_plans(Bundle(folder), progress=context.say)
+        build(folder, flavour, context)
         bundle = Bundle(folder)
-        backend = TrtBackend(bundle, context.device)
+        backend = TrtBackend(bundle, context.device, flavour)
         for entry in bundle.manifest.networks:
             inputs = example_inputs(entry.spec)
             with torch.no_grad():
@@ -57,17 +59,38 @@ def small(context: Context) -> Found:
             difference = check_output(entry.spec.key, got, expected, allowed)
             facts[f"{entry.spec.network} {entry.dtype}"] = f"{difference:.2e} (allowed {allowed:g})"
         backend.close()
-        got = small_video(VideoEngine.from_bundle(folder, backend="tensorrt", device=str(context.device)))
+        got = small_video(VideoEngine.from_bundle(folder, backend=flavour.name, device=str(context.device)))
     expected = small_video(
         VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32")
     )
-    difference = check_output("tensorrt", got, expected, VIDEO_TOLERANCE)
+    difference = check_output(flavour.name, got, expected, VIDEO_TOLERANCE)
     return Found(facts | {"whole video": f"{difference:.2e} (allowed {VIDEO_TOLERANCE:g})"})
+
+
+def small_rtx(context: Context) -> Found:
+    """As `small`, by TensorRT for RTX, where it has a target for the card."""
+    check_tensorrt(TENSORRT_RTX)
+    capability = torch.cuda.get_device_capability(context.device)
+    if capability not in TENSORRT_RTX.targets:
+        raise Skipped(f"{TENSORRT_RTX.title} has no {sm(capability).upper()} target, as this card would need")
+    return small(context, TENSORRT_RTX)
+
+
+def build(folder: Path, flavour: Flavour, context: Context) -> None:
+    """The plans of a bundle; those for RTX in a process of their own, as a process builds for one flavour."""
+    from svd_export.to_tensorrt import build_plans
+
+    if flavour is TENSORRT:
+        build_plans(Bundle(folder), progress=context.say, flavour=flavour.name)
+        return
+    script = "from svd_export.cli import main; main()"
+    arguments = ("tensorrt", str(folder), "--flavour", flavour.name, "--target", "here")
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True)
 
 
 def full_size(context: Context) -> Found:
     """Network by network at full size: built, held against eager on this device, timed, memory recorded."""
-    check_tensorrt()
+    check_tensorrt(TENSORRT)
     from svd_export.to_tensorrt import build_plans
 
     setting = context.setting()
@@ -76,7 +99,9 @@ def full_size(context: Context) -> Found:
         eager = context.subject("svd-engine", "eager")
         ours = context.subject("svd-engine", "tensorrt").model_copy(update={"bundle": str(folder)})
         for network, stage in STAGES.items():
-            build = partial(build_plans, Bundle(folder), networks=[network], progress=context.say)
+            build = partial(
+                build_plans, Bundle(folder), networks=[network], progress=context.say, flavour="tensorrt"
+            )
             lap, plans = context.timer.lap(build)
             facts[f"{network}: build"] = f"{lap.ms / 1e3:.0f} s"
             facts[f"{network}: plan"] = "; ".join(_size(folder, plan) for plan in plans)
@@ -89,31 +114,27 @@ def full_size(context: Context) -> Found:
     return Found(facts)
 
 
-def check_tensorrt() -> None:
+def check_tensorrt(flavour: Flavour) -> None:
     """Raises Skipped, with the reason, where there is no TensorRT or nothing to export with."""
     try:
-        from svd_engine.backends.trt_library import require_tensorrt
+        from svd_engine.backends.trt_library import require
 
-        require_tensorrt()
+        require(flavour)
         import_module("svd_export.to_onnx")
     except BackendUnavailable as error:
-        raise Skipped(f"tensorrt cannot be used here: {error.got}. {error.remedy}") from error
+        raise Skipped(f"{flavour.name} cannot be used here: {error.got}. {error.remedy}") from error
     except ImportError as error:
         raise Skipped(f"exporting needs what is not installed: {error}") from error
 
 
 @contextmanager
 def exported(context: Context, checkpoint: Checkpoint, profile: Profile) -> Iterator[Path]:
-    """A bundle in a temporary folder, in the form that this TensorRT takes."""
-    from svd_engine.backends.trt_library import require_tensorrt
+    """A bundle in float16 in a temporary folder."""
     from svd_export.to_onnx import export_bundle
 
-    old = require_tensorrt().startswith(("10.12.", "10.13."))  # Attention came with 10.14
-    dtype = getattr(torch, "float16" if context.full else "float32")
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
         folder = Path(name, "bundle")
-        form: Form = "primitives" if old else "attention"
-        export_bundle(checkpoint, folder, [profile], dtype, (), context.say, form)
+        export_bundle(checkpoint, folder, [profile], torch.float16, (), context.say)
         yield folder
 
 

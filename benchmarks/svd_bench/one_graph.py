@@ -14,7 +14,8 @@ from svd_bench.memory import release
 from svd_bench.peers import COMPONENTS
 from svd_bench.subjects import Subject, checkpoint_of
 from svd_engine.bundle import Bundle
-from svd_engine.manifest import Form, NetworkEntry
+from svd_engine.manifest import NetworkEntry, Runtime
+from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.networks.spec import Architecture, NetworkSpec
 
 RECORD = "exported.json"
@@ -35,8 +36,8 @@ class OneGraph(Bundle):
         self.folder = folder
         self.exported = Exported.model_validate_json((folder / RECORD).read_bytes())
 
-    def graph(self, _spec: NetworkSpec, _memory: int | None = None) -> Path:
-        return self.folder / self.exported.entry.graph
+    def graph(self, _spec: NetworkSpec, runtime: Runtime, _memory: int | None = None) -> Path:
+        return self.folder / self.exported.entry.graphs[runtime]
 
     def dtype_of(self, _spec: NetworkSpec) -> str:
         return self.exported.entry.dtype
@@ -50,19 +51,16 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     Raises ExportError.
     """
     from svd_engine.networks.modules import Modules
-    from svd_export.forms import rewrites_of
     from svd_export.to_onnx import export_network
     from svd_export.weights import WeightsFile
 
     checkpoint = checkpoint_of(subject.checkpoint, subject.variant)
-    form: Form = "cpu" if subject.device == "cpu" else "attention"
-    modules = Modules(
-        checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites, rewrites_of(form)
-    )
+    rewrites = rewrites_for("onnxruntime", "cpu" if subject.device == "cpu" else "cuda")
+    modules = Modules(checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites, rewrites)
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
         folder = Path(name)
         with WeightsFile(folder / f"{spec.network}.bin") as weights:
-            entry = export_network(modules, spec, weights, form)
+            entry = export_network(modules, spec, weights, ["onnxruntime"])
         applied = modules.applied.get(COMPONENTS[spec.network], [])
         found = tuple(a.name for a in applied if a.places)
         modules.close()

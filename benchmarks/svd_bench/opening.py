@@ -17,7 +17,9 @@ from svd_bench.peers import COMPONENTS, PeerBackend, pipeline
 from svd_bench.results import Setting
 from svd_bench.subjects import BUNDLED, Case, Running, Subject, checkpoint_of
 from svd_engine.arguments import DTYPES
+from svd_engine.backends.jit_cache import default_folder
 from svd_engine.backends.network import Backend, Placement
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import Architecture, NetworkSpec, specs_of
 
@@ -57,7 +59,6 @@ def open_backend(subject: Subject) -> Opened:
     if subject.backend in BUNDLED:
         from svd_bench.one_graph import OneGraph
         from svd_engine.backends.ort import OrtBackend
-        from svd_engine.backends.trt import TrtBackend
         from svd_engine.bundle import Bundle
 
         if subject.graph is not None:
@@ -69,7 +70,7 @@ def open_backend(subject: Subject) -> Opened:
         bundle = Bundle(subject.bundle)
         applied = bundle.manifest.rewrites
         return Opened(
-            (TrtBackend if subject.backend == "tensorrt" else OrtBackend)(bundle, device),
+            BACKENDS[subject.backend].open(bundle, device, default_folder()),
             bundle.manifest.model.architecture,
             lambda part: tuple(r.name for r in applied if r.network == part and r.places),
         )
@@ -78,17 +79,13 @@ def open_backend(subject: Subject) -> Opened:
     if subject.name != "svd-engine":
         peer = PeerBackend(checkpoint, dtype, device, compiled=subject.backend == "torch.compile")
         return Opened(peer, architecture, lambda _: ())
-    from svd_engine.backends.compiled import CompiledBackend
-    from svd_engine.backends.eager import EagerBackend
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import rewrites_for
 
-    compiled = subject.backend == "compiled"
     rewrites = rewrites_for(subject.backend, device.type)
     modules = Modules(checkpoint, dtype, device, subject.without_rewrites, rewrites)
-    backend: Backend = CompiledBackend(modules) if compiled else EagerBackend(modules)
     return Opened(
-        backend,
+        BACKENDS[subject.backend].open(modules, device, None),
         architecture,
         lambda part: tuple(a.name for a in modules.applied.get(part, []) if a.places),
     )
@@ -140,8 +137,8 @@ class VideoRunning:
             if stage != "vae_encoder"  # float32 in every dtype
         )
         self.rewrites = tuple(sorted({key.partition("/")[2] for key, n in report.rewrites.items() if n}))
-        frames: Tensor = result.frames
-        return frames
+        assert isinstance(result.frames, Tensor)  # its call's output_type says so
+        return result.frames
 
     def close(self) -> None:
         self.engine.close()

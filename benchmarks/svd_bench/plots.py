@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from svd_bench.compiled_document import CompiledDocument
+
 OURS, THEIRS = "#1f77b4", "#9aa0a6"
 PARTS = {  # the networks of a video, in the order in which they run
     "image_encoder": "#c7c7c7",
@@ -134,6 +136,24 @@ def tier_latency(scope: Scope) -> str | None:
     figure, (axes,) = _figure([len(rows)])
     _latencies(axes, rows, [_fitting(row) for row in rows])
     axes.set_xlabel("seconds a video, on this GPU under an emulated cap")
+    return _svg(figure)
+
+
+def compiled(document: CompiledDocument) -> str:
+    """A panel for each network: what its largest kernels read and write."""
+    figure, panels = _figure([len(network.names) for network in document.networks])
+    for axes, network in zip(panels, document.networks, strict=True):
+        groups = network.names.values()
+        read, written = ([getattr(g, f"{way}_bytes") / GIB for g in groups] for way in ("read", "written"))
+        y = range(len(read))
+        axes.barh(y, read, color=OURS, height=0.7, label="read")
+        bars = axes.barh(y, written, left=read, color=THEIRS, height=0.7, label="written")
+        totals = [f"{a + b:.3g}" for a, b in zip(read, written, strict=True)]
+        axes.bar_label(bars, totals, padding=3, fontsize=8)
+        axes.set_xlim(0, 1.15 * max(a + b for a, b in zip(read, written, strict=True)))
+        _names(axes, [f"{g.kernels} {name[:40]}" for name, g in network.names.items()])
+        axes.set_title(f"{network.network}, {document.target}: GiB a call", fontsize=9, loc="left")
+    panels[0].legend(frameon=False, fontsize=8)
     return _svg(figure)
 
 

@@ -57,6 +57,7 @@ class Videos:
             started = time.perf_counter()
             generator = torch.Generator().manual_seed(seed)
             frames = self.engine(image, generator=generator, output_type="np", **settings).frames[0]
+            assert isinstance(frames, np.ndarray)  # output_type "np"
             self._made[key] = frames, time.perf_counter() - started
         return self._made[key]
 

@@ -24,21 +24,26 @@ class Part(StrEnum):
 
 @app.command("quality")
 def quality_command(
-    checkpoint: Annotated[str, typer.Option(help="demo, a diffusers folder, or a hub id.")] = "demo",
+    checkpoint: Annotated[
+        str, typer.Option(help="Checkpoint to measure: demo, a diffusers folder, or a hub id.")
+    ] = "demo",
     variant: Variant = None,
     only: Annotated[
         Part,
         typer.Option(
-            help="targets: figures on held-out photographs; settings: inexact ones beside their time."
+            help="Part to run. targets: quality on held-out photographs; settings: cost of inexact settings."
         ),
     ] = Part.all,
     photographs: Annotated[
-        int, typer.Option(min=1, max=5, help="Of which videos are made; the autoencoder is measured on all.")
+        int,
+        typer.Option(
+            min=1, max=5, help="Number of photographs to animate; the autoencoder is measured on all."
+        ),
     ] = 5,
-    markdown: Annotated[bool, typer.Option(help="Tables as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Print tables as Markdown.")] = False,
     out: Annotated[Path | None, typer.Option(help="File for the JSON document.")] = None,
 ) -> None:
-    """What a checkpoint's videos are worth on photographs it never saw.  Exit code 1 if a target fails."""
+    """Measure the quality of videos of held-out photographs; exit with code 1 if a target is missed."""
     if out is not None:
         console.check_folder(out)
 

@@ -25,29 +25,40 @@ class Family(StrEnum):
 @app.command("tiers")
 def tiers_command(
     measured: Annotated[
-        Path | None, typer.Option(help="Results of ours on a GPU: predict with their efficiency.")
+        Path | None, typer.Option(help="Results of svd-engine on a GPU, to predict with their efficiency.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a video.")] = 25,
     run: Annotated[
-        bool, typer.Option("--run", help="Emulate smaller tiers on this GPU: what fits, peak, latency.")
+        bool,
+        typer.Option("--run", help="Measure under emulated memory tiers on this GPU, instead of predicting."),
     ] = False,
-    device: Annotated[str, typer.Option(help="With --run: cuda or cuda:N.")] = "cuda",
+    device: Annotated[str, typer.Option(help="With --run: GPU to use, cuda or cuda:N.")] = "cuda",
     random_weights: Annotated[
-        Family | None, typer.Option(help="With --run: real architecture, seeded random weights.")
+        Family | None, typer.Option(help="With --run: architecture to measure with seeded random weights.")
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="With --run: svd, svd-xt, svd-xt-1-1, a diffusers folder, or a hub id.")
+        str | None,
+        typer.Option(
+            help="With --run: checkpoint, svd, svd-xt, svd-xt-1-1, a diffusers folder, or a hub id."
+        ),
     ] = None,
     variant: Variant = None,
-    tiers: Annotated[str, typer.Option(help="With --run: of 8, 12, 16, ...; default all smaller.")] = "",
-    backends: Annotated[str, typer.Option(help="With --run: of eager, compiled; default both.")] = "",
-    frames: Annotated[str, typer.Option(help="With --run: as 14,25; default the checkpoint's own.")] = "",
-    repeat: Annotated[int, typer.Option(min=1, help="With --run: timed videos after one that is not.")] = 3,
+    tiers: Annotated[
+        str,
+        typer.Option(help="With --run: tiers in GiB, such as 8,12,16; default all smaller than this GPU."),
+    ] = "",
+    backends: Annotated[
+        str, typer.Option(help="With --run: backends, eager and compiled; default both.")
+    ] = "",
+    frames: Annotated[
+        str, typer.Option(help="With --run: numbers of frames, such as 14,25; default the checkpoint's own.")
+    ] = "",
+    repeat: Annotated[int, typer.Option(min=1, help="With --run: timed videos, after one to warm up.")] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="With --run: folder of tiers.json, written after every attempt.")
+        Path | None, typer.Option(help="With --run: folder for tiers.json, updated after each attempt.")
     ] = None,
 ) -> None:
-    """Prints cards by memory tier with predicted latencies, or measures under emulated tiers (--run)."""
+    """List GPUs by memory tier with predicted latencies, or measure emulated tiers (--run)."""
     if not run:
         if any((random_weights, checkpoint, variant, tiers, backends, frames, out)):
             raise typer.BadParameter("without --run there are only --measured and --steps")
@@ -68,15 +79,15 @@ def tiers_command(
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help="JSON documents that svd-bench wrote.")],
+    results: Annotated[list[Path], typer.Argument(help="JSON documents written by svd-bench.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for report.md, report.html and plots/.")
     ] = None,
     readme: Annotated[
-        Path | None, typer.Option(help="Text whose <!-- results:NAME --> parts are rendered again.")
+        Path | None, typer.Option(help="Markdown file whose <!-- results:NAME --> parts to update.")
     ] = None,
 ) -> None:
-    """Writes tables and plots of RESULTS, a section for each machine and setting."""
+    """Render RESULTS as tables and plots, one section per machine and setting."""
     if output is None and readme is None:
         raise typer.BadParameter("pass --output FOLDER, --readme FILE, or both")
 
@@ -94,13 +105,13 @@ def report(
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="JSON document, before.")],
-    new: Annotated[Path, typer.Argument(help="JSON document, after.")],
+    old: Annotated[Path, typer.Argument(help="Results before the change.")],
+    new: Annotated[Path, typer.Argument(help="Results after the change.")],
     threshold: Annotated[
-        float, typer.Option(help="Share of change in latency or memory that counts; 0.05 is 5 %.")
+        float, typer.Option(help="Smallest relative change in latency or memory that counts; 0.05 is 5 %.")
     ] = 0.05,
 ) -> None:
-    """Says what changed from OLD to NEW beyond noise; exit code 1 when something got worse."""
+    """Compare two results; exit with code 1 on a regression beyond noise."""
     from svd_bench import compare as comparing
     from svd_bench.results import read_results
 

@@ -25,10 +25,11 @@ from svd_bench.subjects import BUNDLED, Subject, check_backends, check_names, ch
 from svd_engine import console
 from svd_engine.arguments import one_of, torch_dtype
 from svd_engine.backends.choose import resolve
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BundleError, SettingsError
 from svd_engine.model import Model
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
 
 Say = Callable[[str], None]
 WARMUP_ROUNDS = {"cuda": 2, "cpu": 0}  # a GPU's clock rises under load; a CPU's first call has warmed it up
@@ -215,10 +216,11 @@ def ready_subjects(chosen: Sequence[Subject], setting: Setting, say: Say) -> Ite
         export_bundle(
             checkpoint, made, [profile_of(setting)], dtype, (), lambda line: say(f"exporting {line}")
         )
-        if any(subject.backend == "tensorrt" for subject in needy):
+        flavours = {s.backend for s in needy if BACKENDS[s.backend].runs == "plans"}
+        for flavour in sorted(flavours):
             from svd_export.to_tensorrt import build_plans
 
-            build_plans(Bundle(made), progress=lambda line: say(f"TensorRT, {line}"))
+            build_plans(Bundle(made), progress=lambda line: say(f"TensorRT, {line}"), flavour=flavour)
         yield [s.model_copy(update={"bundle": str(made)}) if s in needy else s for s in chosen]
 
 

@@ -18,10 +18,11 @@ from svd_bench.harness import interleave, paired, spread
 from svd_bench.opening import FPS, PHOTOGRAPH
 from svd_bench.results import Row, Setting
 from svd_bench.subjects import Case, Subject, checkpoint_of
-from svd_engine import sampling
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import BackendError
 from svd_engine.model import Model
+from svd_engine.sampling import samplers, schedules
+from svd_engine.sampling.preconditioning import c_out, c_skip, initial_scale
 
 STAGES = (
     "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
@@ -104,14 +105,13 @@ def latent_shape(setting: Setting, model: Model) -> tuple[int, ...]:
 
 
 def _ours(setting: Setting, model: Model, start: Tensor, v: Tensor) -> Tensor:
-    sigmas = sampling.karras_sigmas(setting.steps, model.sigma_min, model.sigma_max, model.rho)
+    sigmas = schedules.karras(setting.steps, model.sigma_min, model.sigma_max, model.rho)
     sigmas = sigmas.to(start.device)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return v * sampling.c_out(sigma) + x * sampling.c_skip(sigma)
+        return v * c_out(sigma) + x * c_skip(sigma)
 
-    *_, (_, last) = sampling.euler_steps(denoise, start * sampling.initial_scale(sigmas), sigmas)
-    return last
+    return samplers.euler(denoise, start * initial_scale(sigmas), sigmas)
 
 
 def _theirs(setting: Setting, config: object, start: Tensor, v: Tensor) -> Tensor:

@@ -12,16 +12,17 @@ from torch import Tensor
 from svd_bench.peers import PEERS
 from svd_bench.results import Setting
 from svd_engine.arguments import one_of
+from svd_engine.backends import registry
 from svd_engine.backends.network import Placement
 from svd_engine.backends.ort import load_runtime
-from svd_engine.backends.trt_library import require_tensorrt
+from svd_engine.backends.trt_library import require
 from svd_engine.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
 from svd_engine.errors import BackendUnavailable
 from svd_engine.random_weights import Family
 
 Name = Literal["svd-engine", "diffusers", "diffusers-compile"]
-BACKENDS = ("eager", "compiled", "onnxruntime", "tensorrt")
-BUNDLED = ("onnxruntime", "tensorrt")  # of these, those that run a bundle
+BACKENDS = tuple(registry.BACKENDS)
+BUNDLED = tuple(row.name for row in registry.BACKENDS.values() if row.of_bundle)
 FAMILIES: dict[str, Family] = {f"random:{family}": family for family in get_args(Family)}
 NETWORK_STAGES = ("image_encoder", "vae_encoder", "denoiser_step", "vae_decoder")
 
@@ -115,15 +116,17 @@ def check_backends(backends: Collection[str], device: torch.device) -> None:
     """Before anything is opened or exported: raises BackendUnavailable for what cannot run here."""
     if "onnxruntime" in backends:
         load_runtime(device)
-    if "tensorrt" in backends:
+    for row in registry.PLAN_BACKENDS:
+        if row.flavour is None or row.name not in backends:
+            continue
         if device.type != "cuda":
             raise BackendUnavailable(
-                "backend tensorrt",
+                f"backend {row.name}",
                 expected="a CUDA GPU",
                 got=f"device {device}",
                 remedy="Leave it out of --backends on the CPU.",
             )
-        require_tensorrt()
+        require(row.flavour)
 
 
 def checkpoint_of(source: str, variant: str | None = None) -> Checkpoint:

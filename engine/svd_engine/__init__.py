@@ -1,6 +1,7 @@
-"""Stable Video Diffusion as an engine: `VideoEngine` is what users call, `errors` is what it raises.
+"""Generate videos from images with Stable Video Diffusion: open a `VideoEngine` and call it.
 
-Importing this package costs no torch: what needs it, or Pillow, is loaded on first use.
+Every error that it raises on purpose is a `SvdEngineError`.  Importing this package does not import torch or
+Pillow; they are loaded on first use.
 """
 
 from importlib import import_module
@@ -11,6 +12,7 @@ from svd_engine.errors import (
     BackendError,
     BackendUnavailable,
     BundleError,
+    Cancelled,
     CheckpointError,
     ExportError,
     ImageError,
@@ -25,15 +27,18 @@ from svd_engine.errors import (
 )
 
 if TYPE_CHECKING:
+    from svd_engine.checkpoint import open_checkpoint as open_checkpoint
     from svd_engine.engine import VideoEngine as VideoEngine
     from svd_engine.image import load_image as load_image
     from svd_engine.output import VideoOutput as VideoOutput
+    from svd_engine.report import RunReport as RunReport
     from svd_engine.video import write_video as write_video
 
 __all__ = [
     "BackendError",
     "BackendUnavailable",
     "BundleError",
+    "Cancelled",
     "CheckpointError",
     "ExportError",
     "ImageError",
@@ -42,6 +47,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ProfileError",
+    "RunReport",
     "SettingsError",
     "SvdEngineError",
     "TensorMismatch",
@@ -49,13 +55,16 @@ __all__ = [
     "VideoOutput",
     "__version__",
     "load_image",
+    "open_checkpoint",
     "write_video",
 ]
 
 _LOADED_ON_USE = {
+    "RunReport": "report",
     "VideoEngine": "engine",
     "VideoOutput": "output",
     "load_image": "image",
+    "open_checkpoint": "checkpoint",
     "write_video": "video",
 }
 

@@ -2,7 +2,8 @@
 
     manifest.json             everything about it; `manifest.Manifest` is its schema
     manifest.schema.json      the same schema for readers in other languages
-    <network key>.onnx        one graph per network and static shape
+    <network key>.onnx        one graph per network and static shape, as ONNX Runtime wants it
+    <network key>.tensorrt.onnx   the same network as TensorRT wants it; half precision only
     <network>.bin             that network's weights, shared by all its graphs
     <network key>.*.plan      a TensorRT engine of one graph, for one machine; `plans` knows which
 
@@ -17,8 +18,18 @@ from pathlib import Path, PureWindowsPath
 from svd_engine.errors import BundleError, ProfileError
 from svd_engine.external_data import check_external_data, read_graph
 from svd_engine.graph_limits import check_limits
-from svd_engine.manifest import DTYPE_OPTIONS, MANIFEST, FileEntry, NetworkEntry, PlanEntry, read_manifest
+from svd_engine.manifest import (
+    DTYPE_OPTIONS,
+    MANIFEST,
+    FileEntry,
+    NetworkEntry,
+    PlanEntry,
+    Runtime,
+    read_manifest,
+)
 from svd_engine.networks.spec import Guidance, NetworkSpec, Profile, specs_of
+
+RUNTIME_NAMES: dict[Runtime, str] = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 
 
 class Bundle:
@@ -76,20 +87,49 @@ class Bundle:
     def dtype_of(self, spec: NetworkSpec) -> str:
         return self.entry(spec).dtype
 
-    def graph(self, spec: NetworkSpec, memory: int | None = None) -> Path:
-        """Path of the network's ONNX graph, after all is checked that can be known before it runs.
+    def graph(self, spec: NetworkSpec, runtime: Runtime, memory: int | None = None) -> Path:
+        """Path of the network's ONNX graph for `runtime`, checked for all that can be known before.
 
         Its files' hashes, where its weights lie, its inputs and output, and what it allocates: no run of it
-        may need more than `memory` bytes; None leaves that to the runtime.  Raises BundleError.
+        may need more than `memory` bytes; None leaves that to the runtime.  Raises BundleError, also when
+        the bundle holds no graph for that runtime.
         """
         entry = self.entry(spec)
-        for name in (entry.graph, entry.weights):
+        graph = self.graph_name(spec, runtime)
+        for name in (graph, entry.weights):
             self._check_hash(name)
-        path = self.folder / entry.graph
+        path = self.folder / graph
         model = read_graph(path)
         check_external_data(path, model, entry.weights)
         check_limits(path, model, spec, self.manifest.files[entry.weights].bytes, memory)
         return path
+
+    def graph_name(self, spec: NetworkSpec, runtime: Runtime) -> str:
+        """File name of the graph for `runtime`.  Raises BundleError when there is none."""
+        graphs = self.entry(spec).graphs
+        if runtime not in graphs:
+            raise BundleError(
+                f"bundle {self.folder}, {self.manifest.dtype}",
+                expected=f"graphs for {RUNTIME_NAMES[runtime]}, which bundles in half precision hold",
+                got=f"only for {', '.join(RUNTIME_NAMES[held] for held in graphs)}",
+                remedy=f"Run: {self._export_command('--dtype fp16')}",
+            )
+        return graphs[runtime]
+
+    def _export_command(self, changes: str) -> str:
+        """Makes this bundle again with `changes`."""
+        profiles = self.manifest.profiles
+        p = profiles[0]
+        frames = "".join(f" --frames {n}" for n in dict.fromkeys(p.frames for p in profiles))
+        modes = "".join(f" --guidance {g}" for g in dict.fromkeys(p.guidance for p in profiles))
+        batch = f" --batch {p.batch}" if p.batch > 1 else ""
+        chunks = dict.fromkeys(p.decode_chunk for p in profiles)
+        whole = all(p.decode_chunk == p.frames for p in profiles)
+        chunk = "" if whole else "".join(f" --decode-chunk {n}" for n in chunks)
+        return (
+            f"svd-export onnx {self.manifest.export_source} -o NEW_BUNDLE{frames} --height {p.height} "
+            f"--width {p.width}{batch}{modes}{chunk} {changes}"
+        )
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""
@@ -133,7 +173,7 @@ class Bundle:
         for profile in self.manifest.profiles:
             for spec in specs_of(profile, self.manifest.model.architecture):
                 entry = self.entry(spec)
-                self._check_listed(f"network {spec.key}", entry.graph, entry.weights)
+                self._check_listed(f"network {spec.key}", *entry.graphs.values(), entry.weights)
         for plan in self.manifest.plans:
             self._check_listed(f"plan {plan.file}", plan.file)
             if plan.network not in self._entries:

@@ -82,15 +82,14 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoint:
-    """Opens "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, or a hub id "owner/name".
+    """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, or a hub id "owner/name".
 
     variant: of the weight files, as in diffusers' `from_pretrained`: "fp16" reads the components that
     have such files from them, and the others from those without a variant.  None reads no variant.
 
-    Tried in this order: a folder called "demo" is "./demo".  What exists, is absolute, begins with ".",
-    "/" or "~", or is a Path, is a folder and never goes to the hub.  The commit found on opening is the one
-    that is loaded.
-    Raises CheckpointError that says what to do.
+    "demo" is the built-in checkpoint; a folder of that name is "./demo".  What exists, is absolute,
+    begins with ".", "/" or "~", or is a Path, is a folder, never looked up on the hub.  Of a hub id, the
+    commit found on opening is loaded.  Raises CheckpointError.
     """
     if isinstance(source, Path):
         source = os.path.join(".", source.expanduser())  # an absolute path stays as it is

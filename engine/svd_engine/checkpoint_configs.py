@@ -73,7 +73,7 @@ class _ImageEncoder(_Config):
 
 
 class _Scheduler(_Config):
-    """What makes `EulerDiscreteScheduler` the sampler of sampling.py.
+    """What makes `EulerDiscreteScheduler` the sampler of sampling/.
 
     Its initial noise is sqrt(sigma_max^2 + 1) only for timestep_spacing "leading"; the noise level goes
     into the network as 0.25 ln sigma only for "continuous" and "v_prediction".

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svd_engine import console
-from svd_engine.options import DType, Fit, Variant, Version, integer
+from svd_engine.backends.registry import NAMES, check_name
+from svd_engine.call_options import call_options
+from svd_engine.options import DType, Variant, Version
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,141 +22,101 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
-class Backend(StrEnum):
-    auto = "auto"
-    tensorrt = "tensorrt"
-    onnxruntime = "onnxruntime"
-    compiled = "compiled"
-    eager = "eager"
-
-
 @app.callback()
 def root(version: Version = False) -> None:
-    """Animates photographs with Stable Video Diffusion."""
+    """Animate photographs with Stable Video Diffusion."""
 
 
 @app.command()
+@call_options
 def generate(
-    image: Annotated[Path, typer.Argument(help="Photograph: JPEG, PNG, WebP, ...")],
+    image: Annotated[Path, typer.Argument(help="Photograph to animate: JPEG, PNG, WebP, ...")],
     output: Annotated[
         list[Path],
         typer.Option(
             "-o",
             "--output",
-            help="Where to: .mp4 .webm .gif .webp, .png (contact sheet), or a folder of frames. Repeatable.",
+            help="Where to: .mp4 .webm .gif .webp, .png (contact sheet), or a folder of frames. Repeatable. "
+            "Several videos are numbered OUT-0, OUT-1, ...",
         ),
     ],
-    bundle: Annotated[Path | None, typer.Option(help="Exported bundle to run.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to run, exported by svd-export onnx.")] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id.")
-    ] = None,
-    backend: Annotated[Backend, typer.Option()] = Backend.auto,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[
-        DType, typer.Option(help="Of a checkpoint; auto: fp16 on a GPU, else fp32. A bundle has its own.")
-    ] = DType.auto,
-    variant: Variant = None,
-    frames: Annotated[
-        int | None, typer.Option(parser=integer, help="Default: the bundle's or checkpoint's own.")
-    ] = None,
-    height: Annotated[int | None, typer.Option(parser=integer, help="Pixels; default as --frames.")] = None,
-    width: Annotated[int | None, typer.Option(parser=integer, help="Pixels; default as --frames.")] = None,
-    fit: Annotated[
-        Fit, typer.Option(help="A photograph of another aspect is squeezed, cropped, or padded with black.")
-    ] = Fit.stretch,
-    steps: Annotated[int, typer.Option(parser=integer, help="Denoising steps.")] = 25,
-    seed: Annotated[int, typer.Option(help="Same seed, same video.")] = 0,
-    fps: Annotated[
-        int, typer.Option(parser=integer, help="Frames a second, shown and told to the network.")
-    ] = 7,
-    motion_bucket_id: Annotated[float, typer.Option(help="0 to 1023; more is more motion.")] = 127,
-    noise_aug_strength: Annotated[
-        float, typer.Option(help="Noise on the photograph; more departs more.")
-    ] = 0.02,
-    min_guidance_scale: Annotated[
-        float | None, typer.Option(help="Of the first frame; default the model's own, for SVD 1.")
-    ] = None,
-    max_guidance_scale: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Of the last frame; guidance acts if one of the two is above 1. Default the model's own, "
-            "for SVD 3."
+            help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
         ),
     ] = None,
-    decode_chunk_size: Annotated[
-        int | None, typer.Option(parser=integer, help="Frames decoded at once; fewer take less memory.")
-    ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to run on; auto chooses and says why."),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        DType, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
+    ] = DType.auto,
+    variant: Variant = None,
     swap_networks: Annotated[
-        bool, typer.Option("--swap-networks", help="One network in memory at a time: less memory, more time.")
+        bool,
+        typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
     ] = False,
-    num_videos: Annotated[
-        int, typer.Option(parser=integer, help="Videos; outputs are numbered OUT-0, OUT-1, ...")
-    ] = 1,
+    jit_cache: Annotated[
+        Path | None,
+        typer.Option(help="Keep the kernels that tensorrt-rtx compiles here; default your cache folder."),
+    ] = None,
+    no_jit_cache: Annotated[
+        bool, typer.Option("--no-jit-cache", help="Keep no kernels that tensorrt-rtx compiles.")
+    ] = False,
     without_rewrite: Annotated[
         list[str] | None,
-        typer.Option(help="Leave an exact rewrite out of a checkpoint's networks. Repeatable."),
+        typer.Option(help="Switch off an exact rewrite of a checkpoint's networks. Repeatable."),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write what ran, where and how long, as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a JSON report: settings, backends, times, memory.")
+    ] = None,
+    **call: Any,
 ) -> None:
-    """Animates IMAGE over a bundle (--bundle) or a checkpoint (--checkpoint)."""
+    """Generate a video of IMAGE with a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
     if bundle is not None and (dtype is not DType.auto or without_rewrite or variant):
         raise typer.BadParameter(
             "--dtype, --variant and --without-rewrite belong to --checkpoint; a bundle has its own"
         )
-    if num_videos < 1:
-        raise typer.BadParameter("--num-videos must be at least 1")
-    if num_videos > 1 and any(path.name in ("", "..") for path in output):
-        raise typer.BadParameter("--num-videos numbers the outputs: give each a name")
+    if jit_cache is not None and no_jit_cache:
+        raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
+    compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
+    if (jit_cache is not None or no_jit_cache) and not compiles:
+        raise typer.BadParameter("--jit-cache and --no-jit-cache belong to --backend tensorrt-rtx")
 
     from svd_engine.image import load_image
-    from svd_engine.settings import Settings, check_seed
-    from svd_engine.video import MAX_GIF_FPS, check_output
+    from svd_engine.request import check
 
-    check_seed(seed)
-    Settings(  # refused before anything is opened, with 1 for what the engine knows
-        frames=1 if frames is None else frames,
-        height=1 if height is None else height,
-        width=1 if width is None else width,
-        min_guidance_scale=1 if min_guidance_scale is None else min_guidance_scale,
-        max_guidance_scale=1 if max_guidance_scale is None else max_guidance_scale,
-        steps=steps, fps=fps, motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength,
-        decode_chunk_size=decode_chunk_size, videos_per_image=num_videos,
-    )  # fmt: skip
-    if fps > MAX_GIF_FPS and any(path.suffix.lower() == ".gif" for path in output):
-        raise typer.BadParameter(f"a GIF shows at most {MAX_GIF_FPS} frames a second: lower --fps")
-    targets = [[check_output(_numbered(path, i, num_videos)) for i in range(num_videos)] for path in output]
-    if report is not None:
-        console.check_folder(report)
-    written = [*chain.from_iterable(targets), *([report] if report else [])]
-    if len({path.absolute() for path in written}) < len(written):
-        raise typer.BadParameter("two of the outputs have the same name")
+    check_name(backend)
+    console.show_notices()
+    check(call)  # before anything is opened
+    seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
+    targets = _targets(output, videos, fps, report)
     photograph = load_image(image)
 
     from svd_engine.engine import VideoEngine
 
     if bundle is not None:
         engine = VideoEngine.from_bundle(
-            bundle, backend=backend.value, device=device, swap_networks=swap_networks
-        )
+            bundle, backend=backend, device=device, swap_networks=swap_networks,
+            jit_cache=None if no_jit_cache else jit_cache or "auto",
+        )  # fmt: skip
     else:
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
-            checkpoint, backend=backend.value, device=device, dtype=dtype.value, variant=variant,
+            checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
-    _note_distortion(photograph, height or engine.default.height, width or engine.default.width, fit)
+    size = call["height"] or engine.default.height, call["width"] or engine.default.width
+    _note_distortion(photograph, *size, call["fit"])
     with engine:
-        result = _with_progress(
-            engine, steps, seed,
-            image=photograph, fit=fit.value, height=height, width=width, num_frames=frames,
-            num_inference_steps=steps, min_guidance_scale=min_guidance_scale,
-            max_guidance_scale=max_guidance_scale, fps=fps, motion_bucket_id=motion_bucket_id,
-            noise_aug_strength=noise_aug_strength, decode_chunk_size=decode_chunk_size,
-            num_videos_per_prompt=num_videos,
-        )  # fmt: skip
+        result = _with_progress(engine, seed, image=photograph, **call)
     _write(result, targets, fps)
     if report is not None:
         console.write_text(report, result.report.model_dump_json(indent=1) + "\n")
@@ -164,14 +125,18 @@ def generate(
 
 @app.command()
 def info(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle; without one, this machine.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle to describe; without one, describe this machine.")
+    ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Instead of a bundle: what a checkpoint is and which files it reads.")
+        str | None, typer.Option(help="Checkpoint to describe, and the weight files that it reads.")
     ] = None,
     variant: Variant = None,
-    check: Annotated[bool, typer.Option("--check", help="Hash every file of the bundle first.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the hash of every file of the bundle first.")
+    ] = False,
 ) -> None:
-    """Says what a bundle or a checkpoint is and what can run it here, or what this machine has and lacks."""
+    """Describe a bundle, a checkpoint or this machine, and say which backends are ready here."""
     if bundle is not None and checkpoint is not None:
         raise typer.BadParameter("pass BUNDLE or --checkpoint, not both")
     if variant and checkpoint is None:
@@ -196,15 +161,32 @@ def info(
             opened.check_hashes()
             _lines({"checked": f"{len(opened.manifest.files)} files have the manifest's hashes"})
         _lines(facts.bundle_facts(opened) | facts.plan_facts(opened))
-        rows = [*facts.bundle_abilities(opened.manifest.dtype), facts.tensorrt_ability(opened)]
+        rows = [*facts.bundle_abilities(opened.manifest.dtype), *facts.plan_abilities(opened)]
     for row in rows:
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
 
 
-def _note_distortion(photograph: Image, height: int, width: int, fit: Fit) -> None:
+def _targets(output: list[Path], videos: int, fps: int, report: Path | None) -> list[list[Path]]:
+    """Where each video goes, by output.  Raises OutputError and usage errors for what cannot be written."""
+    from svd_engine.video import MAX_GIF_FPS, check_output
+
+    if videos > 1 and any(path.name in ("", "..") for path in output):
+        raise typer.BadParameter("--num-videos numbers the outputs: give each a name")
+    if fps > MAX_GIF_FPS and any(path.suffix.lower() == ".gif" for path in output):
+        raise typer.BadParameter(f"a GIF shows at most {MAX_GIF_FPS} frames a second: lower --fps")
+    targets = [[check_output(_numbered(path, i, videos)) for i in range(videos)] for path in output]
+    if report is not None:
+        console.check_folder(report)
+    written = [*chain.from_iterable(targets), *([report] if report else [])]
+    if len({path.absolute() for path in written}) < len(written):
+        raise typer.BadParameter("two of the outputs have the same name")
+    return targets
+
+
+def _note_distortion(photograph: Image, height: int, width: int, fit: str) -> None:
     """Say so when the photograph's proportions will not be kept: the default is diffusers'."""
     factor = photograph.width * height / (photograph.height * width)
-    if fit is Fit.stretch and not 0.98 < factor < 1.02:
+    if fit == "stretch" and not 0.98 < factor < 1.02:
         typer.echo(
             f"the photograph, {photograph.width} x {photograph.height}, is squeezed into {width} x {height}: "
             "--fit crop or --fit pad keeps its proportions",
@@ -212,7 +194,7 @@ def _note_distortion(photograph: Image, height: int, width: int, fit: Fit) -> No
         )
 
 
-def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> VideoOutput:
+def _with_progress(engine: VideoEngine, seed: int, **call: Any) -> VideoOutput:
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -220,7 +202,7 @@ def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> V
     engine.set_progress_bar_config(disable=True)  # this command shows its own
     columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("steps", total=steps)
+        task = bar.add_task("steps", total=call["num_inference_steps"])
 
         def on_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             bar.update(task, completed=step + 1)
@@ -234,10 +216,10 @@ def _with_progress(engine: VideoEngine, steps: int, seed: int, **call: Any) -> V
 
 
 def _write(result: VideoOutput, targets: list[list[Path]], fps: int) -> None:
-    from svd_engine.video import to_uint8, write_video
+    from svd_engine.video import as_bytes, write_video
 
     for index, frames in enumerate(result.frames):
-        pixels = to_uint8(frames)
+        pixels = as_bytes(frames)
         for numbered in targets:
             write_video(pixels, numbered[index], fps)
 

@@ -1,12 +1,12 @@
 """`VideoEngine`: what users call.  Runs the pipeline over a bundle or a checkpoint (`source`).
 
-Holds no tensor arithmetic: pixels are made in `image`, the story is in `pipeline`.
+Holds no tensor arithmetic: `image` makes the pixels, `pipeline` has the stages.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,17 @@ from svd_engine.arguments import (
     returned_tensors,
 )
 from svd_engine.backends.interruptible import InterruptibleNetwork
+from svd_engine.backends.jit_cache import check_folder, default_folder
 from svd_engine.backends.network import Network
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
 from svd_engine.observer import UNOBSERVED, Observer
-from svd_engine.output import Frames, VideoOutput, present
-from svd_engine.settings import Fit, Settings
+from svd_engine.output import VideoOutput, present
+from svd_engine.request import SETTINGS, Settings
+from svd_engine.settings import Fit
 from svd_engine.source import Source, of_bundle, of_checkpoint
-from svd_engine.steering import Steered, Steering
+from svd_engine.steering import Steered
 from svd_engine.torch_state import own_torch_state
 from svd_engine.unsupported import DiffusersNames
 
@@ -47,10 +49,10 @@ Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, T
 
 
 class VideoEngine(Steered, DiffusersNames):
-    """Image to video.  Make one with `from_bundle` or `from_checkpoint`; use it as a function.
+    """Generate videos from images.  Open one with `from_bundle` or `from_checkpoint`, and call it.
 
-    Calls from several threads wait for each other, in the order of their arrival.  `close()`, or leaving
-    a `with` block, frees its memory.  A forked child cannot call it: open the engine there, after "spawn".
+    Calls from several threads run one after the other, in the order of their arrival.  `close()`, or leaving
+    a `with` block, frees the memory.  Processes that use an engine are started with "spawn", not forked.
     """
 
     def __init__(self, source: Source) -> None:
@@ -67,12 +69,18 @@ class VideoEngine(Steered, DiffusersNames):
         backend: str = "auto",
         device: str | torch.device = "auto",
         swap_networks: bool = False,
+        jit_cache: str | Path | None = "auto",
     ) -> VideoEngine:
-        """Over an exported bundle.  Raises BundleError, BackendUnavailable, SettingsError.
+        """Open a bundle that svd-export wrote.
 
-        swap_networks: hold one network at a time, opened for its stage and closed after it.
+        backend: "onnxruntime", "tensorrt", "tensorrt-rtx" or "auto".  device: "cpu", "cuda", "cuda:N" or
+        "auto".  swap_networks: hold one network in memory at a time, opened for its stage and closed after
+        it.  jit_cache: folder that keeps the kernels which tensorrt-rtx compiles on this GPU at the first
+        launch; "auto" is the user's cache folder, None keeps none.  Other backends compile nothing then.
+        Raises BundleError, BackendUnavailable, OutputError, SettingsError.
         """
-        return cls(of_bundle(folder, backend, device, swap_networks))
+        kept = default_folder() if jit_cache == "auto" else jit_cache and check_folder(Path(jit_cache))
+        return cls(of_bundle(folder, backend, device, swap_networks, kept or None))
 
     @classmethod
     def from_checkpoint(
@@ -86,13 +94,14 @@ class VideoEngine(Steered, DiffusersNames):
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:
-        """Over torch modules: a name, a local diffusers folder or a hub id; any size and frame count.
+        """Open a checkpoint as torch modules: a name, a diffusers folder or a hub id; any size and frames.
 
-        dtype: fp32, fp16, bf16, torch's own, or auto (fp16 on a GPU, fp32 on the CPU).  variant: of the
-        weight files, as in diffusers' `from_pretrained`; None reads those without one, whatever the dtype.
-        swap_networks: keep one network at a time on the device, the others in host memory.  Raises
-        CheckpointError,
-        BackendUnavailable, SettingsError.
+        backend: "eager", "compiled" or "auto".  device: "cpu", "cuda", "cuda:N" or "auto".
+        dtype: "fp32", "fp16", "bf16", torch's own, or "auto" (fp16 on a GPU, fp32 on the CPU).
+        variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
+        whatever the dtype.  without_rewrites: names of exact rewrites to switch off.
+        swap_networks: keep one network at a time on the device, the others in host memory.
+        Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
             of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant)
@@ -124,16 +133,22 @@ class VideoEngine(Steered, DiffusersNames):
         cancel: Cancel | None = None,
         observer: Observer | None = None,
         fit: Fit = "stretch",
-    ) -> VideoOutput | Frames:
-        """Animates the image(s).  Arguments as in diffusers' `StableVideoDiffusionPipeline.__call__`.
+    ) -> VideoOutput | Any:  # Any: `Frames` with return_dict off; nobody else should have to tell them apart
+        """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
-        height, width, num_frames: None means the bundle's or checkpoint's own (576x1024 and 14 or 25
-        for SVD); min_guidance_scale, max_guidance_scale: None means the model's own (1.0 and 3.0, diffusers'
-        defaults, for SVD).  image: PIL image, list of them, or tensor [N,3,H,W] in [0, 1] or of bytes.
-        fit: an image of another aspect is squeezed ("stretch", as diffusers does), cropped in the middle
-        ("crop"), or laid on black ("pad").
+        image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.
+        height, width, num_frames: default the bundle's or checkpoint's own (SVD: 576, 1024 pixels, 14 or 25).
+        num_inference_steps: denoising steps.  sigmas: n + 1 falling noise levels for n steps, in their place.
+        min_guidance_scale, max_guidance_scale: classifier-free guidance of the first and the last frame;
+        default the model's own (SVD: 1.0 and 3.0).
+        fps: frame rate that the networks are told.  motion_bucket_id: 0 to 1023, more is more motion.
+        noise_aug_strength: standard deviation of the noise on the image, whose pixels are in [-1, 1].
+        decode_chunk_size: frames per decoder call; default all.
+        generator: one for all videos or one for each; latents: unit-variance noise [N,F,4,h,w] to start from.
+        fit: resize an image of another aspect ("stretch", as diffusers), crop it in the middle ("crop"), or
+        pad it with black ("pad").
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
-        "latent" [N,F,4,h,w].  With return_dict off the frames alone are returned.
+        "latent" [N,F,4,h,w].  return_dict=False returns the frames alone.
         callback_on_step_end(engine, step, timestep, {"latents": x}) returns a dict that may replace the
         latents; it may read and set what `Steered` lists, such as `interrupt` and `_guidance_scale`.
 
@@ -147,59 +162,30 @@ class VideoEngine(Steered, DiffusersNames):
         Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError,
         Cancelled.
         """
-        settings = Settings(
-            frames=num_frames if num_frames is not None else self.default.frames,
-            height=height if height is not None else self.default.height,
-            width=width if width is not None else self.default.width,
-            steps=num_inference_steps,
-            sigmas=sigmas,  # type: ignore[arg-type]  # `Settings` makes a tuple of any sequence
-            min_guidance_scale=self.model.min_guidance_scale
-            if min_guidance_scale is None
-            else min_guidance_scale,
-            max_guidance_scale=self.model.max_guidance_scale
-            if max_guidance_scale is None
-            else max_guidance_scale,
-            fps=fps,
-            motion_bucket_id=motion_bucket_id,
-            noise_aug_strength=noise_aug_strength,
-            decode_chunk_size=decode_chunk_size,
-            videos_per_image=num_videos_per_prompt,
-            fit=fit,
-        )
-        settings.check_size(self.model.architecture.size_multiple)
+        settings = self._settings(locals())  # the arguments: nothing else is there yet
         one_of("output_type", output_type, OUTPUT_TYPES)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         observer = UNOBSERVED if observer is None else observer
 
         with self._calls.turn(cancel) as turn:
             started = time.perf_counter()
-            device, arch = self.backend.device, self.model.architecture
-            clock = Clock(device, observer)
+            clock = Clock(self.backend.device, observer)
             with clock.stage("preprocess"):
-                framed = images.fitted(image, settings.height, settings.width, settings.fit)
-                pixels = images.to_vae_pixels(framed, settings.height, settings.width).to(device)
-                clip = images.to_clip_pixels(
-                    framed, arch.clip_size, self.model.clip_mean, self.model.clip_std
-                )
-                clip = clip.to(device)
+                pixels, clip = self._pixels(image, settings)
             videos = len(pixels) * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
                 stages = self._stages(self.source.profile_for(settings, videos), turn, observer)
-            steering = self._steering = Steering(settings, videos, device)
-
-            def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
-                if callback_on_step_end is None:
-                    return x
-                given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-                returned = returned_tensors(callback_on_step_end(self, step, timestep, given))
-                steering.refresh()
-                replaced = returned.get("latents", x)
-                return pipeline.latents_of("latents of callback_on_step_end", replaced, x.shape, x.device)
-
+            if cold := [network for network in self._open.values() if network.needs_warm_up]:
+                with clock.stage("compile_kernels"):
+                    for network in cold:
+                        turn.check()
+                        network.warm_up()
+            self._steering = pipeline.steering_of(settings, videos, self.backend.device)
+            on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
             result = pipeline.generate(
                 stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
-                decode=output_type != "latent", steering=steering, progress=self.progress_bar,
+                decode=output_type != "latent", steering=self._steering, progress=self.progress_bar,
                 observer=observer,
             )  # fmt: skip
             with clock.stage("postprocess"):
@@ -210,7 +196,7 @@ class VideoEngine(Steered, DiffusersNames):
             return VideoOutput(frames, self._report(stages, settings, generator, clock, turn, total_ms))
 
     def close(self) -> None:
-        """Frees networks and weights.  The engine can be called again; it then loads them again.
+        """Free networks and weights.  A later call loads them again.
 
         Waits for the running call; those that wait for their turn end with BackendError.  Raises
         BackendError inside a callback of the running call.  Does nothing in a forked child: the memory is
@@ -229,6 +215,37 @@ class VideoEngine(Steered, DiffusersNames):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _settings(self, call: Mapping[str, object]) -> Settings:
+        """The parameters among the arguments of a call; None takes the profile's or the model's own."""
+        own = {"profile": self.default, "model": self.model}
+        values = {p.field: call[p.name] for p in SETTINGS}
+        values |= {p.field: getattr(own[p.own], p.field) for p in SETTINGS if p.own and call[p.name] is None}
+        settings = Settings(**values)  # type: ignore[arg-type]  # it checks each
+        settings.check_size(self.model.architecture.size_multiple)
+        return settings
+
+    def _pixels(self, image: Image | list[Image] | Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+        """What the VAE encoder and the image encoder read, [images, 3, H, W] and [images, 3, S, S]."""
+        model, device = self.model, self.backend.device
+        framed = images.fitted(image, settings.height, settings.width, settings.fit)
+        pixels = images.to_vae_pixels(framed, settings.height, settings.width).to(device)
+        clip = images.to_clip_pixels(framed, model.architecture.clip_size, model.clip_mean, model.clip_std)
+        return pixels, clip.to(device)
+
+    def _on_step(self, callback: Callback | None, tensor_inputs: Sequence[str]) -> pipeline.OnStep:
+        """Shows each step to the caller's function, and takes what it gives back and what it changed."""
+
+        def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+            if callback is None:
+                return x
+            given = {"latents": x} if tensor_inputs else {}
+            returned = returned_tensors(callback(self, step, timestep, given))
+            self._call.refresh()
+            replaced = returned.get("latents", x)
+            return pipeline.latents_of("latents of callback_on_step_end", replaced, x.shape, x.device)
+
+        return on_step
+
     def _stages(self, profile: Profile, turn: Turn, observer: Observer) -> pipeline.Stages:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
         specs = specs_of(profile, self.model.architecture)
@@ -246,13 +263,12 @@ class VideoEngine(Steered, DiffusersNames):
         self,
         stages: pipeline.Stages,
         settings: Settings,
-        generator: Any,
+        generator: torch.Generator | list[torch.Generator] | None,
         clock: Clock,
         turn: Turn,
         total_ms: float,
     ) -> report.RunReport:
         generators = generator if isinstance(generator, list) else [generator] if generator else []
-        used = [stages.image_encoder, stages.vae_encoder, stages.denoiser, *stages.vae_decoders.values()]
         return report.RunReport(
             model=self.model.name,
             random_weights=self.model.random_weights,
@@ -262,7 +278,7 @@ class VideoEngine(Steered, DiffusersNames):
             settings=settings,
             seeds=[g.initial_seed() for g in generators],
             chosen_because=self.choice.reason,
-            stages={n.spec.network: report.StagePlacement(**asdict(n.placement)) for n in used},
+            stages=_placements(stages),
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
             swap_networks=self.source.swap_networks,
@@ -274,3 +290,14 @@ class VideoEngine(Steered, DiffusersNames):
             peak_device_bytes=report.peak_device_bytes(self.backend.device),
             versions=report.versions(),
         )
+
+
+def _placements(stages: pipeline.Stages) -> dict[str, report.StagePlacement]:
+    """By network; a decoder of a further chunk size by its key."""
+    placed: dict[str, report.StagePlacement] = {}
+    decoders = stages.vae_decoders.values()  # the chunk size of most frames first
+    for network in (stages.image_encoder, stages.vae_encoder, stages.denoiser, *decoders):
+        spec = network.spec
+        name = spec.key if spec.network in placed else spec.network
+        placed[name] = report.StagePlacement(**asdict(network.placement))
+    return placed

@@ -19,7 +19,8 @@
         └── NonFiniteOutput        a network produced NaN or infinity
 
 A message has four parts, so that a user can act on it: what is wrong and where, what was expected,
-what was got, and what to do.
+what was got, and what to do.  The remedy names settings as Python does (`dtype="bf16"`) and commands in
+backticks or after "Run:"; the command line words the settings with its options (`console.in_options`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class SvdEngineError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, expected: str, got: str, remedy: str) -> None:
-        super().__init__(f"{what}: expected {expected}, got {got}. {remedy}")
+        self.problem = f"{what}: expected {expected}, got {got}"
+        super().__init__(f"{self.problem}. {remedy}")
         self.what, self.expected, self.got, self.remedy = what, expected, got, remedy
 
 

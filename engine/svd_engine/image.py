@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,63 +161,22 @@ def to_clip_pixels(images: Images, size: int, mean: Sequence[float], std: Sequen
     """
     import torch
 
+    from svd_engine.antialiasing import resized
+
     _check_size(size)
     if not isinstance(images, torch.Tensor):
-        resized = [
-            _antialiased_resize((_from_rgb(band) for band in _bands(i)), i.height, i.width, size)
+        resized_each = [
+            resized((_from_rgb(band) for band in _bands(i)), i.height, i.width, size)
             for i in _rgb_images(images)
         ]
-        pixels = torch.cat(resized)
+        pixels = torch.cat(resized_each)
     else:
         pixels = _unit_tensor(images)
         if pixels.shape[-2:] != (size, size):
             height, width = pixels.shape[-2:]
-            rows = max(1, BAND // (len(pixels) * width))
-            pixels = _antialiased_resize(pixels.split(rows, dim=-2), height, width, size)
+            band = max(1, BAND // (len(pixels) * width))
+            pixels = resized(pixels.split(band, dim=-2), height, width, size)
     return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
-
-
-def _antialiased_resize(bands: Iterable[torch.Tensor], height: int, width: int, size: int) -> torch.Tensor:
-    """`bands` of rows, [N, 3, rows, W] in [0, 1], H rows together, to [N, 3, S, S].
-
-    The bicubic filter may overshoot that range.  Equals diffusers' _resize_with_antialiasing, a blur and then
-    a bicubic filter.  Both are linear and separable, so one matrix an axis does both, at a fraction of the
-    work on a large photograph.
-    """
-    import torch
-
-    rows, columns = _resize_weights(height, size).double(), _resize_weights(width, size).double()
-    across = torch.cat([(band.double() * 2.0 - 1.0) @ columns.T for band in bands], dim=-2)  # [N, 3, H, S]
-    filtered = rows @ across  # in [-1, 1], as in training
-    return ((filtered + 1.0) / 2.0).float()
-
-
-def _resize_weights(source: int, target: int) -> torch.Tensor:
-    """[target, source]: what each source pixel adds to each target pixel along one axis.
-
-    If the axis shrinks by a factor f: a Gaussian of sigma (f - 1) / 2, cut off near 2 sigma, borders
-    reflected.  Then torch's bicubic filter with aligned corners.
-    """
-    import torch
-    from torch.nn import functional
-
-    sigma = max((source / target - 1.0) / 2.0, 0.001)  # source pixels
-    reach = int(max(4.0 * sigma, 3.0)) // 2 if source > target else 0  # source pixels to either side
-    offsets = torch.arange(-reach, reach + 1)
-    blur = torch.exp(-(offsets.float() ** 2) / (2.0 * sigma**2))
-    blur = blur / blur.sum()  # [2 reach + 1]
-
-    # A bicubic sample has four neighbours, and their indices differ modulo 4.  So torch's own filter, given
-    # four combs with a one at every fourth place, shows the weight of each neighbour (beyond a border, 0).
-    combs = (torch.arange(source) % 4 == torch.arange(4)[:, None]).float()[None, None]  # [1, 1, 4, source]
-    shown = functional.interpolate(combs, size=(4, target), mode="bicubic", align_corners=True)[0, 0].T
-    position = torch.arange(target, dtype=torch.float32) * ((source - 1) / max(target - 1, 1))
-    taps = position.floor().long()[:, None] + torch.arange(-1, 3)  # [target, 4]
-
-    index = (taps[:, :, None] + offsets).abs()  # [target, 4, 2 reach + 1], reflected at 0
-    index = ((source - 1) - ((source - 1) - index).abs()).clamp_min(0)  # and at source - 1
-    shares = shown.gather(1, taps % 4)[:, :, None] * blur
-    return shares.new_zeros(target, source).scatter_add_(1, index.flatten(1), shares.flatten(1))
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -13,19 +13,21 @@ import torch
 from svd_engine import report
 from svd_engine.backends.choose import without_plans
 from svd_engine.backends.ort import load_runtime
-from svd_engine.backends.trt_library import machine, require_tensorrt
+from svd_engine.backends.registry import PLAN_BACKENDS
+from svd_engine.backends.trt_jit import invalidity
+from svd_engine.backends.trt_library import host, library, log, require
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint
-from svd_engine.errors import BackendError, BackendUnavailable
-from svd_engine.install import install_line
+from svd_engine.errors import BackendError, BackendUnavailable, BundleError
+from svd_engine.flavours import FLAVOURS, Flavour, Host, sm
 from svd_engine.manifest import DType, PlanEntry
 from svd_engine.networks.spec import specs_of
-from svd_engine.plans import Machine, build_command, misfit, sm
+from svd_engine.plans import build_command, misfit
 from svd_engine.weight_files import COMPONENTS, WeightFile
 
 COMPILERS = {  # torch.compile's own choice, and how it is had
     "win32": ("cl", "install Visual Studio's C++ build tools"),
-    "darwin": ("clang++", "run xcode-select --install"),
+    "darwin": ("clang++", "run `xcode-select --install`"),
 }
 
 
@@ -43,13 +45,13 @@ def gpus() -> list[str]:
     found = []
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
-        found.append(f"{card.name}, {card.total_memory / 2**30:.1f} GiB, sm_{card.major}{card.minor}")
+        found.append(f"{card.name}, {card.total_memory / 2**30:.1f} GiB, {sm((card.major, card.minor))}")
     return found
 
 
 def abilities() -> list[Ability]:
     """Every backend on every kind of device, whatever it would run."""
-    return [*torch_abilities(), *bundle_abilities("float32"), tensorrt_ability()]
+    return [*torch_abilities(), *bundle_abilities("float32"), *plan_abilities()]
 
 
 def torch_abilities() -> list[Ability]:
@@ -71,61 +73,94 @@ def bundle_abilities(dtype: DType) -> list[Ability]:
             load_runtime(torch.device(device))
             why_not = "" if device == "cpu" or torch.cuda.is_available() else _no_gpu()
             if device == "cpu" and dtype == "bfloat16":
-                why_not = "ONNX Runtime computes no bfloat16 on the CPU: export with --dtype fp32"
+                why_not = "ONNX Runtime computes no bfloat16 on the CPU: export the bundle in fp32"
         except BackendError as error:
             why_not = str(error)
         rows.append(Ability("onnxruntime", device, why_not))
     return rows
 
 
-def tensorrt_ability(bundle: Bundle | None = None) -> Ability:
-    """Whether it can run every network of a bundle, or anything at all."""
+def plan_abilities(bundle: Bundle | None = None) -> list[Ability]:
+    """Whether each flavour of TensorRT can run every network of a bundle, or anything at all."""
+    return [Ability(row.name, "cuda", _no_plans(row.flavour, bundle)) for row in PLAN_BACKENDS if row.flavour]
+
+
+def _no_plans(flavour: Flavour, bundle: Bundle | None) -> str:
     why_not = "" if torch.cuda.is_available() else _no_gpu()
     try:
-        require_tensorrt()
+        require(flavour)
     except BackendUnavailable as error:
         why_not = str(error)
-    if bundle is not None and not why_not:
-        why_not = without_plans(bundle, torch.device("cuda", 0))
-    return Ability("tensorrt", "cuda", why_not)
+    if why_not or bundle is None:
+        return why_not
+    return without_plans(bundle, torch.device("cuda", 0), flavour)
 
 
 def plan_facts(bundle: Bundle) -> dict[str, str]:
     """Every TensorRT plan: what it is, for which profiles, and which GPU here runs it, or why none does."""
-    machines: dict[str, Machine] = {}
-    no_machine = "" if torch.cuda.device_count() else "not here: torch sees no CUDA GPU"
+    made_by = {plan.flavour for plan in bundle.manifest.plans}
+    hosts = {name: _hosts(FLAVOURS[name]) for name in made_by}
+    facts = {}
+    for number, plan in enumerate(bundle.manifest.plans, 1):
+        here, nowhere = hosts[plan.flavour]
+        facts[f"plan {number}"] = f"{_plan(bundle, plan)}; {nowhere or _where(bundle, plan, here)}"
+    return facts
+
+
+def _hosts(flavour: Flavour) -> tuple[dict[str, Host], str]:
+    """The GPUs here that a flavour could use, by torch's name; or why there is none, and what to run."""
+    if not torch.cuda.device_count():
+        return {}, "not here: torch sees no CUDA GPU"
     try:
-        for index in range(torch.cuda.device_count()):
-            machines[f"cuda:{index}"] = machine(torch.device("cuda", index))
+        indices = range(torch.cuda.device_count())
+        return {f"cuda:{index}": host(flavour, torch.device("cuda", index)) for index in indices}, ""
     except BackendUnavailable as error:
-        no_machine = f"not here: tensorrt: {error.got}; run: {install_line('tensorrt')}"
-    return {
-        f"plan {number}": f"{_plan(bundle, plan)}; {no_machine or _where(bundle, plan, machines)}"
-        for number, plan in enumerate(bundle.manifest.plans, 1)
-    }
+        return {}, f"not here: {flavour.name}: {error.got}; run: {flavour.install}"
 
 
 def _plan(bundle: Bundle, plan: PlanEntry) -> str:
     manifest, arch = bundle.manifest, bundle.manifest.model.architecture
     keys = [{spec.key for spec in specs_of(profile, arch)} for profile in manifest.profiles]
     profiles = ", ".join(str(number) for number, of_one in enumerate(keys, 1) if plan.network in of_one)
-    runs_on = {"none": "this card only", "same-cc": "its capability only", "ampere+": "sm_80 and newer"}
+    target = plan.target
+    only = f"{target.gpu} only, " if target.gpu else f"{target.label}: " if target.label == "portable" else ""
+    compiled = plan.compiled
+    weights = f"{compiled.weights_bytes / 2**20:.1f} MiB of weights and " if compiled else ""
+    moved = compiled.read_bytes + compiled.written_bytes if compiled else 0
+    kernels = f", {compiled.kernels} kernels that move {moved / 2**30:.2f} GiB" if compiled else ""
     return (
-        f"{plan.network} (profile {profiles}), TensorRT {plan.tensorrt}, {plan.gpu}, "
-        f"{sm(plan.compute_capability)} ({runs_on[plan.hardware_compatibility]}), {plan.dtype}, "
+        f"{plan.network} (profile {profiles}), {FLAVOURS[plan.flavour].title} {plan.version}, "
+        f"for {only}{target.cards}, {plan.dtype}, "
         f"{manifest.files[plan.file].bytes / 2**20:.1f} MiB{' without weights' if plan.stripped else ''}, "
-        f"{plan.device_memory_bytes / 2**20:.1f} MiB of device memory"
+        f"on the GPU {weights}{plan.device_memory_bytes / 2**20:.1f} MiB of activations{kernels}"
     )
 
 
-def _where(bundle: Bundle, plan: PlanEntry, machines: dict[str, Machine]) -> str:
+def _where(bundle: Bundle, plan: PlanEntry, hosts: dict[str, Host]) -> str:
     spec = bundle.spec(plan)
-    reasons = {name: misfit(bundle, spec, plan, here) for name, here in machines.items()}
+    reasons = {
+        name: misfit(bundle, spec, plan, here) or _refused_by_library(bundle, plan, name)
+        for name, here in hosts.items()
+    }
     fitting = [name for name, reason in reasons.items() if not reason]
     if fitting:
         return f"runs on {', '.join(fitting)}"
     why_not = "; ".join(dict.fromkeys(reasons.values()))
-    return f"not here: {why_not}; run: {build_command(bundle.folder)}"
+    return f"not here: {why_not}; run: {build_command(bundle.folder, plan.flavour)}"
+
+
+def _refused_by_library(bundle: Bundle, plan: PlanEntry, device: str) -> str:
+    """What the library itself says of a plan on a GPU; only TensorRT for RTX has a word on that."""
+    flavour = FLAVOURS[plan.flavour]
+    if not flavour.compiles_at_first_launch:
+        return ""
+    with torch.cuda.device(device):
+        try:
+            return invalidity(library(flavour).Runtime(log(flavour)), bundle.read_plan(plan))
+        except TypeError:  # how its bindings say that the library gave no runtime
+            return str(log(flavour).errors_so_far())
+        except BundleError as error:
+            return f"{error.what}: {error.remedy}"
 
 
 def bundle_facts(bundle: Bundle) -> dict[str, str]:
@@ -186,6 +221,6 @@ def _no_compiler() -> str:
 
 def _no_gpu() -> str:
     if torch.version.cuda is None:
-        install = "pip install --force-reinstall torch"
+        install = "run `pip install --force-reinstall torch`"
         return f"none usable: torch {torch.__version__} is built without CUDA ({install})"
     return "none found by torch: check the NVIDIA driver with nvidia-smi"

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from svd_engine.bounds import (
     Bytes,
-    Capability,
     Count,
     Finite,
     Opset,
@@ -24,19 +23,19 @@ from svd_engine.bounds import (
     Sha256,
 )
 from svd_engine.errors import BundleError, SettingsError
+from svd_engine.flavours import FlavourName, Target
 from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture, NetworkSpec, Profile, too_large
 from svd_engine.random_weights import Family
 from svd_engine.shell import quoted
 from svd_engine.weight_files import WeightFile
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 * 2**20  # at most; one network takes about 1000
 SCHEMA = "manifest.schema.json"
 DType = Literal["float32", "float16", "bfloat16"]
-Form = Literal["attention", "operators", "primitives", "cpu"]  # of the graphs: for which runtimes
-HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
+Runtime = Literal["onnxruntime", "tensorrt"]  # that a graph is for; tensorrt: of either flavour
 DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -59,7 +58,7 @@ class Source(_Strict):
 class NetworkEntry(_Strict):
     spec: NetworkSpec
     dtype: DType  # of weights and activations; the boundary is float32
-    graph: str  # file name
+    graphs: Annotated[dict[Runtime, str], Field(min_length=1)]  # file names; the same function, same weights
     weights: str  # file name
 
 
@@ -81,31 +80,40 @@ class ParityEntry(_Strict):
     tolerance: Positive  # on `relative`
 
 
+class CompiledFigures(_Strict):
+    """What TensorRT's compiler made of one network, one call of it; `svd-bench compiled` says how counted."""
+
+    kernels: Count
+    read_bytes: Bytes  # over all kernels, each tensor that one takes at its full size, weights included
+    written_bytes: Bytes
+    activation_bytes: Bytes  # memory beside the weights
+    weights_bytes: Bytes
+
+
 class PlanEntry(_Strict):
     """A TensorRT engine of one network, and all that decides where it runs; see `plans`."""
 
     network: str  # key
     file: str  # name; its size and sha256 stand in `files`
-    tensorrt: str  # version that built it; no other reads it
-    gpu: str  # name of the card that it was built on
-    compute_capability: tuple[Capability, Capability]
-    hardware_compatibility: HardwareCompatibility
+    flavour: FlavourName
+    version: str  # of that TensorRT; no other reads it
+    target: Target  # the cards that it runs on
     dtype: DType  # of weights and activations; the boundary is float32
     graph_sha256: Sha256  # of the ONNX graph and weights that it was built from
     weights_sha256: Sha256
     stripped: bool  # it holds no weights: they come from the network's weights file when it is loaded
     refittable: bool  # its weights can be replaced
-    optimization_level: OptimizationLevel
-    workspace_bytes: Bytes  # limit that the builder had
+    optimization_level: OptimizationLevel | None  # None: the flavour has no such option
+    workspace_bytes: Bytes | None  # limit of a kernel's scratch memory that the builder had; None as above
     device_memory_bytes: Bytes  # activations of one execution context
+    compiled: CompiledFigures | None  # None: the flavour's log does not say
 
 
 class Manifest(_Strict):
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     model: Model
     source: Source
     dtype: DType
-    form: Form
     opset: Opset
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1, max_length=256)]
     networks: Annotated[tuple[NetworkEntry, ...], Field(max_length=4096)]
@@ -172,7 +180,7 @@ def read_manifest(folder: Path) -> Manifest:
             str(path),
             expected=f"bundle format {FORMAT}",
             got=f"format {version}",
-            remedy="Export the bundle again with this version of svd-engine, or use the one that made it.",
+            remedy=f"Export it again: svd-export onnx {_checkpoint_of(document)} -o NEW_BUNDLE",
         )
     try:
         return Manifest.model_validate_json(content)  # strict, and JSON has no tuples: not `document`
@@ -185,6 +193,17 @@ def read_manifest(folder: Path) -> Manifest:
             got=first["msg"],
             remedy="Export the bundle again.",
         ) from error
+
+
+def _checkpoint_of(document: object) -> str:
+    """The checkpoint that a manifest of whatever format names, as an argument; else a placeholder."""
+    source = document.get("source") if isinstance(document, dict) else None
+    named = source.get("checkpoint") if isinstance(source, dict) else None
+    if not isinstance(named, str):
+        return "CHECKPOINT"
+    kind, _, family = named.partition(":")
+    random = kind == "random" and family in get_args(Family)
+    return f"--random-weights {family}" if random else quoted(named)
 
 
 def check_profile(profile: Profile, architecture: Architecture) -> None:

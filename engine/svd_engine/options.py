@@ -10,11 +10,14 @@ import typer
 
 from svd_engine.console import version_option
 
-Version = Annotated[bool, typer.Option("--version", callback=version_option, is_eager=True, help="Print it.")]
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=version_option, is_eager=True, help="Print the version and exit."),
+]
 
 Variant = Annotated[
     str | None,
-    typer.Option(help="Of the checkpoint's weight files: fp16 reads the half-sized ones; default none."),
+    typer.Option(help="Variant of the checkpoint's weight files, such as fp16 (half the size)."),
 ]
 
 
@@ -27,14 +30,6 @@ def integer(text: str | int) -> int:
             if (number := float(text)).is_integer():
                 return int(number)
     raise typer.BadParameter(f"{text!r} is not a whole number")
-
-
-class Fit(StrEnum):
-    """Those of `svd_engine.settings.Fit`."""
-
-    stretch = "stretch"
-    crop = "crop"
-    pad = "pad"
 
 
 class DType(StrEnum):

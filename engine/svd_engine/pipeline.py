@@ -10,23 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
-from svd_engine import sampling
 from svd_engine.backends.network import Network
 from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
 from svd_engine.observer import UNOBSERVED, Observer, Step
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
+from svd_engine.sampling import Sampling, schedules
+from svd_engine.sampling.preconditioning import c_noise, initial_scale
+from svd_engine.sampling.samplers import Denoise
 from svd_engine.steering import Steering
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OnStep = Callable[[int, Tensor, Tensor], Tensor]  # (step, c_noise, latents) -> latents
 Progress = Callable[[range], Iterable[int]]  # the steps' numbers, shown as they pass
+
+SAMPLING = Sampling()  # SVD's
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ def generate(
 
     with clock.stage("denoiser"):
         sigmas = schedule(settings, model).to(pixels.device)
-        x = noise_video(first_latent, settings, generator, latents) * sampling.initial_scale(sigmas)
-        steering = steering or Steering(settings, len(x), x.device)
+        x = noise_video(first_latent, settings, generator, latents) * initial_scale(sigmas)
+        steering = steering or steering_of(settings, len(x), x.device)
         denoise = denoiser_call(stages, settings, steering, embedding, first_latent)
         x = sample(denoise, x, sigmas, on_step, clock, steering, progress, observer)
         finite(x, stages.denoiser)
@@ -91,9 +96,16 @@ def generate(
 
 
 def schedule(settings: Settings, model: Model) -> Tensor:
+    """Noise levels [steps + 1]: the caller's own, or the schedule's between the model's ends."""
     if settings.sigmas is not None:
-        return sampling.given_sigmas(settings.sigmas)
-    return sampling.karras_sigmas(settings.steps, model.sigma_min, model.sigma_max, model.rho)
+        return schedules.given(settings.sigmas)
+    return SAMPLING.schedule(settings.steps, model.sigma_min, model.sigma_max, model.rho)
+
+
+def steering_of(settings: Settings, videos: int, device: torch.device) -> Steering:
+    """What a call starts with: all of its steps, and the guidance scales of the guider."""
+    first, last = settings.min_guidance_scale, settings.max_guidance_scale
+    return Steering(settings.steps, SAMPLING.guider(first, last, videos, settings.frames).to(device))
 
 
 def noise_video(
@@ -121,7 +133,7 @@ def latents_of(name: str, given: object, shape: torch.Size, device: torch.device
 
 def denoiser_call(
     stages: Stages, settings: Settings, steering: Steering, embedding: Tensor, first_latent: Tensor
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Denoise:
     """D(x; sigma) over all N videos, with the guidance scales that `steering` has at each step."""
     n, device = len(embedding), embedding.device
     ids = [settings.fps - 1, settings.motion_bucket_id, settings.noise_aug_strength]  # trained on fps - 1
@@ -153,7 +165,7 @@ def denoiser_call(
 
 
 def sample(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
     on_step: OnStep,
@@ -167,22 +179,20 @@ def sample(
     An interrupt of `steering` skips the steps that are left: the latents keep the noise of the last one.
     """
     denoised = x  # the latest estimate
+    count = len(sigmas) - 1
 
     def estimate(x: Tensor, sigma: Tensor) -> Tensor:
         nonlocal denoised
-        denoised = denoise(x, sigma)
+        with clock.step():
+            denoised = denoise(x, sigma)
         return denoised
 
-    steps = sampling.euler_steps(estimate, x, sigmas)
-    replaced: Tensor | None = None
-    for index in progress(range(len(sigmas) - 1)):
-        if steering.interrupted:
-            break
-        with clock.step():
-            sigma, x = steps.send(replaced) if index else next(steps)
-        observer.on_step(Step(index, len(sigmas) - 1, denoised))
-        replaced = x = on_step(index, sampling.c_noise(sigma), x)
-    return x
+    def after(step: int, sigma: Tensor, x: Tensor) -> Tensor:
+        observer.on_step(Step(step, count, denoised))
+        return on_step(step, c_noise(sigma), x)
+
+    steps = takewhile(lambda _: not steering.interrupted, progress(range(count)))
+    return SAMPLING.sampler(estimate, x, sigmas, after, steps)
 
 
 def decode_video(stages: Stages, latents: Tensor) -> Tensor:
@@ -242,5 +252,6 @@ def finite(tensor: Tensor, network: Network) -> None:
             f"output of {network.spec.network} ({network.placement.backend}, {network.placement.dtype})",
             expected="finite numbers",
             got=f"NaN or infinity in {bad} of {tensor.numel()} values",
-            remedy="Try --dtype bf16 or fp32, and check the checkpoint with `svd-export verify`.",
+            remedy='Use dtype="bf16" or dtype="fp32"; export a bundle in one of these. '
+            "`svd-export verify BUNDLE` compares a bundle's networks with eager torch.",
         )

@@ -1,100 +1,83 @@
-"""Which TensorRT plan runs where.  Knows manifests and machines; imports no torch and no tensorrt.
+"""Which TensorRT plan runs where.  Knows manifests, targets and hosts; imports no torch and no TensorRT.
 
-A plan is made for one TensorRT version, one ONNX graph and its weights, and one kind of GPU:
-
-    hardware_compatibility   runs on
-    none                     cards of the same name
-    same-cc                  cards of the same compute capability
-    ampere+                  every card from compute capability 8.0 on
+A plan is made by one flavour and version of TensorRT, from one ONNX graph and its weights, for one target.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable
-from svd_engine.manifest import DType, HardwareCompatibility, PlanEntry
+from svd_engine.flavours import FLAVOURS, FlavourName, Host, Target, slug
+from svd_engine.manifest import DType, PlanEntry
 from svd_engine.networks.spec import NetworkSpec
 from svd_engine.shell import quoted
 
-AMPERE = (8, 0)
 
-
-@dataclass(frozen=True)
-class Machine:
-    """What decides whether a plan runs here."""
-
-    tensorrt: str  # version, all of it
-    gpu: str  # name, as the driver gives it
-    compute_capability: tuple[int, int]
-
-    def __str__(self) -> str:
-        return f"TensorRT {self.tensorrt} on {self.gpu}, {sm(self.compute_capability)}"
-
-
-def sm(capability: tuple[int, int]) -> str:
-    return f"sm_{capability[0]}{capability[1]}"
-
-
-def plan_file(key: str, machine: Machine, compatibility: HardwareCompatibility, dtype: DType) -> str:
+def plan_file(key: str, flavour: FlavourName, version: str, target: Target, dtype: DType) -> str:
     """Name of a plan's file: letters, digits, dots, underscores and hyphens."""
-    gpu = {"none": machine.gpu, "same-cc": sm(machine.compute_capability), "ampere+": "ampere-plus"}
-    parts = (f"trt{machine.tensorrt}", gpu[compatibility], dtype)
-    return f"{key}.{'-'.join(re.sub(r'[^a-z0-9._]+', '-', part.lower()).strip('-') for part in parts)}.plan"
+    parts = (f"{FLAVOURS[flavour].prefix}{version}", target.label, dtype)
+    return f"{key}.{'-'.join(map(slug, parts))}.plan"
 
 
-def build_command(folder: Path) -> str:
-    return f"svd-export tensorrt {quoted(folder)}"
+def build_command(folder: Path, flavour: FlavourName | None = None) -> str:
+    """What builds the plans that are missing here."""
+    option = f" --flavour {flavour}" if flavour == "tensorrt-rtx" else ""
+    return f"svd-export tensorrt {quoted(folder)}{option}"
 
 
-def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, machine: Machine) -> str:
-    """What keeps a plan of `spec` from running on `machine`; empty when nothing does."""
+def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, host: Host) -> str:
+    """What keeps a plan of `spec` from running on `host`; empty when nothing does."""
+    if plan.flavour != host.flavour:
+        return f"built by {FLAVOURS[plan.flavour].title}, asked for {FLAVOURS[host.flavour].title}"
+    if plan.version != host.version:
+        return f"built by {FLAVOURS[plan.flavour].title} {plan.version}, here is {host.version}"
+    return plan.target.misfit(host) or stale(bundle, spec, plan)
+
+
+def stale(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry) -> str:
+    """Whether a plan of `spec` was built from other files than the bundle's, in words; empty when not."""
     entry, files = bundle.entry(spec), bundle.manifest.files
-    if plan.tensorrt != machine.tensorrt:
-        return f"built by TensorRT {plan.tensorrt}, here is {machine.tensorrt}"
-    if plan.hardware_compatibility == "none" and plan.gpu != machine.gpu:
-        return f"built for {plan.gpu}, here is {machine.gpu}"
-    if plan.hardware_compatibility == "ampere+":
-        wanted, runs = f"{sm(AMPERE)} or newer", machine.compute_capability >= AMPERE
-    else:
-        wanted, runs = sm(plan.compute_capability), machine.compute_capability == plan.compute_capability
-    if not runs:
-        return f"built for {wanted}, here is {sm(machine.compute_capability)}"
-    if plan.graph_sha256 != files[entry.graph].sha256:
-        return f"built from another {entry.graph} than the bundle's"
+    graph = bundle.graph_name(spec, "tensorrt")
+    if plan.graph_sha256 != files[graph].sha256:
+        return f"built from another {graph} than the bundle's"
     if plan.weights_sha256 != files[entry.weights].sha256:
         return f"built from another {entry.weights} than the bundle's"
     return ""
 
 
-def fitting_plans(bundle: Bundle, spec: NetworkSpec, machine: Machine) -> list[PlanEntry]:
-    """Those of `spec` that run on `machine`; first the one made for this very card, if there is one."""
-    order: tuple[HardwareCompatibility, ...] = ("none", "same-cc", "ampere+")
-    fitting = [plan for plan in bundle.plans(spec) if not misfit(bundle, spec, plan, machine)]
-    return sorted(fitting, key=lambda plan: order.index(plan.hardware_compatibility))
+def plans_of(bundle: Bundle, spec: NetworkSpec, flavour: FlavourName) -> list[PlanEntry]:
+    """The plans of a network that one flavour made, for whatever card."""
+    return [plan for plan in bundle.plans(spec) if plan.flavour == flavour]
 
 
-def refusal(bundle: Bundle, spec: NetworkSpec, machine: Machine) -> str:
-    """What keeps every plan of `spec` from running on `machine`; empty when one runs."""
-    if fitting_plans(bundle, spec, machine):
+def fitting_plans(bundle: Bundle, spec: NetworkSpec, host: Host) -> list[PlanEntry]:
+    """Those of `spec` that run on `host`; first the one made for this very card, if there is one."""
+    fitting = [plan for plan in bundle.plans(spec) if not misfit(bundle, spec, plan, host)]
+    return sorted(fitting, key=lambda plan: plan.target.breadth)
+
+
+def refusal(bundle: Bundle, spec: NetworkSpec, host: Host) -> str:
+    """What keeps every plan of `spec` from running on `host`; empty when one runs."""
+    if fitting_plans(bundle, spec, host):
         return ""
-    reasons = {plan.file: misfit(bundle, spec, plan, machine) for plan in bundle.plans(spec)}
+    of_flavour = plans_of(bundle, spec, host.flavour)
+    reasons = {plan.file: misfit(bundle, spec, plan, host) for plan in of_flavour}
     return "; ".join(f"{name} {reason}" for name, reason in reasons.items()) or "no plan"
 
 
-def fitting_plan(bundle: Bundle, spec: NetworkSpec, machine: Machine) -> PlanEntry:
-    """The plan that runs `spec` on `machine`.
+def fitting_plan(bundle: Bundle, spec: NetworkSpec, host: Host) -> PlanEntry:
+    """The plan that runs `spec` on `host`.
 
     Raises BackendUnavailable that says for every plan why it does not fit, and what builds one that does.
     """
-    if refused := refusal(bundle, spec, machine):
+    if refused := refusal(bundle, spec, host):
+        flavour = FLAVOURS[host.flavour]
         raise BackendUnavailable(
-            f"TensorRT plan of {spec.key} in bundle {bundle.folder}",
-            expected=f"one for {machine}",
+            f"{flavour.title} plan of {spec.key} in bundle {bundle.folder}",
+            expected=f"one for {host}",
             got=refused,
-            remedy=f"Run: {build_command(bundle.folder)}",
+            remedy=f"Run: {build_command(bundle.folder, host.flavour)}",
         )
-    return fitting_plans(bundle, spec, machine)[0]
+    return fitting_plans(bundle, spec, host)[0]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from svd_engine._version import __version__
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
 from svd_engine.weight_files import WeightFile
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -21,6 +24,7 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
+    "tensorrt-rtx-cu13",
     "numpy",
     "av",
 )
@@ -36,6 +40,8 @@ class StagePlacement(BaseModel):
 
 
 class RunReport(BaseModel):
+    """What one call ran: settings, backend and device of each stage, times in ms, memory, versions."""
+
     model_config = ConfigDict(protected_namespaces=())
 
     model: str
@@ -46,7 +52,7 @@ class RunReport(BaseModel):
     settings: Settings
     seeds: list[int]  # of the generators; empty when the caller gave none
     chosen_because: str
-    stages: dict[str, StagePlacement]
+    stages: dict[str, StagePlacement]  # by network; a decoder of a second chunk size by its key
     rewrites: dict[str, int]  # places by "component/rewrite"
     without_rewrites: list[str]
     swap_networks: bool  # one network in memory at a time
@@ -82,7 +88,7 @@ def peak_host_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
 
 
-def peak_device_bytes(device: Any) -> int | None:
+def peak_device_bytes(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     import torch

@@ -12,12 +12,13 @@ import torch
 from svd_engine.arguments import torch_dtype
 from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
 from svd_engine.backends.network import Backend
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Profile
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
 from svd_engine.weight_files import WeightFile
 
 
@@ -35,16 +36,20 @@ class Source:
     swap_networks: bool = False
 
 
-def of_bundle(folder: str | Path, backend: str, device: str | torch.device, swap_networks: bool) -> Source:
+def of_bundle(
+    folder: str | Path,
+    backend: str,
+    device: str | torch.device,
+    swap_networks: bool,
+    jit_cache: Path | None,
+) -> Source:
     """Raises BundleError, BackendUnavailable, SettingsError."""
-    from svd_engine.backends.ort import OrtBackend
     from svd_engine.backends.swapped import SwappedBackend
-    from svd_engine.backends.trt import TrtBackend
 
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     bundle = Bundle(folder)
     choice = choose_for_bundle(backend, device, bundle)
-    made: Backend = (TrtBackend if choice.backend == "tensorrt" else OrtBackend)(bundle, choice.device)
+    made = BACKENDS[choice.backend].open(bundle, choice.device, jit_cache)
     manifest = bundle.manifest
 
     def profile_for(settings: Settings, _videos: int) -> Profile:
@@ -80,8 +85,6 @@ def of_checkpoint(
     variant: str | None = None,
 ) -> Source:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
-    from svd_engine.backends.compiled import CompiledBackend
-    from svd_engine.backends.eager import EagerBackend
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import check_names, rewrites_for
 
@@ -106,7 +109,6 @@ def of_checkpoint(
     rewrites = rewrites_for(choice.backend, choice.device.type)
     check_names(without_rewrites, rewrites)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant)
-    eager = choice.backend == "eager"
     modules = Modules(opened, weights_dtype, choice.device, without_rewrites, rewrites, swap_networks)
 
     def profile_for(settings: Settings, videos: int) -> Profile:
@@ -123,7 +125,7 @@ def of_checkpoint(
     return Source(
         name=opened.source,
         model=model,
-        backend=EagerBackend(modules) if eager else CompiledBackend(modules),
+        backend=BACKENDS[choice.backend].open(modules, choice.device, None),
         choice=choice,
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
         profile_for=profile_for,

@@ -10,30 +10,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from svd_engine.errors import SettingsError
-from svd_engine.settings import Settings, finite
+from svd_engine.settings import finite
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+T = TypeVar("T")
 Scale = float | Tensor  # of all frames, or [N, F, 1, 1, 1]
 
 
 class Steering:
-    """Guidance and the wish to stop, of one call of N videos."""
+    """Guidance and the wish to stop, of one call.  scales: [N, F], what a guider gives."""
 
-    def __init__(self, settings: Settings, videos: int, device: torch.device) -> None:
-        self.steps = settings.steps if settings.sigmas is None else len(settings.sigmas) - 1
+    def __init__(self, steps: int, scales: Tensor) -> None:
+        self.steps = steps
         self.interrupted = False  # skips the steps that are left; what there is, is decoded
-        low, high = settings.min_guidance_scale, settings.max_guidance_scale
-        ramp = torch.linspace(low, high, settings.frames, dtype=torch.float32)
-        self._shape, self._device = (videos, settings.frames, 1, 1, 1), device
-        self.guide(ramp.to(device).view(1, -1, 1, 1, 1).repeat(videos, 1, 1, 1, 1))
+        self._shape, self._device = (*scales.shape, 1, 1, 1), scales.device
+        self.guide(scales[:, :, None, None, None])
 
     def guide(self, scale: object) -> None:
         """Takes the guidance scale of the steps to come: a number, or a tensor [N, F, 1, 1, 1].
@@ -118,7 +117,7 @@ class Steered:
 
     _interrupt = interrupt  # the name that diffusers' documentation sets
 
-    def set_progress_bar_config(self, **options: Any) -> None:
+    def set_progress_bar_config(self, **options: object) -> None:
         """Options of tqdm for the progress bar: `disable=True` hides it.  Raises SettingsError for others."""
         from tqdm import tqdm
 
@@ -133,7 +132,7 @@ class Steered:
             )
         self._progress_bar_config = options
 
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm[Any]:
+    def progress_bar(self, iterable: Iterable[T] | None = None, total: int | None = None) -> tqdm[T]:
         """tqdm's bar over an iterable, or over `total` steps.  Raises SettingsError without either."""
         from tqdm.auto import tqdm
 

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
@@ -34,31 +34,33 @@ MAX_GIF_FPS = 50  # a GIF counts in 1/100 s, and players slow down what lasts le
 SHEET_GAP = 4  # pixels between the frames of a contact sheet
 
 
-Frames = Any  # of one video: PIL images, an array or a tensor; `as_bytes` takes them
+# of one video, as `as_bytes` takes them, or of several of which there is one
+Frames: TypeAlias = "Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | np.ndarray | torch.Tensor"
 
 
 def as_bytes(frames: Frames) -> np.ndarray:
-    """One video as the engine gives it, to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
+    """Convert one video to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
 
     Takes a list of PIL images of one size, an array [F, H, W, 3] of bytes or of floats in [0, 1], or a tensor
     [F, 3, H, W] of floats in [0, 1]; also `result.frames` with one video in it.
     Raises SettingsError for another type, shape or range; NaN is out of range.
     """
-    batched = isinstance(frames, (list, tuple)) and frames and not isinstance(frames[0], Image.Image)
-    if (batched or getattr(frames, "ndim", 4) == 5) and len(frames) == 1:
-        frames = frames[0]
-    if hasattr(frames, "detach"):
-        return to_uint8(frames)
-    if isinstance(frames, (list, tuple)):
-        return _of_images(frames)
-    if not isinstance(frames, np.ndarray):
-        raise _no_frames(type(frames).__name__)
-    if frames.ndim != 4 or frames.shape[3] != 3 or not frames.size or frames.dtype.kind not in "uf":
-        raise _no_frames(f"{frames.dtype} {list(frames.shape)}")
-    if frames.dtype == np.uint8:
-        return frames
-    _check_unit_range(float(frames.min()), float(frames.max()))
-    return (frames * 255).round().astype(np.uint8)
+    video: Any = frames  # callers pass anything
+    batched = isinstance(video, (list, tuple)) and video and not isinstance(video[0], Image.Image)
+    if (batched or getattr(video, "ndim", 4) == 5) and len(video) == 1:
+        video = video[0]
+    if hasattr(video, "detach"):
+        return to_uint8(video)
+    if isinstance(video, (list, tuple)):
+        return _of_images(video)
+    if not isinstance(video, np.ndarray):
+        raise _no_frames(type(video).__name__)
+    if video.ndim != 4 or video.shape[3] != 3 or not video.size or video.dtype.kind not in "uf":
+        raise _no_frames(f"{video.dtype} {list(video.shape)}")
+    if video.dtype == np.uint8:
+        return video
+    _check_unit_range(float(video.min()), float(video.max()))
+    return (video * 255).round().astype(np.uint8)
 
 
 def _of_images(images: Sequence[object]) -> np.ndarray:
@@ -71,7 +73,7 @@ def _of_images(images: Sequence[object]) -> np.ndarray:
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
-    """Frames [F, 3, H, W] in [0, 1] to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
+    """Convert frames [F, 3, H, W] in [0, 1] to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
 
     Raises SettingsError for another shape or range; NaN is out of range.
     """
@@ -134,7 +136,7 @@ def check_output(path: str | Path) -> Path:
                 what,
                 expected=f"the encoder {ENCODERS[suffix]} in PyAV",
                 got=f"PyAV {av.__version__} built without it",
-                remedy="Install PyAV's own wheel (pip install --force-reinstall av), or write a .webp.",
+                remedy="Install PyAV's own wheel (`pip install --force-reinstall av`), or write a .webp.",
             )
     if not target.parent.is_dir():
         raise OutputError(
@@ -170,7 +172,7 @@ def check_output(path: str | Path) -> Path:
 
 
 def write_video(frames: Frames, path: str | Path, fps: int) -> Path:
-    """Write one video, `result.frames[0]` of any output type, to `path`.  Gives the path.
+    """Write one video, `result.frames[0]` of any output type, to `path`.  Return the path.
 
     fps: frames a second.  `as_bytes` lists the frames that it takes, `check_output` the formats.  An existing
     file is replaced.  The same frames give the same bytes with the same versions of PyAV and Pillow.  A GIF

@@ -148,7 +148,7 @@ def _nothing_to_read(
     if others:
         first = others[0]
         got = f"files of the variant {' and '.join(others)} only"
-        remedy = f'Ask for it: --variant {first} on the command line, variant="{first}" in Python.'
+        remedy = f'Use variant="{first}".'
     elif pickles:
         expected = "safetensors"
         got = f"pickles only ({', '.join(pickles[:5])}), which can run code when read"

@@ -118,8 +118,8 @@ class Bundle {
                   "Make one with: svd-export onnx CHECKPOINT -o BUNDLE");
     try {
       manifest = parse(file);
-      if (!manifest.at("format").is_number_integer() || manifest["format"] != 1)
-        throw bad("bundle format 1", "format " + manifest["format"].dump());
+      if (!manifest.at("format").is_number_integer() || manifest["format"] != 2)
+        throw bad("bundle format 2", "format " + manifest["format"].dump());
       read_model();
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
       for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
@@ -272,7 +272,10 @@ class Bundle {
     if (listed.text() != network.text())
       throw Error("network " + network.key + " of bundle " + folder.string(), network.text(), listed.text(),
                   "Export the bundle again.");
-    for (const std::string file : {found.at("graph"), found.at("weights")})
+    std::vector<std::string> files;
+    files.push_back(found.at("weights").get<std::string>());
+    for (const auto& graph : found.at("graphs")) files.push_back(graph.get<std::string>());
+    for (const auto& file : files)
       if (!manifest.at("files").contains(file))
         throw bad("files of " + network.key + " that it lists with their hash", file + " without one");
   }
@@ -400,12 +403,12 @@ class OnnxRuntime : public Backend {
     void* symbol = opened ? dlsym(opened, "OrtGetApiBase") : nullptr;
     if (!symbol)
       throw Error("ONNX Runtime " + library, "a library that opens", dlerror(),
-                  "Install onnxruntime, and pass --runtime .../onnxruntime/capi/libonnxruntime.so.VERSION");
+                  "Install onnxruntime, and pass its onnxruntime/capi/libonnxruntime.so.VERSION as the runtime.");
     const auto* base = reinterpret_cast<const OrtApiBase* (*)()>(symbol)();
     const auto* api = base->GetApi(ORT_API_VERSION);
     if (!api)
       throw Error("ONNX Runtime " + library, "release 1." + std::to_string(ORT_API_VERSION) + " or newer",
-                  base->GetVersionString(), "Pass a newer one with --runtime.");
+                  base->GetVersionString(), "Pass a newer one as the runtime.");
     Ort::InitApi(api);
     return base->GetVersionString();
   }
@@ -414,7 +417,7 @@ class OnnxRuntime : public Backend {
     const auto available = Ort::GetAvailableProviders();
     if (!std::count(available.begin(), available.end(), "CUDAExecutionProvider"))
       throw Error(name() + " on cuda", "CUDAExecutionProvider", join(available),
-                  "Pass the library of onnxruntime-gpu with --runtime, or --provider cpu.");
+                  "Pass the library of onnxruntime-gpu as the runtime, or use the provider cpu.");
     checked("the CUDA provider", [&] {
       OrtCUDAProviderOptionsV2* cuda = nullptr;
       Ort::ThrowOnError(Ort::GetApi().CreateCUDAProviderOptions(&cuda));
@@ -430,7 +433,7 @@ class OnnxRuntime : public Backend {
       return work();
     } catch (const Ort::Exception& error) {
       throw Error(name() + ", " + what, "a run without error", error.what(),
-                  "Try a newer runtime; if memory ran out, export a smaller profile (--decode-chunk).");
+                  "Try a newer runtime; if memory ran out, export a smaller decode chunk.");
     }
   }
 
@@ -438,7 +441,7 @@ class OnnxRuntime : public Backend {
     if (!sessions_.count(network.key)) {
       const auto& entry = bundle_.entry(network);
       bundle_.verified(entry.at("weights"));
-      const auto graph = bundle_.verified(entry.at("graph"));
+      const auto graph = bundle_.verified(entry.at("graphs").at("onnxruntime"));
       sessions_.emplace(network.key, Ort::Session(env_, graph.c_str(), options_));
     }
     return sessions_.at(network.key);
@@ -512,7 +515,7 @@ inline Floats finite(Floats values, const Network& network, const Backend& backe
   if (bad)
     throw Error("output of " + network.name + " (" + backend.name() + ")", "finite numbers",
                 "NaN or infinity in " + std::to_string(bad) + " of " + std::to_string(values.size()),
-                "Export with --dtype bf16 or fp32, and check the bundle with svd-export verify.");
+                "Export the bundle in bf16 or fp32, and check it with `svd-export verify`.");
   return values;
 }
 

@@ -4,7 +4,9 @@
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "svd.hpp"
 
@@ -164,16 +166,23 @@ class TensorRt : public Backend {
   /// Why a plan cannot run here; empty if it can.
   std::string misfit(const json& plan, const json& entry) const {
     const auto& files = bundle_.manifest.at("files");
-    const std::string made = plan.at("tensorrt"), gpu = plan.at("gpu");
-    const std::string where = plan.at("hardware_compatibility");
-    const int major = plan.at("compute_capability").at(0), minor = plan.at("compute_capability").at(1);
+    const std::string made = plan.at("version");
+    const auto& target = plan.at("target");
+    const std::string gpu = target.at("gpu");
+    if (plan.at("flavour") != "tensorrt") return "built by TensorRT for RTX, which this program does not load";
     if ((made + ".").rfind(version() + ".", 0) != 0) return "built by TensorRT " + made;
-    if (where == "none" && gpu != gpu_.name) return "built for " + gpu;
-    if (where == "ampere+" ? gpu_.major < 8 : gpu_.major != major || gpu_.minor != minor)
-      return "built for compute capability " + std::to_string(major) + "." + std::to_string(minor);
-    for (const std::string part : {"graph", "weights"})
-      if (plan.at(part + "_sha256") != files.at(entry.at(part).get<std::string>()).at("sha256"))
-        return "built from another " + part;
+    if (!gpu.empty() && gpu != gpu_.name) return "built for " + gpu;
+    const std::pair<int, int> here{gpu_.major, gpu_.minor};
+    const auto cards = target.at("capabilities").get<std::vector<std::pair<int, int>>>();
+    const bool named = std::find(cards.begin(), cards.end(), here) != cards.end();
+    const bool newer = target.at("or_newer").get<bool>() && here >= *std::min_element(cards.begin(), cards.end());
+    if (!named && !newer) return "built for " + target.at("label").get<std::string>();
+    const auto same = [&](const std::string& file, const char* hash) {
+      return plan.at(hash) == files.at(file).at("sha256");
+    };
+    if (!entry.at("graphs").contains("tensorrt") || !same(entry["graphs"]["tensorrt"], "graph_sha256"))
+      return "built from another graph";
+    if (!same(entry.at("weights"), "weights_sha256")) return "built from other weights";
     return plan.at("stripped").get<bool>() ? "holds no weights, which this program does not refit" : "";
   }
 

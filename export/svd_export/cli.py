@@ -16,6 +16,7 @@ from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
     from svd_engine.checkpoint import Checkpoint
+    from svd_engine.manifest import ParityEntry
     from svd_engine.networks.spec import Profile
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -29,11 +30,10 @@ class DType(StrEnum):
     fp32 = "fp32"
 
 
-class Form(StrEnum):
-    attention = "attention"
-    operators = "operators"
-    primitives = "primitives"
-    cpu = "cpu"
+class VerifiedBackend(StrEnum):
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 class Guidance(StrEnum):
@@ -43,51 +43,58 @@ class Guidance(StrEnum):
 
 @app.callback()
 def root(version: Version = False) -> None:
-    """Makes bundles of ONNX engines from Stable Video Diffusion checkpoints."""
+    """Export Stable Video Diffusion checkpoints to bundles of ONNX graphs and TensorRT plans."""
 
 
 @app.command()
 def onnx(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle; must not exist.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the bundle to make; must not exist.")
+    ],
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="svd, svd-xt, svd-xt-1-1, demo, a local diffusers folder, or a hub id."),
+        typer.Argument(
+            help="Checkpoint to export: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
+        ),
     ] = None,
     random_weights: Annotated[
-        Family | None, typer.Option(help="Real architecture, seeded random weights, instead of CHECKPOINT.")
+        Family | None,
+        typer.Option(
+            help="Export this architecture with seeded random weights, to measure speed and memory."
+        ),
     ] = None,
     variant: Variant = None,
     frames: Annotated[
-        list[int] | None, typer.Option(help="Frames; default the checkpoint's own. Repeatable.")
+        list[int] | None, typer.Option(help="Number of frames; default the checkpoint's own. Repeatable.")
     ] = None,
     height: Annotated[
-        int | None, typer.Option(help="Pixels; default the checkpoint's own, 576 for SVD.")
+        int | None, typer.Option(help="Height in pixels; default the checkpoint's own (SVD: 576).")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Pixels; default the checkpoint's own, 1024 for SVD.")
+        int | None, typer.Option(help="Width in pixels; default the checkpoint's own (SVD: 1024).")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Videos a call.")] = 1,
-    dtype: Annotated[DType | None, typer.Option(help="Default fp16; fp32 for demo.")] = None,
+    batch: Annotated[int, typer.Option(help="Batch size: videos per network call.")] = 1,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Precision of weights and arithmetic; default fp16, for demo fp32.")
+    ] = None,
     guidance: Annotated[
         list[Guidance] | None,
-        typer.Option(help="batched: both CFG halves in one call; single: one half a call. Repeatable."),
-    ] = None,
-    decode_chunk: Annotated[
-        list[int] | None, typer.Option(help="Frames that the decoder takes at once; default all. Repeatable.")
-    ] = None,
-    without_rewrite: Annotated[
-        list[str] | None, typer.Option(help="Leave an exact rewrite out. Repeatable.")
-    ] = None,
-    form: Annotated[
-        Form | None,
         typer.Option(
-            help="Of the graphs. attention: it is one operator; operators: group normalisation too; "
-            "primitives: neither, for TensorRT 10.12 and 10.13; cpu: as attention, shaped for ONNX Runtime "
-            "on a CPU. Default cpu for fp32, else attention."
+            help="Classifier-free guidance: both halves in one call (batched) or one half per call (single). "
+            "Repeatable."
         ),
     ] = None,
+    decode_chunk: Annotated[
+        list[int] | None, typer.Option(help="Frames per decoder call; default all. Repeatable.")
+    ] = None,
+    without_rewrite: Annotated[
+        list[str] | None, typer.Option(help="Switch off an exact rewrite. Repeatable.")
+    ] = None,
 ) -> None:
-    """Exports CHECKPOINT to a bundle.  Repeated --frames, --guidance or --decode-chunk share weights."""
+    """Export CHECKPOINT to a bundle of ONNX graphs.
+
+    Repeat --frames, --guidance or --decode-chunk for several profiles in one bundle; they share weights.
+    """
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
     if random_weights and variant:
@@ -109,10 +116,7 @@ def onnx(
         [g.value for g in guidance or [Guidance.batched]], decode_chunk or [None],
     )  # fmt: skip
     chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
-    manifest = export_bundle(
-        opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress(),
-        form.value if form else None,
-    )  # fmt: skip
+    manifest = export_bundle(opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress())
     size = sum(entry.bytes for entry in manifest.files.values())
     typer.echo(f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.dtype}")
     if manifest.model.random_weights:
@@ -121,53 +125,81 @@ def onnx(
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; its manifest receives the report.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle to compare; the result is written into its manifest.")
+    ],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Where its checkpoint is now; default where it was.")
+        str | None, typer.Option(help="Checkpoint that it was exported from, if it has moved.")
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of the checkpoint's weight files; default the one exported.")
+        str | None, typer.Option(help="Variant of the checkpoint's weight files; default the one exported.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for ONNX Runtime.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device of --backend: auto, cpu, cuda or cuda:N.")] = "auto",
     no_write: Annotated[
-        bool, typer.Option("--no-write", help="Only print the report: the bundle may be read-only.")
+        bool, typer.Option("--no-write", help="Print the result only; needed for a read-only bundle.")
     ] = False,
+    backend: Annotated[
+        VerifiedBackend,
+        typer.Option(
+            help="onnxruntime is held against eager torch; tensorrt and tensorrt-rtx, on a GPU, against "
+            "ONNX Runtime."
+        ),
+    ] = VerifiedBackend.onnxruntime,
 ) -> None:
-    """Compares each network with eager torch on the same inputs; fails beyond tolerance."""
+    """Compare each exported network with its reference on the same inputs; fail beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle import Bundle
     from svd_engine.checkpoint import open_checkpoint, random_checkpoint
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
+    if backend is not VerifiedBackend.onnxruntime:
+        if checkpoint is not None or variant is not None or no_write:
+            raise typer.BadParameter("--checkpoint, --variant, --no-write belong to --backend onnxruntime")
+        from svd_engine.backends.choose import resolve
+        from svd_engine.flavours import FLAVOURS
+        from svd_export.verify_plans import verify_plans
+
+        _show(verify_plans(opened, FLAVOURS[backend.value], resolve(device), _progress()))
+        return
     choice = choose_for_bundle("onnxruntime", device, opened)
     if checkpoint is None and (family := opened.manifest.random_family):
         source = random_checkpoint(family)
     else:
         exported = opened.manifest.source
         source = open_checkpoint(checkpoint or exported.checkpoint, variant or exported.variant)
-    for row in run(opened, source, choice.device, _progress(), write=not no_write):
-        typer.echo(
-            f"{row.network:<40} max abs {row.max_abs:.2e}  relative {row.relative:.2e} "
-            f"(allowed {row.tolerance:g})  cosine {row.cosine:.8f}"
-        )
+    _show(run(opened, source, choice.device, _progress(), write=not no_write))
 
 
 @app.command()
 def triton(
-    bundle: Annotated[Path, typer.Argument(help="The bundle to serve.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Model repository; must not exist.")],
-    instances: Annotated[int, typer.Option(help="Engines on every GPU, or on the CPU without one.")] = 1,
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused at once.")] = 8,
-    timeout: Annotated[str, typer.Option(help="How long a request may wait: 120s, 2m, 500ms.")] = "120s",
+    bundle: Annotated[Path, typer.Argument(help="Bundle to serve.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the model repository to make; must not exist.")
+    ],
+    instances: Annotated[int, typer.Option(help="Engines per GPU, or on the CPU without a GPU.")] = 1,
+    max_queue: Annotated[
+        int, typer.Option(help="Length of the queue; requests beyond it are refused at once.")
+    ] = 8,
+    timeout: Annotated[
+        str, typer.Option(help="Longest wait of a request in the queue, such as 120s, 2m or 500ms.")
+    ] = "120s",
 ) -> None:
-    """Writes a model repository for a Triton Inference Server; docs/triton.md says how to serve it."""
+    """Write a model repository for Triton Inference Server; docs/triton.md says how to serve it."""
     from svd_engine.bundle import Bundle
     from svd_export.triton import Service, seconds, write_repository
 
     service = Service(instances, max_queue, seconds(timeout))
     names = write_repository(Bundle(bundle), output, service, _progress())
     typer.echo(f"wrote {output}: {', '.join(names)}")
+
+
+def _show(rows: list[ParityEntry]) -> None:
+    for row in rows:
+        typer.echo(
+            f"{row.network:<40} max abs {row.max_abs:.2e}  relative {row.relative:.2e} "
+            f"(allowed {row.tolerance:g})  cosine {row.cosine:.8f}"
+        )
 
 
 def profiles(
@@ -181,7 +213,8 @@ def profiles(
 ) -> list[Profile]:
     """Every combination of frames, guidance and decode chunk (None: all frames).  Raises SettingsError."""
     from svd_engine.networks.spec import Profile
-    from svd_engine.settings import Settings, at_least
+    from svd_engine.request import Settings
+    from svd_engine.settings import at_least
 
     model = checkpoint.model
     batch = at_least("batch", batch, 1)

@@ -1,24 +1,25 @@
-"""Which ONNX a network becomes, and what is settled on the graph after tracing.  One decision in one place.
+"""The ONNX form of a network: what is settled on a graph after tracing, for each runtime that takes it.
 
-`svd-export onnx --form` switches it:
+No one form suits both runtimes, so a half-precision bundle holds two graphs of each network over the same
+weights, each under a megabyte, and its manifest says which is whose.  Both are opset 23:
 
-    attention    opset 23.  Attention is one operator: a runtime with a fused kernel never builds the 9,216 x
-                 9,216 scores of SVD's first level.  GroupNormalization is taken apart (see `primitives`):
-                 ONNX Runtime has no kernel for it, and the definition that it falls back to sums squares in
-                 float32, makes some ten tensors of the input's size, and is ten times less exact where the
-                 mean is three deviations.  ONNX Runtime from 1.23, TensorRT from 10.14.
-    operators    opset 23.  GroupNormalization is one operator too: to be tried on TensorRT, from 10.14.
-    primitives   opset 20.  Both are taken apart: TensorRT from 10.12, which looks for the patterns and fuses
-                 them.
-    cpu          as attention, of networks that ORT_CPU_REWRITES shaped as well: for ONNX Runtime on a CPU.
-                 It runs elsewhere too, but nothing has shown that it pays there.
+                        onnxruntime (from 1.23)                  tensorrt (from 10.14, and for RTX)
+    GroupNormalization  taken apart: there is no kernel for it,  one operator: one kernel, SiLU with it;
+                        and the definition it falls back to      instance normalisation in float32 writes a
+                        sums squares in one pass                 float32 copy, twice
+    Attention           one operator                             one operator where the compiler has a kernel
+                                                                 (`fuses`), else products
+    softmax_precision   float32                                  not said: the parser refuses it
 
-Networks are traced as `operators` whichever form they take, so nothing else differs between the first three.
-  Half precision
-networks keep their float32 islands by the operators' own definition, without casts, where those are whole:
+`svd-bench forms` compiles the candidates; docs/tensorrt.md has their figures.  float32 is what runs on a CPU:
+such bundles are shaped for it (`rewrites_for("onnxruntime", "cpu")`) and hold ONNX Runtime's graph only.
 
-    LayerNormalization, GroupNormalization   stash_type 1 (the default): statistics in float32
-    Attention                                softmax_precision 1: softmax in float32
+What keeps statistics and softmax in float32 where the network is in half precision:
+
+    LayerNormalization, GroupNormalization   stash_type 1 (the default)
+    Attention, onnxruntime                   softmax_precision 1
+    Attention, tensorrt                      the fused kernel: its scores and its softmax are float32
+    taken apart                              casts
 
 The scale of attention is applied to both factors before their product (Attention-23), so float16
 products of large keys do not overflow.
@@ -26,44 +27,41 @@ products of large keys do not overflow.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import get_args
+
 import onnx_ir as ir
 import torch
 
-from svd_engine.manifest import Form
-from svd_engine.networks.rewrites import Rewrite, rewrites_for
+from svd_engine.manifest import Runtime
 from svd_export.primitives import take_apart
+from svd_export.tensorrt_ops import FUSED_HEADS, FUSED_TYPES
 
-OPSETS: dict[Form, int] = {"attention": 23, "operators": 23, "primitives": 20, "cpu": 23}
-APART: dict[Form, tuple[str, ...]] = {
-    "attention": ("GroupNormalization",),
-    "operators": (),
-    "primitives": ("GroupNormalization", "Attention"),
-    "cpu": ("GroupNormalization",),
-}
-TRACED = 23  # opset
+OPSET = 23
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 UNUSED = ("is_causal", "qk_matmul_output_mode", "softcap")  # of Attention; TensorRT knows not all of them
 
 
-def default_form(dtype: torch.dtype) -> Form:
-    """float32 is what runs on a CPU."""
-    return "cpu" if dtype == torch.float32 else "attention"
+def runtimes_of(dtype: torch.dtype) -> tuple[Runtime, ...]:
+    """Those that a bundle of that type holds graphs for."""
+    return ("onnxruntime",) if dtype == torch.float32 else RUNTIMES
 
 
-def rewrites_of(form: Form) -> tuple[Rewrite, ...]:
-    """What a network of that form has been through before it is traced."""
-    return rewrites_for("onnxruntime", "cpu" if form == "cpu" else "cuda")
+def device_of(dtype: torch.dtype) -> str:
+    """Where a bundle of that type runs, as `rewrites_for` names it."""
+    return "cpu" if dtype == torch.float32 else "cuda"
 
 
-def settle(model: ir.Model, form: Form) -> None:
-    """Edits a traced model in place: its form, boundary names kept free, no traces of its maker."""
+def settle(model: ir.Model) -> None:
+    """Edits a traced model in place: boundary names kept free, nothing said where the default is meant,
+    no traces of its maker."""
     model.producer_name = "svd-engine"
     model.producer_version = None
     graph = model.graph
-    for node in graph:
-        if node.op_type == "Attention":
-            _settle_attention(node)
-    take_apart(graph, APART[form])
-    graph.opset_imports[""] = OPSETS[form]
+    for node in _all(graph, "Attention"):
+        for name in UNUSED:
+            if name in node.attributes and not node.attributes[name].value:
+                del node.attributes[name]
     boundary = {value.name for value in (*graph.inputs, *graph.outputs)}
     constants = tuple(graph.initializers.values())
     inside = [value for node in graph for value in node.outputs if not value.is_graph_output()]
@@ -74,9 +72,27 @@ def settle(model: ir.Model, form: Form) -> None:
         part.metadata_props.clear()  # the exporter's stack traces name source paths
 
 
-def _settle_attention(node: ir.Node) -> None:
-    """Softmax in float32; nothing said where the default is meant."""
-    node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT.value)
-    for name in UNUSED:
-        if name in node.attributes and not node.attributes[name].value:
-            del node.attributes[name]
+def shape_for(runtime: Runtime, graph: ir.Graph) -> None:
+    """Gives a settled graph the form that `runtime` wants, in place."""
+    if runtime == "onnxruntime":
+        for node in _all(graph, "Attention"):
+            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT.value)
+        take_apart(graph, list(_all(graph, "GroupNormalization")))
+    else:
+        take_apart(graph, [node for node in _all(graph, "Attention") if not fuses(node)])
+
+
+def fuses(attention: ir.Node) -> bool:
+    """Whether TensorRT's compiler has a kernel for an Attention: half precision, heads 9 to 256 wide.
+
+    The others (the VAE's one head of 512; the VAE encoder in float32) it builds in some surroundings only.
+    """
+    q = attention.inputs[0]
+    assert q is not None
+    assert q.shape is not None
+    assert q.dtype is not None
+    return q.dtype.name in FUSED_TYPES and int(q.shape[-1]) in FUSED_HEADS
+
+
+def _all(graph: ir.Graph, operator: str) -> Iterator[ir.Node]:
+    return (node for node in graph if node.op_type == operator)

@@ -6,7 +6,8 @@ TensorRT's own words, at the end of minutes of building, are worse than these:
     no float64                TensorRT narrows it, if it can
     no integer arithmetic     nothing but constants is an integer, so that all shapes are known
     static shapes             of every tensor inside
-    attention                 the operator, or the pattern that TensorRT fuses; anything else is a finding
+    attention                 the operator where the compiler has a kernel for it, else products around a
+                              softmax; anything else is a finding
     external data             where the graph says, as long as it says
 """
 
@@ -30,28 +31,39 @@ from svd_export.tensorrt_ops import Version
 class GraphReport:
     operators: int
     kinds: int
-    attentions: dict[int, int]  # in a form that fuses: width of a head -> how many
+    fused: dict[int, int]  # attention in one kernel: width of a head -> how many
+    apart: dict[int, int]  # attention whose scores are written: width of a head -> how many
     findings: tuple[str, ...]
 
+    @property
+    def attentions(self) -> dict[int, int]:
+        """Width of a head -> how many, in either form."""
+        return dict(Counter(self.fused) + Counter(self.apart))
 
-def check_graph(path: Path, version: Version) -> GraphReport:
-    """What would keep TensorRT `version` from building the graph at `path`, or from fusing its attention."""
+
+def check_graph(path: Path, version: Version, target: str | None = None) -> GraphReport:
+    """What would keep TensorRT `version` from building the graph at `path` for a card of `target` ("sm75").
+
+    Without a target, for any card.
+    """
     model = onnx.load(str(path), load_external_data=False)
     findings = [*_opset(model, version), *_external(model, path.parent)]
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     graph = Graph(inferred.graph)
-    attentions: Counter[int] = Counter()
+    fused: Counter[int] = Counter()
+    apart: Counter[int] = Counter()
     for node in graph.nodes:
         findings += [f"{_name(node)}: {what}" for what in _node(node, graph, version)]
         if node.op_type in ("Attention", "Softmax"):
             width = attention_width(node, graph)
             if width is None:
-                findings.append(f"{_name(node)}: attention in a form that TensorRT does not fuse")
+                findings.append(f"{_name(node)}: a softmax between products in a form that is not known here")
             else:
-                attentions[width] += 1
+                (fused if _fuses(node, width, graph) else apart)[width] += 1
+        findings += [f"{_name(node)}: {what}" for what in _card(node, graph, target)]
     findings += list(_tensors(graph))
     kinds = {node.op_type for node in graph.nodes}
-    return GraphReport(len(graph.nodes), len(kinds), dict(attentions), tuple(findings))
+    return GraphReport(len(graph.nodes), len(kinds), dict(fused), dict(apart), tuple(findings))
 
 
 def _opset(model: Any, version: Version) -> Iterator[str]:
@@ -95,11 +107,33 @@ def _attention(node: Any, graph: Graph) -> Iterator[str]:
     if any(node.input[table.ATTENTION_INPUTS :]):
         yield "has keys and values of the past, which TensorRT does not take"
     for name in filter(None, node.input):
-        if len(graph.shape_of(name) or ()) != table.ATTENTION_DIMENSIONS:
-            yield f"its input {name} is not 4D"
+        if name in node.input[:3] and len(graph.shape_of(name) or ()) not in table.ATTENTION_DIMENSIONS:
+            yield f"its input {name} has neither 3 nor 4 dimensions"
     for attribute in node.attribute:
-        if attribute.name in table.ATTENTION_WITHOUT:
+        if attribute.name in table.ATTENTION_WITHOUT and (attribute.i or attribute.f):
             yield f"has {attribute.name}, which TensorRT does not take"
+    kind, width = graph.type_of(node.input[0]), attention_width(node, graph)
+    if width is not None and not _fuses(node, width, graph):
+        yield (
+            f"of type {kind} and heads {width} wide: TensorRT has kernels for half precision and heads of "
+            f"{table.FUSED_HEADS[0]} to {table.FUSED_HEADS[-1]}, and builds others in some surroundings only"
+        )
+
+
+def _fuses(node: Any, width: int, graph: Graph) -> bool:
+    """Whether an Attention, or the products around a Softmax, become one kernel."""
+    if node.op_type == "Attention":
+        kind = graph.type_of(node.input[0])
+    else:
+        kind = graph.type_of(graph.maker(node.input[0]).output[0])  # of the scores, before a cast
+    return kind in table.FUSED_TYPES and width in table.FUSED_HEADS
+
+
+def _card(node: Any, graph: Graph, target: str | None) -> Iterator[str]:
+    kind = graph.type_of(node.input[0]) if node.input else None
+    operators = table.NOT_ON.get(target or "", {}).get(kind or "")
+    if operators is not None and (not operators or node.op_type in operators):
+        yield f"of type {kind}, which TensorRT for RTX does not build for {target}"
 
 
 def _tensors(graph: Graph) -> Iterator[str]:

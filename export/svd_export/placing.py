@@ -20,7 +20,7 @@ from svd_engine.errors import ExportError
 from svd_engine.shell import make_folder
 from svd_export.file_lock import locked
 
-OTHER_PLACE = "choose another place with -o"
+OTHER_PLACE = "choose another output folder"
 
 
 @contextmanager
@@ -93,14 +93,14 @@ def check_free(target: Path) -> None:
             f"output {target}",
             expected="an existing folder to write into",
             got=f"{'a file' if taken else 'no folder'} {parent}",
-            remedy="Choose another place with -o." if taken else f"Run: {make_folder(parent)}",
+            remedy="Choose another output folder." if taken else f"Run: {make_folder(parent)}",
         )
     if os.path.lexists(target):
         raise ExportError(
             f"output {target}",
             expected="a name that is free",
             got="something that exists already",
-            remedy="Choose another place with -o, or remove it first.",
+            remedy="Choose another output folder, or remove this one first.",
         )
 
 

@@ -11,7 +11,7 @@ Both are exact.  The float32 islands are explicit casts here: no attribute of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping
 from math import prod, sqrt
 
 import numpy as np
@@ -77,13 +77,18 @@ def attention(scope: Scope) -> ir.Value:
 
 
 def group_normalization(scope: Scope) -> ir.Value:
+    return instance_normalization(scope, ir.DataType.FLOAT)
+
+
+def instance_normalization(scope: Scope, inside: ir.DataType) -> ir.Value:
+    """A GroupNormalization as an InstanceNormalization of type `inside`."""
     x, scale, bias = (_present(value) for value in scope.replaced.inputs)
     shape, dtype = _static(x), _dtype(x)
     groups = scope.replaced.attributes["num_groups"].as_int()
     epsilon = scope.replaced.attributes["epsilon"].as_float()
-    whole = scope.cast(scope.reshape(x, (shape[0], groups, prod(shape[1:]) // groups)), ir.DataType.FLOAT)
-    one = scope.constant(f"ones_{groups}", ir.tensor(np.ones(groups, np.float32)))
-    zero = scope.constant(f"zeros_{groups}", ir.tensor(np.zeros(groups, np.float32)))
+    whole = scope.cast(scope.reshape(x, (shape[0], groups, prod(shape[1:]) // groups)), inside)
+    one = scope.constant(f"ones_{groups}", ir.tensor(np.ones(groups, inside.numpy()), inside))
+    zero = scope.constant(f"zeros_{groups}", ir.tensor(np.zeros(groups, inside.numpy()), inside))
     normal = scope.cast(scope.node("InstanceNormalization", whole, one, zero, epsilon=epsilon), dtype)
     by_channel = (shape[1], *(1 for _ in shape[2:]))
     factor, summand = (
@@ -93,19 +98,18 @@ def group_normalization(scope: Scope) -> ir.Value:
     return scope.node("Add", scope.node("Mul", scope.reshape(normal, shape), factor), summand)
 
 
-PARTS: dict[str, Callable[[Scope], ir.Value]] = {
+Parts = Mapping[str, Callable[[Scope], ir.Value]]  # by operator: what takes its place
+PARTS: Parts = {
     "Attention": attention,
     "GroupNormalization": group_normalization,
 }
 
 
-def take_apart(graph: ir.Graph, operators: Collection[str]) -> None:
-    """Replaces these operators in place; the constants that only they used go with them."""
-    for node in list(graph):
-        if node.op_type not in operators:
-            continue
+def take_apart(graph: ir.Graph, nodes: Iterable[ir.Node], parts: Parts = PARTS) -> None:
+    """Replaces these nodes of `graph` in place; the constants that only they used go with them."""
+    for node in nodes:
         scope = Scope(graph, node)
-        made, old = PARTS[node.op_type](scope), node.outputs[0]
+        made, old = parts[node.op_type](scope), node.outputs[0]
         ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         made.name = scope.name

@@ -1,129 +1,207 @@
-"""One ONNX graph becomes a TensorRT plan, by TensorRT's own API: what it calls exists from 10.12 to 11.
+"""One ONNX graph becomes a TensorRT plan, by Polygraphy, with either flavour of TensorRT (10.14 up to 11, RTX
+1.7).
 
-Precision is the graph's, for networks are strongly typed; TF32 is off, so that float32 means float32.
+Precision is the graph's, for networks are strongly typed; TF32 is off, so that float32 means float32.  The
+build never loads what it made unless it is on the GPU that will run it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsInt
+from typing import TYPE_CHECKING, Any, Literal, SupportsInt
 
 import torch
 
-from svd_engine.backends.trt_library import log
+from svd_engine.backends.trt_library import library, log
 from svd_engine.errors import BackendUnavailable, ExportError
-from svd_engine.manifest import HardwareCompatibility
+from svd_engine.flavours import Flavour, Target
+from svd_engine.manifest import CompiledFigures
+from svd_export.compiled import read_log
 from svd_export.tensorrt_progress import Progress
 
 if TYPE_CHECKING:
     import tensorrt
 
-FORMS = "export another form of the graphs (svd-export onnx ... --form primitives, operators or attention)"
+HardwareCompatibility = Literal["none", "same-cc", "ampere+"]
 REMEDIES = {  # by what TensorRT says
-    "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), pass a smaller --workspace, or "
-    "export a smaller profile (--decode-chunk, --guidance single).",
-    "could not find any implementation": f"Pass a larger --workspace, or {FORMS}.",
-    "": f"`svd-export check` names what TensorRT does not take; or {FORMS}.",
+    "out of memory": "Free the GPU's memory (nvidia-smi shows who has it), use a smaller workspace, or "
+    "export a smaller profile (decode chunk, single guidance).",
+    "could not find any implementation": "Use a larger workspace, or export a smaller profile (decode chunk, "
+    "single guidance).",
+    "fp32 gemm is not supported": "Leave sm75 out of the target: TensorRT for RTX multiplies no float32 "
+    'matrices on Turing cards, and the VAE encoder is float32. They run backend="onnxruntime".',
+    "": "`svd-export check` names what TensorRT does not take; export again with this version of svd-engine.",
 }
+DEFAULT_WORKSPACE = 8 * 2**30  # for kernels' scratch; without a limit, builds asked for 86 GB
+DEFAULT_LEVEL = 3
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    workspace_bytes: int = 8 * 2**30  # for kernels' scratch; without a limit, builds asked for 86 GB
-    optimization_level: int = 3  # 0 to 5: the higher, the longer it looks for kernels
+    """None: the flavour's default, or nothing where it has no such option."""
+
+    workspace_bytes: int | None = None  # most scratch memory of a kernel
+    optimization_level: int | None = None  # 0 to 5: the higher, the longer it looks for kernels
     refittable: bool = False  # weights can be given again, the same ones: others may give wrong numbers
     stripped: bool = False  # no weights inside: they come from the bundle when the plan is loaded
-    hardware_compatibility: HardwareCompatibility = "none"
+    hardware_compatibility: HardwareCompatibility = "none"  # beyond the card that it is built on
 
 
 @dataclass(frozen=True)
 class Built:
     plan: memoryview
-    timings: memoryview  # the timing cache, grown
-    device_memory_bytes: int
+    timings: memoryview | None  # the timing cache, grown; None of a flavour that has none
+    device_memory_bytes: int  # activations of one execution context
+    compiled: CompiledFigures | None  # None: the flavour's log does not say
 
 
-def build(graph: Path, options: BuildOptions, timings: bytes, say: Callable[[str], None]) -> Built:
-    """Builds on torch's current GPU; `timings` is a timing cache, or nothing.
+def build(
+    graph: Path,
+    flavour: Flavour,
+    target: Target,
+    options: BuildOptions,
+    timings: bytes,
+    say: Callable[[str], None],
+) -> Built:
+    """Builds for `target`; a flavour that times kernels does so on torch's current GPU.
 
-    Raises BackendUnavailable when TensorRT cannot use the GPU, and ExportError with TensorRT's words when
-    it does not take the graph, finds no kernel, or runs out of memory.
+    `timings` is a timing cache, or nothing.  Raises BackendUnavailable without Polygraphy or when TensorRT
+    cannot use the GPU, and ExportError with TensorRT's words when it does not take the graph, finds no
+    kernel, or runs out of memory.
     """
-    import tensorrt as trt
+    load_polygraphy(flavour)
+    from polygraphy.backend.trt import network_from_onnx_path
+    from polygraphy.exception import PolygraphyException
 
-    log().errors_so_far()  # of whatever was before
-    try:
-        builder = trt.Builder(log())
-    except TypeError as error:  # the bindings' word for a null pointer
-        raise BackendUnavailable(
-            "TensorRT's builder",
-            expected="a GPU and a driver that it can use",
-            got=log().errors_so_far(),
-            remedy="Check with nvidia-smi that the driver is there, and not older than TensorRT's CUDA.",
-        ) from error
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log())
-    if not parser.parse_from_file(str(graph)):  # from a file, for the weights beside it
-        raise _failure(graph, "a graph that TensorRT's parser takes", _parser_errors(parser))
-    monitor = _monitor(Progress(graph.stem, say))
-    config = _config(builder, options)
-    config.progress_monitor = monitor
-    _use_timings(config, timings, say)
-    plan = _built(builder, network, config, monitor)
+    log(flavour).errors_so_far()  # of whatever was before
+    with log(flavour).lines() as lines:
+        try:  # from a path, for the weights beside it
+            network = network_from_onnx_path(str(graph), strongly_typed=True)
+        except TypeError as error:  # the bindings' word for a null pointer
+            raise BackendUnavailable(
+                f"{flavour.title}'s builder",
+                expected="a GPU and a driver that it can use",
+                got=log(flavour).errors_so_far(),
+                remedy="Check with nvidia-smi that the driver is there, and not older than TensorRT's CUDA.",
+            ) from error
+        except PolygraphyException as error:
+            raise _failure(
+                graph, "a graph that TensorRT's parser takes", log(flavour).errors_so_far()
+            ) from error
+        monitor = _monitor(flavour, Progress(graph.stem, say))
+        config = _config(network, flavour, target, options, monitor)
+        if not flavour.compiles_at_first_launch:
+            _use_timings(config, timings, say)
+        plan = _built(network, config, monitor)
     if monitor.stopped_by is not None:
         raise monitor.stopped_by
     if plan is None:
-        raise _failure(graph, "a plan", log().errors_so_far())
+        raise _failure(graph, "a plan", log(flavour).errors_so_far())
     content = _bytes_of(plan)
-    engine = trt.Runtime(log()).deserialize_cuda_engine(content)
-    if engine is None:
-        raise _failure(graph, "a plan that TensorRT can load", log().errors_so_far())
+    if flavour.builds_without_gpu:
+        figures = read_log(lines).figures()
+        return Built(content, None, figures.activation_bytes, figures)
     grown = _bytes_of(config.get_timing_cache().serialize())
-    return Built(content, grown, int(engine.device_memory_size_v2))
+    return Built(content, grown, _loaded_memory(graph, flavour, content), None)
 
 
-def _built(
-    builder: tensorrt.Builder,
-    network: tensorrt.INetworkDefinition,
-    config: tensorrt.IBuilderConfig,
-    monitor: Any,
-) -> tensorrt.IHostMemory | None:
-    """In a thread of its own: Python raises an interrupt in the main one, and never into TensorRT."""
-    here = (torch.cuda.current_device(),)  # a thread has a GPU of its own
-    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=here) as pool:
-        building = pool.submit(builder.build_serialized_network, network, config)
+def load_polygraphy(flavour: Flavour) -> None:
+    """Imports Polygraphy for a flavour.  It reads its switch while it is imported, so a process has one.
+
+    Raises BackendUnavailable without it, or when it was imported for the other flavour.
+    """
+    try:
+        from polygraphy import config
+        from polygraphy.logger import G_LOGGER
+    except ImportError as error:
+        raise BackendUnavailable(
+            "building TensorRT plans",
+            expected="the package polygraphy",
+            got="none installed",
+            remedy=f"Run: {flavour.install}",
+        ) from error
+    wanted = flavour.module == "tensorrt_rtx"
+    if "polygraphy.backend.trt" in sys.modules and bool(config.USE_TENSORRT_RTX) != wanted:
+        raise BackendUnavailable(
+            f"building with {flavour.title}",
+            expected="one flavour of TensorRT in a process",
+            got="Polygraphy, imported for the other one",
+            remedy="Build in a process of its own: svd-export tensorrt once for each --flavour.",
+        )
+    config.USE_TENSORRT_RTX = wanted
+    from polygraphy.backend.trt import util
+
+    util.TRT_LOGGER = log(flavour)  # TensorRT keeps one logger: ours holds errors and lines
+    G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # what it would print is in our messages
+
+
+def _built(network: Any, config: tensorrt.IBuilderConfig, monitor: Any) -> tensorrt.IHostMemory | None:
+    """In a thread of its own, which Polygraphy does not do: Python raises an interrupt in the main one, and
+    never into TensorRT."""
+    from polygraphy.backend.trt import engine_bytes_from_network
+    from polygraphy.exception import PolygraphyException
+
+    def select() -> None:
+        if here is not None:
+            torch.cuda.set_device(here)  # a thread has a GPU of its own
+
+    here = torch.cuda.current_device() if torch.cuda.device_count() else None
+    with ThreadPoolExecutor(1, initializer=select) as pool:
+        building = pool.submit(engine_bytes_from_network, network, config)
         try:
             return building.result()
+        except PolygraphyException:  # no plan; TensorRT's log says why
+            return None
         except BaseException as error:
             monitor.stopped_by = error  # the next step is the last; leaving the block waits for it
             raise
 
 
-def _config(builder: tensorrt.Builder, options: BuildOptions) -> tensorrt.IBuilderConfig:
-    import tensorrt as trt
+def _config(
+    network: Any, flavour: Flavour, target: Target, options: BuildOptions, monitor: Any
+) -> tensorrt.IBuilderConfig:
+    """By Polygraphy; then what it has no words for: identical refitting, and no TF32 in RTX."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library(flavour)
 
-    levels: dict[HardwareCompatibility, trt.HardwareCompatibilityLevel] = {
-        "none": trt.HardwareCompatibilityLevel.NONE,
-        "same-cc": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
-        "ampere+": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
-    }
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    config.builder_optimization_level = options.optimization_level
-    config.hardware_compatibility_level = levels[options.hardware_compatibility]
+    builder, definition = network[:2]
+    common = {"profiling_verbosity": trt.ProfilingVerbosity.DETAILED, "progress_monitor": monitor}
+    config: trt.IBuilderConfig
+    if flavour.targets:
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        named = None if target.label == "portable" else list(target.capabilities)
+        config = CreateConfigRTX(compute_capabilities=named, **common)(builder, definition)
+    else:
+        from polygraphy.backend.trt import CreateConfig
+
+        levels: dict[HardwareCompatibility, trt.HardwareCompatibilityLevel] = {
+            "none": trt.HardwareCompatibilityLevel.NONE,
+            "same-cc": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
+            "ampere+": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+        }
+        config = CreateConfig(
+            memory_pool_limits={trt.MemoryPoolType.WORKSPACE: options.workspace_bytes},
+            builder_optimization_level=options.optimization_level,
+            hardware_compatibility_level=levels[options.hardware_compatibility],
+            strip_plan=options.stripped,
+            **common,
+        )(builder, definition)
+        if options.stripped or options.refittable:
+            config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     config.clear_flag(trt.BuilderFlag.TF32)
-    if options.stripped:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    if options.stripped or options.refittable:
-        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     return config
 
 
 def _use_timings(config: tensorrt.IBuilderConfig, timings: bytes, say: Callable[[str], None]) -> None:
-    """Those of another version or GPU are left out: an empty cache takes their place."""
+    """Those of another version or GPU are left out, which Polygraphy does not say: an empty cache takes their
+    place."""
     for content in (timings, b""):
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):
@@ -131,9 +209,26 @@ def _use_timings(config: tensorrt.IBuilderConfig, timings: bytes, say: Callable[
         say("the timing cache is of another TensorRT or GPU: it is started anew")
 
 
-def _monitor(progress: Progress) -> Any:
-    """TensorRT's view of `progress`.  Nothing may be raised through TensorRT: `stopped_by` keeps it."""
-    import tensorrt as trt
+def _loaded_memory(graph: Path, flavour: Flavour, plan: memoryview) -> int:
+    """Bytes of activations of a plan for the GPU here, loaded there once to see that it loads."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library(flavour)
+
+    engine = trt.Runtime(log(flavour)).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise _failure(graph, "a plan that TensorRT can load", log(flavour).errors_so_far())
+    return int(engine.device_memory_size_v2)
+
+
+def _monitor(flavour: Flavour, progress: Progress) -> Any:
+    """TensorRT's view of `progress`, which Polygraphy takes and has none of.  Nothing may be raised through
+    TensorRT: `stopped_by` keeps it."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library(flavour)
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -157,14 +252,6 @@ def _monitor(progress: Progress) -> Any:
                 self.stopped_by = error
 
     return Monitor()
-
-
-def _parser_errors(parser: tensorrt.OnnxParser) -> str:
-    said = []
-    for index in range(parser.num_errors):
-        error: tensorrt.ParserError = parser.get_error(index)
-        said.append(f"{error.node_operator()} {error.node_name()}: {error.desc()}")
-    return "; ".join(said) or str(log().errors_so_far())
 
 
 def _failure(graph: Path, expected: str, said: str) -> ExportError:

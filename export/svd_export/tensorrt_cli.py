@@ -15,45 +15,75 @@ if TYPE_CHECKING:
 
 
 class Version(StrEnum):
-    v10_13 = "10.13"
     v10_14 = "10.14"
     v10_15 = "10.15"
     v11 = "11"
 
 
+class Card(StrEnum):
+    sm75 = "sm75"
+    sm80 = "sm80"
+    sm86 = "sm86"
+    sm89 = "sm89"
+    sm120 = "sm120"
+    sm121 = "sm121"
+
+
 def check(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; it is only read.")],
-    tensorrt: Annotated[Version, typer.Option(help="Whose operators, types and opsets.")] = Version.v11,
+    bundle: Annotated[Path, typer.Argument(help="Bundle to check; nothing is written.")],
+    tensorrt: Annotated[
+        Version | None,
+        typer.Option(
+            help="TensorRT version whose table to ask. Default: an installed parser, else the table of 11."
+        ),
+    ] = None,
+    target: Annotated[Card | None, typer.Option(help="Check the rules of this kind of card too.")] = None,
 ) -> None:
-    """Holds a bundle's graphs against what TensorRT takes; needs no TensorRT and no GPU."""
+    """Check whether TensorRT takes a bundle's graphs; needs no GPU.  Says who answered."""
     from svd_engine.bundle import Bundle
     from svd_engine.errors import ExportError
+    from svd_export import compiled
     from svd_export.graph_check import check_graph
-    from svd_export.tensorrt_ops import OPSET_LIMITS
 
     opened = Bundle(bundle)
+    parser = compiled.installed() if tensorrt is None else None
+    version = tensorrt or Version.v11
+    if parser is None:
+        asked = f"the table of TensorRT {version.value}"
+    else:
+        asked = f"the parser of TensorRT for RTX {parser}, and the table"
     findings = 0
     for entry in opened.manifest.networks:
-        report = check_graph(opened.graph(entry.spec), tensorrt.value)
-        typer.echo(f"{entry.spec.key:<40} {_summary(report)}")
-        for finding in report.findings:
+        graph = opened.graph(entry.spec, "tensorrt")
+        report = check_graph(graph, version.value, target and target.value)
+        found = [*report.findings, *(compiled.parse_errors(graph) if parser else ())]
+        typer.echo(f"{entry.spec.key:<40} {_summary(report, len(found))}")
+        for finding in found:
             typer.echo(f"  {finding}")
-        findings += len(report.findings)
+        findings += len(found)
+    typer.echo(f"asked: {asked}")
     if findings:
         raise ExportError(
             f"bundle {bundle}",
-            expected=f"graphs that TensorRT {tensorrt.value} takes",
-            got=f"{findings} findings, above",
-            remedy="Export again with --form primitives, which TensorRT takes from 10.12, or use a newer one."
-            if opened.manifest.opset > OPSET_LIMITS["10.13"][1]
-            else "Report this with the versions in the manifest.",
+            expected="graphs without findings"
+            if target is None
+            else f"graphs without findings for {target.value}",
+            got=f"{findings}, above",
+            remedy="Report this with the versions in the manifest."
+            if target is None
+            else "Build for another kind of card, or export in another precision (dtype).",
         )
 
 
-def _summary(report: GraphReport) -> str:
-    heads = ", ".join(f"{count} of width {width}" for width, count in sorted(report.attentions.items()))
-    verdict = f"{len(report.findings)} findings" if report.findings else "fits"
-    return f"{verdict}: {report.operators} operators of {report.kinds} kinds, attention {heads or 'none'}"
+def _summary(report: GraphReport, findings: int) -> str:
+    widths = [
+        f"{count} of width {width}{note}"
+        for counts, note in ((report.fused, ""), (report.apart, " as products"))
+        for width, count in sorted(counts.items())
+    ]
+    verdict = f"{findings} findings" if findings else "fits"
+    kinds = f"{report.operators} operators of {report.kinds} kinds"
+    return f"{verdict}: {kinds}, attention {', '.join(widths) or 'none'}"
 
 
 class Compatibility(StrEnum):
@@ -62,47 +92,92 @@ class Compatibility(StrEnum):
     ampere_plus = "ampere+"
 
 
+class FlavourOption(StrEnum):
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+ONLY = "Only --flavour tensorrt."
+
+
 def tensorrt(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; the plans are added to it.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle to build plans for, and to add them to.")],
+    flavour: Annotated[
+        FlavourOption | None,
+        typer.Option(
+            help="tensorrt builds on the GPU that runs the plan; tensorrt-rtx compiles for RTX cards, "
+            "with or without a GPU. Default the one installed, or of both the one for the card here."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Cards to build for: here, portable, or a list such as sm86,sm89,sm120. Default here; "
+            "without a GPU portable. Lists and portable only with tensorrt-rtx."
+        ),
+    ] = None,
     networks: Annotated[
         list[str] | None,
-        typer.Option(help="image_encoder, vae_encoder, denoiser, vae_decoder; default all.  Repeatable."),
+        typer.Option(
+            help="Network: image_encoder, vae_encoder, denoiser or vae_decoder; default all. Repeatable."
+        ),
     ] = None,
-    workspace: Annotated[str, typer.Option(help="Most scratch memory of a kernel, in GiB or MiB.")] = "8GiB",
-    optimization_level: Annotated[int, typer.Option(min=0, max=5, help="Higher looks longer.")] = 3,
-    timing_cache: Annotated[Path | None, typer.Option(help="Default: in the bundle, for this GPU.")] = None,
-    refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be given again.")] = False,
+    workspace: Annotated[
+        str | None,
+        typer.Option(help=f"Largest scratch memory of a kernel, such as 512MiB; default 8GiB. {ONLY}"),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help=f"Higher levels search longer for faster kernels; default 3. {ONLY}"),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help=f"File of kernel timings, read and updated; default in the bundle. {ONLY}"),
+    ] = None,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help=f"Build plans that can load the same weights again. {ONLY}")
+    ] = False,
     stripped: Annotated[
-        bool, typer.Option("--stripped", help="Without weights: loading takes the bundle's own.")
+        bool,
+        typer.Option("--stripped", help=f"Build plans without weights; loading reads the bundle's. {ONLY}"),
     ] = False,
     hardware_compatibility: Annotated[
         Compatibility,
-        typer.Option(help="Runs on: this kind of card; its compute capability; Ampere and newer."),
+        typer.Option(
+            help=f"Run on this GPU model only, on its compute capability, or on Ampere and newer. {ONLY}"
+        ),
     ] = Compatibility.none,
 ) -> None:
-    """Builds TensorRT plans for the GPU at hand into the bundle; run again, it goes on where it was."""
+    """Build TensorRT plans into a bundle; resume an interrupted build."""
     from svd_engine import console
     from svd_engine.bundle import Bundle
     from svd_engine.networks.spec import NETWORKS
+    from svd_engine.report import peak_host_bytes
     from svd_export.tensorrt_builder import BuildOptions
     from svd_export.to_tensorrt import build_plans
 
     if timing_cache is not None:
         console.check_folder(timing_cache)
     options = BuildOptions(
-        memory_bytes(workspace), optimization_level, refittable, stripped, hardware_compatibility.value
+        None if workspace is None else memory_bytes(workspace),
+        optimization_level,
+        refittable,
+        stripped,
+        hardware_compatibility.value,
     )
     opened = Bundle(bundle)
     started = time.monotonic()
     plans = build_plans(
         opened, options, networks or NETWORKS, timing_cache,
         lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
+        flavour.value if flavour else None, target,
     )  # fmt: skip
     for plan in plans:
         size = (bundle / plan.file).stat().st_size
         typer.echo(
-            f"{plan.file}: {size / 2**20:.1f} MiB, {plan.device_memory_bytes / 2**20:.1f} MiB of GPU memory"
+            f"{plan.file}: {size / 2**20:.1f} MiB, {plan.device_memory_bytes / 2**20:.1f} MiB of activations"
         )
+    typer.echo(f"{time.monotonic() - started:.0f} s, at most {peak_host_bytes() / 2**30:.1f} GiB of memory")
 
 
 def memory_bytes(text: str) -> int:

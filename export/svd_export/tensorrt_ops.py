@@ -1,25 +1,24 @@
-"""Which ONNX operators, types and forms TensorRT's parser takes, by version.  Data only.
+"""Which ONNX operators, types and forms TensorRT's parser takes and its compiler builds.  Data only.
 
 Sources: docs/operators.md of github.com/onnx/onnx-tensorrt, as of TensorRT 10.15; its docs/Changelog.md says
-what came after 10.13 and is marked `SINCE` here; the opsets of 11 are from the ONNX Opset Guide in NVIDIA's
-documentation, those of 10.14 follow from Attention, those of 10.13 are second-hand.  Operators that the
-table has as unsupported are left out.
+what came after 10.14 and is marked `SINCE` here; the opsets of 11 are from the ONNX Opset Guide in NVIDIA's
+documentation, those of 10.14 follow from Attention.  Operators that the table has as unsupported are left
+out.  The rules of Attention, of GroupNormalization and of cards are what TensorRT for RTX 1.7 does:
+tests/export/test_tensorrt_table.py holds each against it.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-Version = Literal["10.13", "10.14", "10.15", "11"]
+Version = Literal["10.14", "10.15", "11"]
 
 OPSET_LIMITS: dict[Version, tuple[int, int]] = {  # oldest and newest opset
-    "10.13": (9, 22),
     "10.14": (9, 23),  # at least: Attention-23 came with it
     "10.15": (9, 24),
     "11": (9, 25),
 }
 SINCE: dict[str, Version] = {
-    "Attention": "10.14",
     "RMSNormalization": "10.15",
     "RotaryEmbedding": "10.15",
     "TensorScatter": "10.15",
@@ -68,10 +67,16 @@ TYPES: dict[str, frozenset[str]] = {op: types for types, ops in _ROWS.items() fo
 CONSTANT_INPUTS: dict[str, int] = {"Squeeze": 1, "Unsqueeze": 1, "CumSum": 1, "OneHot": 1} | {
     op: 1 for op in TYPES if op.startswith("Reduce")
 }
-# of Attention: q, k, v and a mask, all 4D, and none of the rest
+# of Attention: q, k, v and a mask, of 3 or 4 dimensions, and none of the rest
 ATTENTION_INPUTS = 4
-ATTENTION_DIMENSIONS = 4
-ATTENTION_WITHOUT = ("qk_matmul_output_mode", "softcap")
+ATTENTION_DIMENSIONS = (3, 4)
+ATTENTION_WITHOUT = ("softmax_precision", "softcap")  # refused, softmax_precision with any value
+# what the compiler has kernels of attention for; the others build in some surroundings, their scores written
+FUSED_TYPES = frozenset({"FLOAT16", "BFLOAT16"})
+FUSED_HEADS = range(9, 257)  # widths
+NOT_ON: dict[str, dict[str, tuple[str, ...]]] = {  # card: type: operators that are not built; () is all
+    "sm75": {"BFLOAT16": (), "FLOAT": ("MatMul", "Gemm")},
+}
 ONE_OUTPUT = ("Attention", "LayerNormalization", "MaxPool")  # the others of these are not made
 
 

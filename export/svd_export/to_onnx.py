@@ -28,14 +28,15 @@ from svd_engine.manifest import (
     MANIFEST,
     SCHEMA,
     DType,
-    Form,
     Manifest,
     NetworkEntry,
     RewriteEntry,
+    Runtime,
     Source,
     check_profile,
 )
 from svd_engine.networks.modules import Modules
+from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.networks.spec import NETWORKS, NetworkSpec, Profile, specs_of
 from svd_export import forms
 from svd_export.manifest_file import as_json, file_entry
@@ -52,19 +53,17 @@ def export_bundle(
     dtype: torch.dtype,
     without_rewrites: Collection[str] = (),
     progress: Progress = lambda line: None,
-    form: Form | None = None,
 ) -> Manifest:
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
-    `form` is that of its graphs, see `forms`; the default follows `dtype`.  `progress` is told each
-    network as its work begins.  Raises SettingsError for a profile out of bounds, ExportError when the place
-    is taken or cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own
-    faults.
+    `dtype` decides which runtimes it has graphs for, see `forms`.  `progress` is told each network as its
+    work begins.  Raises SettingsError for a profile out of bounds, ExportError when the place is taken or
+    cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
     """
     for profile in profiles:
         check_profile(profile, checkpoint.model.architecture)
-    form = form or forms.default_form(dtype)
-    modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites, rewrites=forms.rewrites_of(form))
+    rewrites = rewrites_for("onnxruntime", forms.device_of(dtype))
+    modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites, rewrites=rewrites)
     specs = dict.fromkeys(chain(*(specs_of(p, checkpoint.model.architecture) for p in profiles)))
     with placed(folder) as aside:
         entries: list[NetworkEntry] = []
@@ -73,9 +72,10 @@ def export_bundle(
             with WeightsFile(aside / f"{network}.bin") as weights:
                 for spec in of_network:
                     progress(spec.key)
-                    entries.append(export_network(modules, spec, weights, form))
+                    entries.append(export_network(modules, spec, weights, forms.runtimes_of(dtype)))
             for entry in entries[-len(of_network) :]:
-                check(aside / entry.graph)
+                for graph in entry.graphs.values():
+                    check(aside / graph)
             modules.release(of_network[0])
         manifest = Manifest(
             model=checkpoint.model,
@@ -86,8 +86,7 @@ def export_bundle(
                 weights=tuple(chain(*modules.weight_files.values())),
             ),
             dtype=dtype_name(dtype),
-            form=form,
-            opset=forms.OPSETS[form],
+            opset=forms.OPSET,
             profiles=tuple(profiles),
             networks=tuple(entries),
             files={path.name: file_entry(path) for path in sorted(aside.iterdir())},
@@ -127,7 +126,7 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
                 kwargs=example,
                 input_names=list(example),
                 output_names=[spec.output.name],
-                opset_version=forms.TRACED,
+                opset_version=forms.OPSET,
                 dynamo=True,
                 external_data=True,
                 verbose=False,
@@ -150,20 +149,30 @@ def dtype_name(dtype: torch.dtype) -> DType:
     return names[dtype]
 
 
-def export_network(modules: Modules, spec: NetworkSpec, weights: WeightsFile, form: Form) -> NetworkEntry:
-    """Writes the graph of one network beside `weights`, which receive its large tensors.
-
-    `modules` has the rewrites of `form`.
-    """
-    model = trace(modules.network(spec), spec)
-    forms.settle(model, form)
-    model.graph.name = spec.key
-    weights.move_out(model)
-    graph = weights.path.with_name(f"{spec.key}.onnx")
-    ir.save(model, graph)
+def export_network(
+    modules: Modules, spec: NetworkSpec, weights: WeightsFile, runtimes: Sequence[Runtime]
+) -> NetworkEntry:
+    """Writes a graph for each of `runtimes` beside `weights`, which receive their large tensors."""
+    traced = trace(modules.network(spec), spec)
+    forms.settle(traced)
+    traced.graph.name = spec.key
+    weights.move_out(traced)
+    settled = ir.to_proto(traced)  # small, for it only refers to the weights
+    graphs: dict[Runtime, str] = {}
+    for runtime in runtimes:
+        model = ir.from_proto(settled)
+        ir.external_data.set_base_dir(model.graph, weights.path.parent)
+        forms.shape_for(runtime, model.graph)
+        weights.move_out(model)
+        graphs[runtime] = graph_file(spec, runtime)
+        ir.save(model, weights.path.with_name(graphs[runtime]))
     return NetworkEntry(
-        spec=spec, dtype=dtype_name(modules.dtype_of(spec)), graph=graph.name, weights=weights.path.name
+        spec=spec, dtype=dtype_name(modules.dtype_of(spec)), graphs=graphs, weights=weights.path.name
     )
+
+
+def graph_file(spec: NetworkSpec, runtime: Runtime) -> str:
+    return f"{spec.key}{'' if runtime == 'onnxruntime' else f'.{runtime}'}.onnx"
 
 
 @contextlib.contextmanager

@@ -81,8 +81,9 @@ def write_repository(
         for entry in bundle.manifest.networks:
             progress(entry.spec.key)
             version = _model(aside, entry.spec.key, config.network_model(entry.spec, "onnxruntime"))
-            _copy(bundle, version, entry.graph, entry.weights)
-            (version / entry.graph).rename(version / "model.onnx")
+            graph = bundle.graph_name(entry.spec, "onnxruntime")
+            _copy(bundle, version, graph, entry.weights)
+            (version / graph).rename(version / "model.onnx")
             _warm_up_data(version.parent, entry.spec)
         specs = {entry.spec.key: entry.spec for entry in bundle.manifest.networks}
         for plan in servable(bundle):
@@ -96,8 +97,9 @@ def write_repository(
 
 
 def servable(bundle: Bundle) -> list[PlanEntry]:
-    """Plans that Triton's tensorrt backend can load: it has no way to give a stripped one its weights."""
-    return [plan for plan in bundle.manifest.plans if not plan.stripped]
+    """Plans that Triton's tensorrt backend can load: of TensorRT proper, and with their weights, which it has
+    no way to give to a stripped one."""
+    return [plan for plan in bundle.manifest.plans if plan.flavour == "tensorrt" and not plan.stripped]
 
 
 def _model(repository: Path, name: str, text: str) -> Path:

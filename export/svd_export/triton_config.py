@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from svd_engine.manifest import Manifest
 from svd_engine.networks.spec import NetworkSpec, TensorSpec
-from svd_engine.serving.triton.inputs import FIT, IMAGE, OUTPUT_TYPE, PREVIEW_EVERY, SAMPLING, SEED, Tensor
+from svd_engine.serving.triton.inputs import CALL, OUTPUT_TYPE, PREVIEW_EVERY, Tensor
 
 if TYPE_CHECKING:
     from svd_export.triton import Service
@@ -32,7 +32,7 @@ PROGRESS = (
 def video_model(name: str, manifest: Manifest, service: Service, *, stream: bool) -> str:
     """The whole pipeline as one model over the Python backend."""
     frames = max(prod((p.frames, p.height, p.width, 3)) for p in manifest.profiles)
-    inputs = (IMAGE, FIT, SEED, OUTPUT_TYPE, *SAMPLING, *((PREVIEW_EVERY,) if stream else ()))
+    inputs = (*CALL, OUTPUT_TYPE, *((PREVIEW_EVERY,) if stream else ()))
     outputs = (*(PROGRESS if stream else ()), *VIDEO)
     bundle = "../svd/1/bundle" if stream else "1/bundle"
     decoupled = "model_transaction_policy { decoupled: true }\n" if stream else ""
@@ -40,7 +40,7 @@ def video_model(name: str, manifest: Manifest, service: Service, *, stream: bool
 # {manifest.model.name}: {"; ".join(map(str, manifest.profiles))}
 # Shared memory: every request and response passes through /dev/shm.  An mp4 takes its own size;
 # output_type "frames" takes up to {frames} bytes ({frames / 2**20:.1f} MiB) a video.  Containers have
-# 64 MiB by default: start them with --shm-size=1g.
+# 64 MiB by default: start them with `docker run --shm-size=1g`.
 name: "{name}"
 backend: "python"
 max_batch_size: 0

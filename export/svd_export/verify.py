@@ -41,7 +41,7 @@ def verify(
     manifest = bundle.manifest
     runtime = OrtBackend(bundle, device)
     if write:
-        console.check_folder(bundle.folder / MANIFEST, "pass --no-write")
+        console.check_folder(bundle.folder / MANIFEST, "use write=False")
     _check_checkpoint(bundle, checkpoint)
     rows = []
     for entry in manifest.networks:
@@ -55,7 +55,8 @@ def verify(
                 f"network {row.network} on {row.backend}",
                 expected=f"a difference of at most {row.tolerance:g} of the reference's largest value",
                 got=f"{row.relative:g} (max abs {row.max_abs:g}, cosine {row.cosine:.6f})",
-                remedy="Export with --dtype fp32, or with --without-rewrite NAME, to find the cause.",
+                remedy="To find the cause, export in fp32, or without a rewrite: "
+                "`svd-export onnx CHECKPOINT -o BUNDLE --without-rewrite NAME`.",
             )
     return rows
 
@@ -70,7 +71,7 @@ def _check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
         f"checkpoint {checkpoint.source}",
         expected=f"the one that {bundle.folder} was made from, digest {source.digest}",
         got=f"digest {digest}" + (f", without the exported {', '.join(others[:3])}" if others else ""),
-        remedy="Pass the original with --checkpoint. Add --variant where its files have one.",
+        remedy="Use checkpoint=ORIGINAL, opened with variant=VARIANT where its files have one.",
     )
 
 
@@ -95,7 +96,7 @@ def difference(entry: NetworkEntry, backend: str, got: Tensor, reference: Tensor
             f"network {entry.spec.key}",
             expected="finite numbers",
             got=f"NaN or infinity from {' and '.join(wrong)}",
-            remedy="The checkpoint is damaged." if "torch" in wrong else "Export with --dtype bf16 or fp32.",
+            remedy="The checkpoint is damaged." if "torch" in wrong else "Export the bundle in bf16 or fp32.",
         )
     max_abs = float((a - b).abs().max())
     return ParityEntry(

@@ -25,10 +25,10 @@ class WeightsFile:
         self._offsets: dict[bytes, int] = {}
 
     def move_out(self, model: ir.Model) -> None:
-        """Replaces the large initializers of `model` by references into this file."""
+        """Replaces the large initializers of `model` by references into this file, flushed."""
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < INLINE:
+            if tensor is None or tensor.nbytes < INLINE or isinstance(tensor, ir.ExternalTensor):
                 continue
             value.const_value = ir.ExternalTensor(
                 self.path.name,
@@ -39,6 +39,7 @@ class WeightsFile:
                 name=value.name or "",
                 base_dir=self.path.parent,
             )
+        self._file.flush()
 
     def _offset(self, content: bytes) -> int:
         digest = hashlib.sha256(content).digest()

@@ -19,11 +19,11 @@ from svd_bench.gpu_stages import ceiling
 from svd_engine.backends.choose import Choice
 from svd_engine.checkpoint import Checkpoint
 from svd_engine.errors import BackendError
+from svd_engine.flavours import TENSORRT_RTX
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import Profile, specs_of
-from svd_export.forms import OPSETS
 from svd_export.to_onnx import export_bundle
-from tests import tensorrt_builder_double
+from tests import tensorrt_builder_double, tensorrt_double
 from tests.bench.test_gpu_check import context
 from tests.tensorrt_double import Fault
 
@@ -143,13 +143,32 @@ def test_without_it_the_stage_is_skipped(
         stage(context())
 
 
-@pytest.mark.parametrize(("version", "opset"), [("10.13.3.9", 20), ("10.14.1.48", 23), ("11.4.0.106", 23)])
-def test_graphs_are_of_the_form_that_it_takes(
-    monkeypatch: pytest.MonkeyPatch, version: str, opset: int
-) -> None:
-    tensorrt_builder_double.install(monkeypatch, version)
+def test_graphs_are_exported_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 bundles hold no graphs for TensorRT."""
     seen: list[Any] = []
     monkeypatch.setattr("svd_export.to_onnx.export_bundle", lambda *arguments: seen.append(arguments))
     with gpu_tensorrt.exported(context(), tiny_checkpoint(), TINY):
         pass
-    assert OPSETS[seen[0][-1]] == opset
+    assert seen[0][3] is torch.float16
+
+
+def test_rtx_has_no_target_for_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorrt_double.install(monkeypatch, "1.7.0.1", TENSORRT_RTX, (9, 0))
+    with pytest.raises(Skipped, match="TensorRT for RTX has no SM90 target"):
+        gpu_tensorrt.small_rtx(context())
+
+
+def test_rtx_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(Skipped, match="tensorrt-rtx cannot be used here"):
+        gpu_tensorrt.small_rtx(context())
+
+
+def test_rtx_plans_are_built_in_a_process_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(gpu_tensorrt.subprocess, "run", lambda command, check: commands.append(command))
+    gpu_tensorrt.build(tmp_path, TENSORRT_RTX, context())
+    (command,) = commands
+    assert command[3:] == ["tensorrt", str(tmp_path), "--flavour", "tensorrt-rtx", "--target", "here"]

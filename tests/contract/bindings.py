@@ -15,16 +15,18 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from tests.contract.uses import BOTH, TENSORRT
 from tests.paths import ROOT
 
 CACHE = ROOT / ".pytest_cache" / "tensorrt-bindings"
 PINNED = {  # version -> distribution: the oldest that we support, and both sides of the change to 11
-    "10.12.0.36": "tensorrt_cu12_bindings",
-    "10.13.3.9": "tensorrt_cu12_bindings",
+    "10.14.1.48.post1": "tensorrt_cu12_bindings",
     "11.4.0.106": "tensorrt_cu13_bindings",
 }
+RTX = "rtx"  # TensorRT for RTX as it is installed here, its libraries real
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 FUNCTIONS = (
     "createInferBuilder_INTERNAL",
@@ -50,6 +52,11 @@ class Bindings:
     version: str
     folder: Path
 
+    @property
+    def modules(self) -> frozenset[str]:
+        """Those whose use our code's files are read for."""
+        return BOTH if self.version == RTX else TENSORRT
+
     def python(self, script: str, *arguments: str) -> str:
         """What `script` prints, in a process of its own: one version a process."""
         environment = os.environ | {
@@ -69,12 +76,36 @@ def bindings(version: str) -> Bindings:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as aside:
             fresh = Bindings(version, Path(aside, version))
-            unpack(fresh)
-            compile_libraries(fresh)
-            generate_stubs(fresh)
+            if version == RTX:
+                stand_in(fresh)
+            else:
+                unpack(fresh)
+                compile_libraries(fresh)
+                generate_stubs(fresh)
             if not made.folder.is_dir():  # another process may have been faster
                 fresh.folder.rename(made.folder)
     return made
+
+
+def stand_in(fresh: Bindings) -> None:
+    """TensorRT for RTX under the name `tensorrt`, for code that serves both: the module, and its types."""
+    if find_spec("tensorrt_rtx") is None:
+        raise NotHere("TensorRT for RTX is not installed; it runs after: pip install tensorrt-rtx-cu13")
+    package, stubs = fresh.folder / "tensorrt", fresh.folder / "stubs"
+    package.mkdir(parents=True)
+    package.joinpath("__init__.py").write_text(
+        "import sys, tensorrt_rtx\nsys.modules[__name__] = tensorrt_rtx\n"
+    )
+    script = "import sys; from mypy.stubgen import main; main(sys.argv[1:])"
+    whole = "tensorrt_rtx_bindings.tensorrt_rtx"
+    fresh.python(script, "--quiet", "--inspect-mode", "-m", whole, "-o", str(stubs))
+    types = valid(stubs.joinpath("tensorrt_rtx_bindings", "tensorrt_rtx.pyi").read_text())
+    for name, content in (
+        ("tensorrt", types.replace(whole, "tensorrt")),
+        ("tensorrt_rtx", "from tensorrt import *"),
+    ):
+        stubs.joinpath(name).mkdir()
+        stubs.joinpath(name, "__init__.pyi").write_text(content)
 
 
 def unpack(fresh: Bindings) -> None:

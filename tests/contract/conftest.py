@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.bindings import PINNED, Bindings, NotHere, bindings
+from tests.contract.bindings import PINNED, RTX, Bindings, NotHere, bindings
 
 
-@pytest.fixture(scope="session", params=PINNED)
+@pytest.fixture(scope="session", params=[*PINNED, RTX])
 def real(request: pytest.FixtureRequest) -> Bindings:
     try:
         return bindings(request.param)

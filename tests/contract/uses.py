@@ -8,19 +8,21 @@ from pathlib import Path
 from tests.paths import ROOT
 
 FOLDERS = ("engine", "export", "benchmarks", "examples")
+TENSORRT = frozenset({"tensorrt"})
+BOTH = TENSORRT | {"tensorrt_rtx"}
 GONE = "__gone"  # an attribute that nothing has
 
 
-def sources() -> list[Path]:
-    """The files that import tensorrt, anywhere in them."""
+def sources(modules: frozenset[str] = TENSORRT) -> list[Path]:
+    """The files that import one of the modules, anywhere in them."""
     found = (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))
-    return [path for path in found if prefixes(ast.parse(path.read_text()))]
+    return [path for path in found if prefixes(ast.parse(path.read_text()), modules)]
 
 
-def prefixes(tree: ast.AST) -> tuple[str, ...]:
-    """What a file calls the module, each with a dot."""
+def prefixes(tree: ast.AST, modules: frozenset[str] = BOTH) -> tuple[str, ...]:
+    """What a file calls the modules, each with a dot."""
     aliases = (a for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names)
-    return tuple({f"{a.asname or a.name}." for a in aliases if a.name == "tensorrt"})
+    return tuple({f"{a.asname or a.name}." for a in aliases if a.name in modules})
 
 
 def names(path: Path) -> set[str]:

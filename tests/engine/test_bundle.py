@@ -44,7 +44,7 @@ def test_a_whole_bundle_opens_and_its_hashes_hold(bundle: Path) -> None:
     opened.check_hashes()
     for profile in opened.manifest.profiles:
         for spec in specs_of(profile, opened.manifest.model.architecture):
-            assert opened.graph(spec).parent == bundle
+            assert opened.graph(spec, "onnxruntime").parent == bundle
 
 
 def test_no_folder(tmp_path: Path) -> None:
@@ -70,12 +70,21 @@ def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
     assert str(bundle / MANIFEST) in message
 
 
-@pytest.mark.parametrize("document", [{}, {"format": 2}, {"format": "1"}, [], 1, None])
+@pytest.mark.parametrize("document", [{}, {"format": 1}, {"format": 3}, {"format": "1"}, [], 1, None])
 def test_another_format(bundle: Path, document: object) -> None:
     (bundle / MANIFEST).write_text(json.dumps(document))
     message = refusal(bundle)
-    assert "expected bundle format 1, got format" in message
-    assert "or use the one that made it" in message
+    assert "expected bundle format 2, got format" in message
+    assert "Export it again: svd-export onnx CHECKPOINT -o NEW_BUNDLE" in message
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "argument"),
+    [("my model", "'my model'"), ("random:svd-xt", "--random-weights svd-xt"), (7, "CHECKPOINT")],
+)
+def test_another_format_names_what_makes_it_anew(bundle: Path, checkpoint: object, argument: str) -> None:
+    damage.edit(bundle, lambda m: m.update(format=1, source={"checkpoint": checkpoint}))
+    assert f"Export it again: svd-export onnx {argument} -o NEW_BUNDLE" in refusal(bundle)
 
 
 PARITY: dict[str, Any] = {
@@ -159,19 +168,19 @@ def test_a_name_that_leaves_the_bundle(bundle: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["denoiser.bin", "graph"])
 def test_a_flipped_byte_is_found_before_the_network_loads(bundle: Path, name: str) -> None:
-    name = damage.network(bundle, "denoiser")["graph"] if name == "graph" else name
+    name = damage.network(bundle, "denoiser")["graphs"]["onnxruntime"] if name == "graph" else name
     damage.flip(bundle / name)
     opened = Bundle(bundle)  # sizes agree
     with pytest.raises(BundleError, match=r"file .* expected sha256 .* got sha256 .*copy or export"):
-        opened.graph(specs(bundle)["denoiser"])
-    opened.graph(specs(bundle)["image_encoder"])
+        opened.graph(specs(bundle)["denoiser"], "onnxruntime")
+    opened.graph(specs(bundle)["image_encoder"], "onnxruntime")
     with pytest.raises(BundleError, match=name):
         opened.check_hashes()
 
 
 def test_a_network_that_is_not_there(bundle: Path) -> None:
     damage.edit(
-        bundle, lambda m: m.update(networks=[n for n in m["networks"] if "denoiser" not in n["graph"]])
+        bundle, lambda m: m.update(networks=[n for n in m["networks"] if "denoiser" not in n["weights"]])
     )
     message = refusal(bundle)
     assert f"network denoiser-b1-f{FRAMES}" in message

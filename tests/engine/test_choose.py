@@ -85,7 +85,7 @@ def test_auto_says_which_network_has_no_plan(
     gpu(1, ORT_CUDA)
     tensorrt_double.install(monkeypatch)
     plan = Bundle(planned).manifest.plans[2]
-    damage.edit(planned, lambda m: m["plans"][2].update(gpu="Other"))
+    damage.edit(planned, lambda m: m["plans"][2]["target"].update(gpu="Other"))
     choice = choose.choose_for_bundle("auto", "auto", Bundle(planned))
     assert (choice.backend, choice.device) == ("onnxruntime", CUDA)
     assert choice.reason == (
@@ -117,7 +117,7 @@ def test_tensorrt_runs_on_no_cpu(gpu: Callable[..., None], device: str, got: str
     gpu(0)
     with pytest.raises(BackendUnavailable, match=f"expected a CUDA GPU, got {got}") as caught:
         choose_for_bundle("tensorrt", device)
-    assert "--backend onnxruntime" in caught.value.remedy
+    assert 'backend="onnxruntime"' in caught.value.remedy
 
 
 def test_auto_says_that_a_gpu_stays_idle(gpu: Callable[..., None]) -> None:
@@ -156,8 +156,11 @@ def test_a_device_asked_for_is_used(gpu: Callable[..., None]) -> None:
 def test_torch_backends_run_no_bundle(backend: str) -> None:
     with pytest.raises(BackendUnavailable) as caught:
         choose_for_bundle(backend, "cpu")
-    assert f"backend {backend} for a bundle: expected onnxruntime" in str(caught.value)
-    assert f"--checkpoint CHECKPOINT to run {backend}" in caught.value.remedy
+    assert (
+        f"backend {backend} for a bundle: expected one of tensorrt, tensorrt-rtx, onnxruntime (a bundle"
+        in str(caught.value)
+    )
+    assert f"VideoEngine.from_checkpoint(CHECKPOINT) to run {backend}" in caught.value.remedy
 
 
 @pytest.mark.parametrize(("backend", "more"), [("onnxruntime", ", then"), ("tensorrt", " and `svd-export")])
@@ -168,7 +171,7 @@ def test_bundle_backends_run_no_checkpoint(backend: str, more: str) -> None:
 
 @pytest.mark.parametrize("chooser", CHOOSERS)
 def test_an_unknown_backend(chooser: Callable[[str, str], Choice]) -> None:
-    expected = "backend: expected auto, tensorrt, onnxruntime, compiled, eager, got 'trt'"
+    expected = "backend: expected auto, tensorrt, tensorrt-rtx, onnxruntime, compiled, eager, got 'trt'"
     with pytest.raises(SettingsError, match=expected):
         chooser("trt", "cpu")
 
@@ -176,7 +179,7 @@ def test_an_unknown_backend(chooser: Callable[[str, str], Choice]) -> None:
 @pytest.mark.parametrize("chooser", CHOOSERS)
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "cpu:0", "mps", "", "CPU"])
 def test_an_unknown_device(chooser: Callable[[str, str], Choice], device: str) -> None:
-    with pytest.raises(SettingsError, match="device: expected auto, cpu, cuda or cuda:N, got"):
+    with pytest.raises(SettingsError, match=r"device: expected auto, .* or a torch\.device of these, got"):
         chooser("auto", device)
 
 
@@ -187,4 +190,4 @@ def test_a_gpu_that_is_not_here(gpu: Callable[..., None], count: int, device: st
         resolve(device)
     assert f"device {device}: expected a CUDA GPU of this number" in str(caught.value)
     assert f"got {count} GPUs with torch" in str(caught.value)
-    assert "--device cpu" in caught.value.remedy
+    assert 'device="cpu"' in caught.value.remedy

@@ -109,9 +109,15 @@ def test_settings(
     [
         ((), "pass either --bundle BUNDLE or --checkpoint CHECKPOINT"),
         (("--bundle", "b", "--checkpoint", "c"), "pass either --bundle BUNDLE or --checkpoint CHECKPOINT"),
-        (("--bundle", "b", "--dtype", "fp16"), "--dtype and --without-rewrite belong to --checkpoint"),
-        (("--bundle", "b", "--without-rewrite", "x"), "--dtype and --without-rewrite belong to --checkpoint"),
-        (("--bundle", "b", "--num-videos", "0"), "--num-videos must be at least 1"),
+        (
+            ("--bundle", "b", "--dtype", "fp16"),
+            "--variant and --without-rewrite belong to --checkpoint",
+        ),
+        (
+            ("--bundle", "b", "--without-rewrite", "x"),
+            "--variant and --without-rewrite belong to --checkpoint",
+        ),
+        (("--bundle", "b", "--num-videos", "0"), "num_videos_per_prompt: expected a whole number of"),
         (("--bundle", "b", "-o", ".", "--num-videos", "2"), "--num-videos numbers the outputs"),
         (
             ("--bundle", "b", "--report", "same.png", "-o", "same.png"),
@@ -121,7 +127,7 @@ def test_settings(
         (("--bundle", "b", "--seed", "-1"), "seed: expected a whole number from 0 to 2^64 - 1, got -1"),
         (("--bundle", "b", "--seed", str(2**64)), "seed: expected a whole number from 0 to 2^64 - 1"),
         (("--bundle", "b", "-o", "a.GIF", "--fps", "60"), "a GIF shows at most 50 frames a second"),
-        (("--bundle", "b", "--backend", "openvino"), "'openvino' is not one of"),
+        (("--bundle", "b", "--backend", "openvino"), "backend: expected auto, tensorrt"),
         (("--bundle", "b", "--steps", "many"), "Invalid value for '--steps'"),
         (("--bundle", "b", "--steps", "2.5"), "'2.5' is not a whole number"),
         (("--bundle", "b", "--fit", "cover"), "'cover' is not one of"),
@@ -195,8 +201,8 @@ def test_checkpoints(
         (lambda folder: (folder / "denoiser.bin").unlink(), "file denoiser.bin of bundle"),
         (lambda folder: damage.flip(folder / "vae_decoder.bin"), "got sha256"),
         (
-            lambda folder: damage.edit(folder, lambda m: m.update(format=2)),
-            "expected bundle format 1, got format 2",
+            lambda folder: damage.edit(folder, lambda m: m.update(format=1)),
+            "expected bundle format 2, got format 1",
         ),
     ],
     ids=["no folder", "file missing", "byte flipped", "another format"],
@@ -227,7 +233,7 @@ def test_a_small_file_that_cannot_be_written(
 ) -> None:
     """The disk is full, or the name too long for the hidden one beside it: what was there stays."""
 
-    def full(self: Path, text: str) -> int:
+    def full(self: Path, text: str, **_: str) -> int:
         with self.open("w") as file:
             file.write(text[:1])
         raise OSError(28, "No space left on device")

@@ -35,7 +35,7 @@ def encoder(folder: Path) -> NetworkSpec:
 
 
 def rewrite(folder: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    name = damage.network(folder, "image_encoder")["graph"]
+    name = damage.network(folder, "image_encoder")["graphs"]["onnxruntime"]
     model = onnx.load(str(folder / name), load_external_data=False)
     change(model)
     (folder / name).write_bytes(model.SerializeToString())
@@ -123,20 +123,20 @@ def test_weights_elsewhere_are_refused(bundle: Path, change: Callable[[onnx.Mode
 
 def test_an_unchanged_graph_written_again_is_taken(bundle: Path) -> None:
     rewrite(bundle, lambda model: None)
-    Bundle(bundle).graph(encoder(bundle))
+    Bundle(bundle).graph(encoder(bundle), "onnxruntime")
 
 
 @pytest.mark.parametrize("content", [b"not a graph", b"\x08"])
 def test_a_graph_that_is_no_onnx_model(bundle: Path, content: bytes) -> None:
-    name = damage.network(bundle, "image_encoder")["graph"]
+    name = damage.network(bundle, "image_encoder")["graphs"]["onnxruntime"]
     (bundle / name).write_bytes(content)
     damage.trust(bundle, name)
     with pytest.raises(BundleError, match=r"expected an ONNX model, got .*Export the bundle again"):
-        Bundle(bundle).graph(encoder(bundle))
+        Bundle(bundle).graph(encoder(bundle), "onnxruntime")
 
 
 def test_without_onnx_nothing_is_loaded_unchecked(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, spec = Bundle(tiny_bundle), encoder(tiny_bundle)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(BackendUnavailable, match=r"the package onnx, got none installed. Run: pip install"):
-        opened.graph(spec)
+        opened.graph(spec, "onnxruntime")

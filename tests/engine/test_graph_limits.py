@@ -219,10 +219,10 @@ def test_the_graph_of_another_network_is_refused(tiny_bundle: Path, tmp_path: Pa
     def change(manifest: dict[str, Any]) -> None:
         for entry in manifest["networks"]:
             if entry["spec"]["key"] == encoder["spec"]["key"]:
-                entry.update(graph=decoder["graph"], weights=decoder["weights"])
+                entry.update(graphs=decoder["graphs"], weights=decoder["weights"])
 
     damage.edit(bundle, change)
     opened = Bundle(bundle)
     spec = next(e.spec for e in opened.manifest.networks if e.spec.network == "vae_encoder")
     with pytest.raises(BundleError, match=r"expected pixels float32 .* got latent float32 .*Do not run"):
-        opened.graph(spec)
+        opened.graph(spec, "onnxruntime")

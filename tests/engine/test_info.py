@@ -14,9 +14,9 @@ import torch
 from svd_engine import info
 from svd_engine.bundle import Bundle
 from svd_engine.cli import main
+from svd_engine.flavours import Host, capability_target
 from svd_engine.install import install_line
 from svd_engine.manifest import ParityEntry
-from svd_engine.plans import Machine
 from tests import damage, tensorrt_double, tensorrt_plans
 from tests.commands import call
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
@@ -81,7 +81,7 @@ def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setenv("CXX", sys.executable)  # something that is installed
     tensorrt_double.install(monkeypatch)
-    assert info.machine_facts()["GPU 1"] == "NVIDIA Any, 80.0 GiB, sm_90"
+    assert info.machine_facts()["GPU 1"] == "NVIDIA Any, 80.0 GiB, sm90"
     assert set(rows(info.abilities()).values()) == {""}
     assert rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cuda"] == ""
 
@@ -112,23 +112,23 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bfloat16_is_nothing_for_onnx_runtime_on_the_cpu() -> None:
-    assert "--dtype fp32" in rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cpu"]
+    assert "in fp32" in rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cpu"]
     assert rows(info.bundle_abilities("float16"))["onnxruntime", "cpu"] == ""
 
 
 @pytest.fixture
-def planned(tiny_bundle: Path, tmp_path: Path) -> Path:
+def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     """A bundle with three plans: for this card, for another, and a stripped one for a capability."""
-    folder = damage.copy(tiny_bundle, tmp_path)
+    folder = damage.copy(tiny_half_bundle, tmp_path)
     clip, vae, denoiser, *_ = tensorrt_plans.specs(folder)
     tensorrt_plans.add_plan(folder, clip)
-    other = Machine("10.12.0.36", "Other", (8, 6))
-    tensorrt_plans.add_plan(folder, vae, machine=other)
+    other = Host("tensorrt", "10.15.1.29", "Other", (8, 6))
+    tensorrt_plans.add_plan(folder, vae, host=other)
     tensorrt_plans.add_plan(
         folder,
         denoiser,
         tensorrt_plans.plan_of(denoiser, 3 * 2**20, {}),
-        hardware_compatibility="same-cc",
+        target=capability_target(((9, 0),)),
         stripped=True,
     )
     return folder
@@ -140,16 +140,16 @@ def test_plans_on_a_machine_that_runs_some(planned: Path, monkeypatch: pytest.Mo
     tensorrt_double.install(monkeypatch)
     first, second, third = info.plan_facts(Bundle(planned)).values()
     assert first == (
-        "image_encoder-b1 (profile 1, 2), TensorRT 10.13.3.9, NVIDIA Any 80GB, sm_90 (this card only), "
-        "float32, 0.0 MiB, 0.0 MiB of device memory; runs on cuda:0, cuda:1"
+        "image_encoder-b1 (profile 1, 2), TensorRT 10.14.1.48, for NVIDIA Any 80GB only, sm90, "
+        "float32, 0.0 MiB, on the GPU 0.0 MiB of activations; runs on cuda:0, cuda:1"
     )
     assert second.endswith(
-        f"; not here: built by TensorRT 10.12.0.36, here is 10.13.3.9; run: svd-export tensorrt {planned}"
+        f"; not here: built by TensorRT 10.15.1.29, here is 10.14.1.48; run: svd-export tensorrt {planned}"
     )
     assert "(profile 1), TensorRT" in third
-    assert "sm_90 (its capability only)" in third
-    assert "MiB without weights, 3.0 MiB of device memory; runs on cuda:0, cuda:1" in third
-    why_not = info.tensorrt_ability(Bundle(planned)).why_not
+    assert "for sm90, " in third
+    assert "MiB without weights, on the GPU 3.0 MiB of activations; runs on cuda:0, cuda:1" in third
+    why_not = info.plan_abilities(Bundle(planned))[0].why_not
     assert why_not.startswith(f"no TensorRT plan of {Bundle(planned).manifest.plans[1].network}: ")
     assert "vae_decoder-t2-32x48: no plan" in why_not
 
@@ -160,7 +160,7 @@ def test_plans_on_a_machine_without_tensorrt(planned: Path, monkeypatch: pytest.
     facts = info.plan_facts(Bundle(planned))
     assert len(facts) == 3
     assert all(fact.endswith(f"; run: {install_line('tensorrt')}") for fact in facts.values())
-    assert install_line("tensorrt") in info.tensorrt_ability(Bundle(planned)).why_not
+    assert install_line("tensorrt") in info.plan_abilities(Bundle(planned))[0].why_not
 
 
 def test_plans_on_a_machine_without_a_gpu(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,11 +170,11 @@ def test_plans_on_a_machine_without_a_gpu(planned: Path, monkeypatch: pytest.Mon
     tensorrt_double.install(monkeypatch)
     facts = info.plan_facts(Bundle(planned))
     assert all(fact.endswith("; not here: torch sees no CUDA GPU") for fact in facts.values())
-    assert "nvidia-smi" in info.tensorrt_ability(Bundle(planned)).why_not
+    assert "nvidia-smi" in info.plan_abilities(Bundle(planned))[0].why_not
 
 
 def test_the_command_lists_plans(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "info", planned) == 0
     said = capsys.readouterr().out
-    assert "plan 1          image_encoder-b1 (profile 1, 2), TensorRT 10.13.3.9" in said
+    assert "plan 1          image_encoder-b1 (profile 1, 2), TensorRT 10.14.1.48" in said
     assert "\ntensorrt on cuda: " in said

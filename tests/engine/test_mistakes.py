@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd_engine import VideoEngine, pipeline, sampling
+from svd_engine import VideoEngine, pipeline
 from svd_engine.networks import modules
 from svd_engine.networks.denoiser import GuidedDenoiser
+from svd_engine.sampling import preconditioning
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 
 CALL: dict[str, Any] = {
@@ -37,7 +38,7 @@ def fps_not_minus_one(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict
 
 
 def c_noise_without_the_quarter(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[str, Any]) -> None:
-    patch.setattr(sampling, "c_noise", lambda sigma: sigma.log())
+    patch.setattr(preconditioning, "c_noise", lambda sigma: sigma.log())
 
 
 def halves_swapped(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[str, Any]) -> None:
@@ -81,17 +82,17 @@ def latent_scale_off(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[
 
 
 def initial_scale_is_sigma(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[str, Any]) -> None:
-    patch.setattr(sampling, "initial_scale", lambda sigmas: sigmas[0])
+    patch.setattr(pipeline, "initial_scale", lambda sigmas: sigmas[0])
 
 
 def c_skip_of_another_sigma_data(
     patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[str, Any]
 ) -> None:
-    patch.setattr(sampling, "c_skip", lambda sigma: 0.25 / (sigma**2 + 0.25))
+    patch.setattr(preconditioning, "c_skip", lambda sigma: 0.25 / (sigma**2 + 0.25))
 
 
 def epsilon_instead_of_v(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[str, Any]) -> None:
-    patch.setattr(sampling, "c_out", lambda sigma: -sigma)
+    patch.setattr(preconditioning, "c_out", lambda sigma: -sigma)
 
 
 def one_draw_too_many(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.model import Model
 from svd_engine.networks.spec import Architecture, Profile, image_encoder, specs_of
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
 
 ARCH = Architecture(clip_size=16, embedding_dim=8)
 MODEL = Model(

@@ -11,16 +11,16 @@ import pytest
 
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, BundleError
-from svd_engine.manifest import HardwareCompatibility
+from svd_engine.flavours import AMPERE_AND_NEWER, Host, Target, capability_target, card_target
 from svd_engine.networks.spec import NetworkSpec
-from svd_engine.plans import Machine, fitting_plan, plan_file
+from svd_engine.plans import fitting_plan, plan_file
 from tests import damage
-from tests.tensorrt_plans import MACHINE, add_plan, plan_of, specs
+from tests.tensorrt_plans import HOST, add_plan, plan_of, specs
 
 
 @pytest.fixture
-def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    return damage.copy(tiny_bundle, tmp_path)
+def folder(tiny_half_bundle: Path, tmp_path: Path) -> Path:
+    return damage.copy(tiny_half_bundle, tmp_path)
 
 
 def denoiser(folder: Path) -> NetworkSpec:
@@ -31,43 +31,46 @@ def test_a_bundle_without_plans_says_what_builds_them(folder: Path) -> None:
     """Also one from before there were any, whose manifest has no such field."""
     damage.edit(folder, lambda manifest: manifest.pop("plans"))
     with pytest.raises(BackendUnavailable) as caught:
-        fitting_plan(Bundle(folder), denoiser(folder), MACHINE)
+        fitting_plan(Bundle(folder), denoiser(folder), HOST)
     assert str(caught.value) == (
         f"TensorRT plan of {denoiser(folder).key} in bundle {folder}: expected one for "
-        f"TensorRT 10.13.3.9 on NVIDIA Any 80GB, sm_90, got no plan. Run: svd-export tensorrt {folder}"
+        f"TensorRT 10.14.1.48 on NVIDIA Any 80GB, sm90, got no plan. Run: svd-export tensorrt {folder}"
     )
 
 
-FITS: list[tuple[HardwareCompatibility, Machine]] = [
-    ("none", MACHINE),
-    ("same-cc", MACHINE),
-    ("same-cc", replace(MACHINE, gpu="Other")),
-    ("ampere+", replace(MACHINE, gpu="Other", compute_capability=(8, 0))),
-    ("ampere+", replace(MACHINE, gpu="Other", compute_capability=(12, 0))),
+CARD, ALIKE = card_target(HOST), capability_target((HOST.compute_capability,))
+FITS: list[tuple[Target, Host]] = [
+    (CARD, HOST),
+    (ALIKE, HOST),
+    (ALIKE, replace(HOST, gpu="Other")),
+    (AMPERE_AND_NEWER, replace(HOST, gpu="Other", compute_capability=(8, 0))),
+    (AMPERE_AND_NEWER, replace(HOST, gpu="Other", compute_capability=(12, 0))),
 ]
 
 
-@pytest.mark.parametrize(("compatibility", "here"), FITS)
-def test_a_plan_that_fits(folder: Path, compatibility: HardwareCompatibility, here: Machine) -> None:
-    plan = add_plan(folder, denoiser(folder), hardware_compatibility=compatibility)
+@pytest.mark.parametrize(("target", "here"), FITS)
+def test_a_plan_that_fits(folder: Path, target: Target, here: Host) -> None:
+    plan = add_plan(folder, denoiser(folder), target=target)
     assert fitting_plan(Bundle(folder), denoiser(folder), here) == plan
 
 
-OTHERS: list[tuple[HardwareCompatibility, Machine, str]] = [
-    ("none", replace(MACHINE, tensorrt="10.13.3.8"), "built by TensorRT 10.13.3.9, here is 10.13.3.8"),
-    ("ampere+", replace(MACHINE, tensorrt="11.4.0.106"), "built by TensorRT 10.13.3.9, here is 11.4.0.106"),
-    ("none", replace(MACHINE, gpu="Other"), "built for NVIDIA Any 80GB, here is Other"),
-    ("none", replace(MACHINE, compute_capability=(9, 1)), "built for sm_90, here is sm_91"),
-    ("same-cc", replace(MACHINE, compute_capability=(8, 9)), "built for sm_90, here is sm_89"),
-    ("ampere+", replace(MACHINE, compute_capability=(7, 5)), "built for sm_80 or newer, here is sm_75"),
+OTHERS: list[tuple[Target, Host, str]] = [
+    (CARD, replace(HOST, version="10.14.1.47"), "built by TensorRT 10.14.1.48, here is 10.14.1.47"),
+    (
+        AMPERE_AND_NEWER,
+        replace(HOST, version="11.4.0.106"),
+        "built by TensorRT 10.14.1.48, here is 11.4.0.106",
+    ),
+    (CARD, replace(HOST, gpu="Other"), "built for NVIDIA Any 80GB, here is Other"),
+    (CARD, replace(HOST, compute_capability=(9, 1)), "built for sm90, here is sm91"),
+    (ALIKE, replace(HOST, compute_capability=(8, 9)), "built for sm90, here is sm89"),
+    (AMPERE_AND_NEWER, replace(HOST, compute_capability=(7, 5)), "built for sm80 or newer, here is sm75"),
 ]
 
 
-@pytest.mark.parametrize(("compatibility", "here", "reason"), OTHERS)
-def test_a_plan_for_another_machine(
-    folder: Path, compatibility: HardwareCompatibility, here: Machine, reason: str
-) -> None:
-    plan = add_plan(folder, denoiser(folder), hardware_compatibility=compatibility)
+@pytest.mark.parametrize(("target", "here", "reason"), OTHERS)
+def test_a_plan_for_another_machine(folder: Path, target: Target, here: Host, reason: str) -> None:
+    plan = add_plan(folder, denoiser(folder), target=target)
     with pytest.raises(BackendUnavailable) as caught:
         fitting_plan(Bundle(folder), denoiser(folder), here)
     assert caught.value.got == f"{plan.file} {reason}"
@@ -78,41 +81,41 @@ def test_a_plan_for_another_machine(
 def test_a_plan_of_another_network(folder: Path, field: str, file: str) -> None:
     """The bundle was exported again, and the plan stayed."""
     add_plan(folder, denoiser(folder), **{field: "0" * 64})
-    name = damage.network(folder, "denoiser")[file]
+    name = damage.network(folder, "denoiser")["graphs"]["tensorrt"] if file == "graph" else "denoiser.bin"
     with pytest.raises(BackendUnavailable, match=f"built from another {re.escape(name)} than the bundle's"):
-        fitting_plan(Bundle(folder), denoiser(folder), MACHINE)
+        fitting_plan(Bundle(folder), denoiser(folder), HOST)
 
 
 def test_every_plan_that_does_not_fit_is_named(folder: Path) -> None:
-    first = add_plan(folder, denoiser(folder), machine=replace(MACHINE, gpu="One"))
-    second = add_plan(folder, denoiser(folder), machine=replace(MACHINE, tensorrt="11.0.0.1"))
+    first = add_plan(folder, denoiser(folder), host=replace(HOST, gpu="One"))
+    second = add_plan(folder, denoiser(folder), host=replace(HOST, version="11.0.0.1"))
     with pytest.raises(BackendUnavailable) as caught:
-        fitting_plan(Bundle(folder), denoiser(folder), MACHINE)
+        fitting_plan(Bundle(folder), denoiser(folder), HOST)
     assert caught.value.got == (
-        f"{first.file} built for One, here is {MACHINE.gpu}; "
-        f"{second.file} built by TensorRT 11.0.0.1, here is {MACHINE.tensorrt}"
+        f"{first.file} built for One, here is {HOST.gpu}; "
+        f"{second.file} built by TensorRT 11.0.0.1, here is {HOST.version}"
     )
 
 
 def test_the_plan_made_for_this_card_is_preferred(folder: Path) -> None:
     spec = denoiser(folder)
-    anywhere = add_plan(folder, spec, hardware_compatibility="ampere+")
-    alike = add_plan(folder, spec, hardware_compatibility="same-cc")
+    anywhere = add_plan(folder, spec, target=AMPERE_AND_NEWER)
+    alike = add_plan(folder, spec, target=ALIKE)
     exact = add_plan(folder, spec)
-    assert fitting_plan(Bundle(folder), spec, MACHINE) == exact
-    assert fitting_plan(Bundle(folder), spec, replace(MACHINE, gpu="Other")) == alike
-    other = replace(MACHINE, gpu="Other", compute_capability=(8, 6))
+    assert fitting_plan(Bundle(folder), spec, HOST) == exact
+    assert fitting_plan(Bundle(folder), spec, replace(HOST, gpu="Other")) == alike
+    other = replace(HOST, gpu="Other", compute_capability=(8, 6))
     assert fitting_plan(Bundle(folder), spec, other) == anywhere
 
 
 def test_names_of_plans_tell_machines_apart_and_are_portable() -> None:
-    odd = replace(MACHINE, gpu="NVIDIA RTX 6000 (Ada)/48GB")
+    odd = card_target(replace(HOST, gpu="NVIDIA RTX 6000 (Ada)/48GB"))
     names = {
-        plan_file("vae_encoder-b1", odd, "none", "float16"): "nvidia-rtx-6000-ada-48gb",
-        plan_file("vae_encoder-b1", odd, "same-cc", "float16"): "sm_90",
-        plan_file("vae_encoder-b1", odd, "ampere+", "float16"): "ampere-plus",
+        plan_file("vae_encoder-b1", "tensorrt", "10.14.1.48", odd, "float16"): "nvidia-rtx-6000-ada-48gb",
+        plan_file("vae_encoder-b1", "tensorrt", "10.14.1.48", ALIKE, "float16"): "sm90",
+        plan_file("vae_encoder-b1", "tensorrt", "10.14.1.48", AMPERE_AND_NEWER, "float16"): "ampere-plus",
     }
-    assert list(names) == [f"vae_encoder-b1.trt10.13.3.9-{gpu}-float16.plan" for gpu in names.values()]
+    assert list(names) == [f"vae_encoder-b1.trt10.14.1.48-{gpu}-float16.plan" for gpu in names.values()]
 
 
 def test_an_altered_plan_is_not_handed_out(folder: Path) -> None:
@@ -151,7 +154,8 @@ def test_a_plan_of_a_network_that_is_not_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"compute_capability": [9]}, {"hardware_compatibility": "any"}, {"stripped": 1}, {"path": "x"}]
+    "change",
+    [{"target": {"label": "a", "capabilities": [[9]]}}, {"flavour": "any"}, {"stripped": 1}, {"path": "x"}],
 )
 def test_a_row_against_the_schema(folder: Path, change: dict[str, Any]) -> None:
     add_plan(folder, denoiser(folder), plan_of(denoiser(folder)))

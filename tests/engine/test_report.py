@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from svd_engine import VideoEngine, __version__, report
+from svd_engine.backends.network import Network
+from svd_engine.networks.spec import NetworkSpec
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 
 STEPS = 3
@@ -34,10 +37,9 @@ def run(tiny_bundle: Path) -> dict[str, Any]:
 
 def test_settings_and_seeds(run: dict[str, Any], tiny_bundle: Path) -> None:
     assert run["settings"] == {
-        "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "steps": STEPS, "sigmas": None,
-        "min_guidance_scale": 1.0, "max_guidance_scale": 3.0, "fps": 12, "motion_bucket_id": 127,
-        "noise_aug_strength": 0.02, "decode_chunk_size": None, "videos_per_image": 2,
-        "fit": "stretch",
+        "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "fit": "stretch", "steps": STEPS, "sigmas": None,
+        "fps": 12, "motion_bucket_id": 127, "noise_aug_strength": 0.02, "min_guidance_scale": 1.0,
+        "max_guidance_scale": 3.0, "decode_chunk_size": None, "videos_per_image": 2,
     }  # fmt: skip
     assert run["seeds"] == [2**64 - 1, 7]
     assert (run["model"], run["random_weights"], run["source"]) == ("tiny", False, str(tiny_bundle))
@@ -46,7 +48,8 @@ def test_settings_and_seeds(run: dict[str, Any], tiny_bundle: Path) -> None:
 
 
 def test_every_stage_says_where_it_ran(run: dict[str, Any]) -> None:
-    assert tuple(run["stages"]) == STAGES
+    rest = f"vae_decoder-t{FRAMES % CHUNK}-{HEIGHT}x{WIDTH}"
+    assert tuple(run["stages"]) == (*STAGES, rest)
     for place in run["stages"].values():
         assert (place["backend"], place["device"], place["dtype"]) == ("onnxruntime", "cpu", "float32")
         assert place["detail"] == f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider"
@@ -91,3 +94,33 @@ def test_without_a_generator_there_is_no_seed(tiny_engine: VideoEngine) -> None:
     )  # fmt: skip
     assert result.report.seeds == []
     assert "vae_decoder" not in result.report.stage_ms
+
+
+def test_own_noise_levels_are_the_steps_that_ran(tiny_engine: VideoEngine) -> None:
+    result = tiny_engine(
+        torch.rand(1, 3, HEIGHT, WIDTH), height=HEIGHT, width=WIDTH, num_frames=FRAMES,
+        decode_chunk_size=CHUNK, sigmas=[80.0, 1.0, 0.0], output_type="latent",
+    )  # fmt: skip
+    assert (result.report.settings.steps, len(result.report.step_ms)) == (2, 2)
+
+
+def test_the_second_chunk_size_of_the_decoder_has_its_own_placement(
+    tiny_engine: VideoEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two plans, say: each decoder's detail is its own."""
+    network = tiny_engine._network
+
+    def placed(spec: NetworkSpec) -> Network:
+        made = network(spec)
+        monkeypatch.setattr(made, "placement", replace(made.placement, detail=spec.key))
+        return made
+
+    monkeypatch.setattr(tiny_engine, "_network", placed)
+    result = tiny_engine(
+        torch.rand(1, 3, HEIGHT, WIDTH), height=HEIGHT, width=WIDTH, num_frames=FRAMES,
+        decode_chunk_size=CHUNK, num_inference_steps=1, output_type="latent",
+    )  # fmt: skip
+    details = {name: place.detail for name, place in result.report.stages.items()}
+    first, rest = (f"vae_decoder-t{frames}-{HEIGHT}x{WIDTH}" for frames in (CHUNK, FRAMES % CHUNK))
+    assert details["vae_decoder"] == first
+    assert details[rest] == rest

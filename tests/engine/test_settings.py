@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from svd_engine.errors import SettingsError
-from svd_engine.settings import Settings, at_least, check_seed
+from svd_engine.request import Settings
+from svd_engine.settings import at_least, check_seed
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -93,6 +94,23 @@ def test_what_is_no_list_of_noise_levels(levels: Any) -> None:
     with pytest.raises(SettingsError, match="sigmas: expected a list of numbers, got") as caught:
         settings(sigmas=levels)
     assert caught.value.got == repr(levels)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [], [1], [1, 2], [2, 2, 0], [2, NAN, 0], [INFINITE, 1, 0], [1, -0.5], [10**400, 1], [1e39, 1],
+        [1 + 1e-12, 1, 0],
+    ],
+)  # fmt: skip
+def test_noise_levels_that_do_not_fall(levels: Any) -> None:
+    """As float32, in which the sampler takes them."""
+    with pytest.raises(SettingsError, match=r"sigmas: expected two or more .* got .* pass n \+ 1 levels"):
+        settings(sigmas=levels)
+
+
+def test_given_noise_levels_say_the_steps() -> None:
+    assert settings(steps=25, sigmas=[80.0, 1.5, 0.0]).steps == 2
 
 
 @pytest.mark.parametrize("fit", ["cover", None, 1])

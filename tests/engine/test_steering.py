@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from svd_engine import SettingsError, VideoEngine
-from svd_engine.settings import Settings
 from svd_engine.steering import Steered, Steering
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 
@@ -184,7 +183,7 @@ def test_one_number_is_the_scale_of_every_frame(tiny_engine: VideoEngine) -> Non
     ],
 )
 def test_what_is_no_guidance_scale(scale: Any, got: str) -> None:
-    steering = Steering(Settings(FRAMES, HEIGHT, WIDTH), 1, torch.device("cpu"))
+    steering = Steering(STEPS, torch.ones(1, FRAMES))
     with pytest.raises(SettingsError, match="guidance_scale: expected") as caught:
         steering.guide(scale)
     assert caught.value.got == got

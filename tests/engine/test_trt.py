@@ -14,9 +14,9 @@ import torch
 from svd_engine.backends.fake import FUNCTIONS
 from svd_engine.backends.trt import TrtBackend, TrtNetwork
 from svd_engine.bundle import Bundle
+from svd_engine.flavours import Host
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import NetworkSpec
-from svd_engine.plans import Machine
 from tests import damage, tensorrt_double
 from tests.tensorrt_double import TensorRT
 from tests.tensorrt_plans import add_plan, plan_of, specs
@@ -60,7 +60,7 @@ def test_opening_a_network(trt: TensorRT, planned: Path) -> None:
     plan = Bundle(planned).plans(network.spec)[0]
     assert network.placement.backend == "tensorrt"
     assert network.placement.dtype == "float32"
-    assert network.placement.detail == f"TensorRT 10.13.3.9, {plan.file}"
+    assert network.placement.detail == f"TensorRT 10.14.1.48, {plan.file}"
 
 
 def test_one_runtime_for_all(trt: TensorRT, planned: Path) -> None:
@@ -221,7 +221,7 @@ def test_the_fitting_plan_is_the_one_that_is_read(trt: TensorRT, planned: Path) 
     """Among plans for other machines, which are no plans at all here."""
     spec = denoiser(planned)
     damage.edit(planned, lambda m: m.update(plans=[]))
-    other = add_plan(planned, spec, machine=Machine("11.0.0.1", "Other", (8, 0)))
+    other = add_plan(planned, spec, host=Host("tensorrt", "11.0.0.1", "Other", (8, 0)))
     (planned / other.file).write_bytes(b"not for us")
     damage.trust(planned, other.file)
     add_plan(planned, spec, plan_of(spec))

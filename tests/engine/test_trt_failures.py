@@ -14,20 +14,21 @@ import torch
 from svd_engine.backends.trt import TrtBackend
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError, TensorMismatch
+from svd_engine.flavours import AMPERE_AND_NEWER
 from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
 from tests import damage, tensorrt_double
 from tests.tensorrt_double import Fault, TensorRT
-from tests.tensorrt_plans import MACHINE, add_plan, denoiser, plan_of
+from tests.tensorrt_plans import HOST, add_plan, denoiser, plan_of
 
 CPU = torch.device("cpu")
 NO_MEMORY = "[executionContext.cpp] Error Code 2: OutOfMemory (requested size was 86 GB)"
 
 
 @pytest.fixture
-def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
+def folder(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose denoiser has a plan."""
-    folder = damage.copy(tiny_bundle, tmp_path)
+    folder = damage.copy(tiny_half_bundle, tmp_path)
     add_plan(folder, denoiser(folder))
     return folder
 
@@ -62,9 +63,9 @@ def test_tensorrt_is_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_no_plan_fits(folder: Path, trt: TensorRT) -> None:
     """Nothing is deserialised: a plan of another machine is not even read."""
-    damage.edit(folder, lambda manifest: manifest["plans"][0].update(gpu="Other"))
+    damage.edit(folder, lambda manifest: manifest["plans"][0]["target"].update(gpu="Other"))
     error = refusal(folder, kind=BackendUnavailable)
-    assert error.got.endswith(f"built for Other, here is {MACHINE.gpu}")
+    assert error.got.endswith(f"built for Other, here is {HOST.gpu}")
     assert error.remedy == f"Run: svd-export tensorrt {folder}"
     assert trt.calls == []
 
@@ -96,10 +97,10 @@ def test_what_loading_gives_nothing(folder: Path, trt: TensorRT, call: str, expe
     trt.faults[call] = Fault(returns=None, says=says)
     error = refusal(folder)
     plan = Bundle(folder).manifest.plans[0].file
-    assert f"TensorRT 10.13.3.9 loading {plan} on cpu: expected {expected}, got " in str(error)
+    assert f"TensorRT 10.14.1.48 loading {plan} on cpu: expected {expected}, got " in str(error)
     assert error.got == (says or "no word from TensorRT's log")
     if says == NO_MEMORY:
-        assert "Free the GPU's memory, or export a smaller profile (--decode-chunk" in error.remedy
+        assert "Free the GPU's memory, or export a smaller profile (a smaller decode chunk" in error.remedy
     else:
         assert error.remedy == f"Run: svd-export tensorrt {folder}"
 
@@ -219,8 +220,6 @@ def test_a_plan_that_only_newer_cards_run(
     folder: Path, trt: TensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damage.edit(folder, lambda manifest: manifest.update(plans=[]))
-    add_plan(
-        folder, denoiser(folder), machine=replace(MACHINE, gpu="Other"), hardware_compatibility="ampere+"
-    )
+    add_plan(folder, denoiser(folder), host=replace(HOST, gpu="Other"), target=AMPERE_AND_NEWER)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "built for sm_80 or newer, here is sm_75" in refusal(folder, kind=BackendUnavailable).got
+    assert "built for sm80 or newer, here is sm75" in refusal(folder, kind=BackendUnavailable).got

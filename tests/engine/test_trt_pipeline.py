@@ -133,6 +133,6 @@ def test_the_command_and_its_report(
         placed = report["stages"][stage]
         assert (placed["backend"], placed["dtype"]) == ("tensorrt", "float32")
         version, _, plan = placed["detail"].partition(", ")
-        assert version == "TensorRT 10.13.3.9"
+        assert version == "TensorRT 10.14.1.48"
         assert plan in plans
         assert plan.startswith(stage)

@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    return damage.copy(tiny_bundle, tmp_path)
+def folder(tiny_half_bundle: Path, tmp_path: Path) -> Path:
+    return damage.copy(tiny_half_bundle, tmp_path)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> TensorRT:
 def strip(folder: Path, **changed: str) -> dict[str, str]:
     """Adds a stripped plan of the denoiser; `changed` are types of weights that it takes for others."""
     spec = denoiser(folder)
-    weights = weight_types(Bundle(folder).graph(spec)) | changed
+    weights = weight_types(Bundle(folder).graph(spec, "tensorrt")) | changed
     add_plan(folder, spec, plan_of(spec, weights=weights))
     return weights
 
@@ -54,7 +54,7 @@ def test_every_weight_is_what_onnx_reads(folder: Path, trt: TensorRT) -> None:
     network = TrtBackend(Bundle(folder), CPU).open(denoiser(folder))
     assert isinstance(network, TrtNetwork)
     given = network.engine.weights  # of the double
-    model = onnx.load(str(Bundle(folder).graph(denoiser(folder))))  # external data included
+    model = onnx.load(str(Bundle(folder).graph(denoiser(folder), "tensorrt")))  # external data included
     expected = {t.name: numpy_helper.to_array(t).tobytes() for t in model.graph.initializer}
     assert len(expected) > 100
     assert {name: given[name] for name in expected} == expected
@@ -73,7 +73,7 @@ def test_plans_of_two_profiles_share_the_weights(folder: Path, trt: TensorRT) ->
     batched, single = (spec for spec in specs(folder) if spec.network == "denoiser")
     backend = TrtBackend(Bundle(folder), CPU)
     for spec in (batched, single):
-        add_plan(folder, spec, plan_of(spec, weights=weight_types(Bundle(folder).graph(spec))))
+        add_plan(folder, spec, plan_of(spec, weights=weight_types(Bundle(folder).graph(spec, "tensorrt"))))
     backend = TrtBackend(Bundle(folder), CPU)
     assert len({Bundle(folder).entry(backend.open(spec).spec).weights for spec in (batched, single)}) == 1
     assert trt.called("Refitter.__init__") == [(batched.key,), (single.key,)]
@@ -82,7 +82,7 @@ def test_plans_of_two_profiles_share_the_weights(folder: Path, trt: TensorRT) ->
 def test_only_weights_that_the_engine_has_are_given(folder: Path, trt: TensorRT) -> None:
     """A constant that the builder folded away is none of its weights, and TensorRT would refuse it."""
     spec = denoiser(folder)
-    some = dict(list(weight_types(Bundle(folder).graph(spec)).items())[::2])
+    some = dict(list(weight_types(Bundle(folder).graph(spec, "tensorrt")).items())[::2])
     add_plan(folder, spec, plan_of(spec, weights=some))
     TrtBackend(Bundle(folder), CPU).open(spec)
     assert [name for name, *_ in trt.called("Refitter.set_named_weights")] == list(some)
@@ -97,14 +97,17 @@ def test_a_plan_with_its_weights_is_not_refitted(folder: Path, trt: TensorRT) ->
 def test_a_weight_that_the_graph_lacks(folder: Path, trt: TensorRT) -> None:
     strip(folder, **{"of another graph": "FLOAT"})
     error = refusal(folder)
-    plan, graph = Bundle(folder).manifest.plans[0].file, damage.network(folder, "denoiser")["graph"]
+    plan, graph = (
+        Bundle(folder).manifest.plans[0].file,
+        damage.network(folder, "denoiser")["graphs"]["tensorrt"],
+    )
     assert f"refitting {plan} from {graph}: expected all of its weights" in str(error)
     assert error.got == "of another graph (missing); no word from TensorRT's log"
     assert trt.called("Refitter.refit_cuda_engine") == []
 
 
 def test_a_weight_of_another_type(folder: Path, trt: TensorRT) -> None:
-    name = next(iter(weight_types(Bundle(folder).graph(denoiser(folder)))))
+    name = next(iter(weight_types(Bundle(folder).graph(denoiser(folder), "tensorrt"))))
     strip(folder, **{name: "HALF"})
     assert refusal(folder).got.startswith(f"{name} (refused); {name} (missing)")
 

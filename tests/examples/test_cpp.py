@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from PIL import Image
 
 from svd_engine import VideoEngine
 from svd_engine.image import load_image
+from svd_engine.manifest import Runtime
 from tests import damage
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.examples.conftest import CPP, Generate, Programs
@@ -202,6 +203,7 @@ def test_manifest_fields_that_it_reads_are_in_the_schema(tiny_bundle: Path) -> N
     """A field renamed in Python is one missing here."""
     schema = json.loads((tiny_bundle / "manifest.schema.json").read_text())
     known = {name for part in [schema, *schema["$defs"].values()] for name in part.get("properties", {})}
+    known |= set(get_args(Runtime))
     sources = [(CPP / name).read_text() for name in ("svd.hpp", "svd_tensorrt.cu")]
     read = {name for source in sources for name in re.findall(r'(?:\bat|value)\("(\w+)"', source)}
     tensors = {"x", "sigma", "denoised", "guidance", "first_latent", "embedding"}

@@ -159,7 +159,7 @@ def not_finite(bundle: Path) -> None:
 
 
 def no_graph(bundle: Path) -> None:
-    graph = damage.network(bundle, "image_encoder")["graph"]
+    graph = damage.network(bundle, "image_encoder")["graphs"]["onnxruntime"]
     (bundle / graph).write_bytes(b"no graph")
     damage.trust(bundle, graph)
 
@@ -185,7 +185,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "got no such file"),
     "not JSON": (lambda b: (b / "manifest.json").write_text("{"), "expected JSON that follows"),
     "a list": (lambda b: (b / "manifest.json").write_text("[]"), "expected JSON that follows"),
-    "another format": (edit(lambda m: m.update(format=2)), "expected bundle format 1, got format 2"),
+    "another format": (edit(lambda m: m.update(format=1)), "expected bundle format 2, got format 1"),
     "no format": (drop("format"), "key 'format' not found"),
     "no sigma": (drop("model", "sigma_max"), "key 'sigma_max' not found"),
     "no profile": (edit(lambda m: m.update(profiles=[])), "expected 1 to 256 profiles"),

@@ -15,7 +15,7 @@ from svd_engine.checkpoint_configs import describe
 from svd_engine.image import cover, load_image, to_clip_pixels, to_vae_pixels
 from svd_engine.networks.spec import Architecture, Profile, TensorSpec, specs_of
 from svd_engine.random_weights import svd_configs
-from svd_engine.settings import Settings
+from svd_engine.request import Settings
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.paths import PHOTOGRAPH, ROOT
 

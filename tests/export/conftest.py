@@ -10,7 +10,7 @@ import torch
 
 from svd_engine.bundle import Bundle
 from svd_engine.checkpoint import open_checkpoint
-from svd_engine.manifest import Form, PlanEntry
+from svd_engine.manifest import PlanEntry
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
 from tests import damage, tensorrt_builder_double
@@ -19,10 +19,10 @@ from tests.shared import made_once
 NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
 
 
-def half(tiny_checkpoint: Path, folder: Path, form: Form = "attention") -> Path:
-    """float16, one profile without guidance: `tiny_checkpoint` at 2 frames of 32x16."""
+def half(tiny_checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """One profile without guidance: `tiny_checkpoint` at 2 frames of 32x16."""
     profile = Profile(2, 32, 16, 1, "single", 2)
-    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], torch.float16, form=form)
+    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], dtype)
     return folder
 
 

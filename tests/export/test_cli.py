@@ -61,13 +61,12 @@ def test_what_an_export_is_asked_for(
     code = call(
         main, "onnx", tiny_checkpoint, "-o", tmp_path / "new", "--frames", 3, "--frames", 2, "--height", 32,
         "--width", 48, "--batch", 2, "--guidance", "batched", "--guidance", "single", "--decode-chunk", 2,
-        "--dtype", "bf16", "--without-rewrite", "fused-qkv", "--form", "primitives",
+        "--dtype", "bf16", "--without-rewrite", "fused-qkv",
     )  # fmt: skip
     assert code == 0
-    ((checkpoint, folder, wanted, dtype, without, _, form),) = exported
+    ((checkpoint, folder, wanted, dtype, without, _),) = exported
     assert checkpoint.source == str(tiny_checkpoint)
     assert (folder, dtype, list(without)) == (tmp_path / "new", torch.bfloat16, ["fused-qkv"])
-    assert form == "primitives"
     assert wanted == [Profile(f, 32, 48, 2, g, 2) for f in (3, 2) for g in ("batched", "single")]
     assert f"wrote {tmp_path / 'new'}: 6 networks, " in capsys.readouterr().out
 
@@ -94,10 +93,9 @@ def test_defaults_are_the_checkpoint_s_own(
 ) -> None:
     named = (str(tiny_checkpoint) if a == "TINY" else a for a in arguments)
     assert call(main, "onnx", *named, "-o", tmp_path / "new") == 0
-    ((checkpoint, _, (profile,), used, without, _, form),) = exported
+    ((checkpoint, _, (profile,), used, without, _),) = exported
     model = checkpoint.model
     assert used is dtype
-    assert form is None  # it follows the type: `test_the_form_of_a_cpu_is_the_default_of_float32`
     assert list(without) == []
     assert profile.frames == profile.decode_chunk == (frames or model.frames)
     assert (profile.height, profile.width) == (size or (model.height, model.width))
@@ -112,7 +110,7 @@ def test_defaults_are_the_checkpoint_s_own(
         (("demo", "--random-weights", "svd"), 2, "pass either CHECKPOINT or --random-weights svd|svd-xt"),
         (("--random-weights", "sdxl"), 2, "'sdxl' is not one of"),
         (("demo", "--dtype", "int8"), 2, "'int8' is not one of"),
-        (("demo", "--form", "onnx"), 2, "'onnx' is not one of"),
+        (("demo", "--form", "operators"), 2, "No such option: --form"),
         (("demo", "--frames", "0"), 2, "num_frames: expected a whole number of at least 1, got 0"),
         (("demo", "--frames", "2", "--frames", "-1"), 2, "num_frames: expected a whole number of at least 1"),
         (("demo", "--height", "0"), 2, "height: expected a whole number of at least 1, got 0"),

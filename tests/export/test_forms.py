@@ -1,26 +1,28 @@
-"""The forms of a graph: the same numbers, and what each is made of."""
+"""The graphs of a network: the same numbers, and what each is made of."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as runtime
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
-from svd_engine.manifest import Form, Manifest
-from svd_export import cli, forms
+from svd_engine.errors import ExportError
+from svd_engine.manifest import Runtime
+from svd_engine.networks.parity import TOLERANCES, example_inputs
+from svd_engine.networks.rewrites import rewrites_for
+from svd_export import forms
+from svd_export.compiled import compile_graph
+from svd_export.graph_check import check_graph
 from svd_export.primitives import take_apart
-from svd_export.verify import verify
-from tests import damage
 from tests.export.conftest import half
 
 TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
@@ -51,7 +53,7 @@ def one_node(op: str, kind: int, attributes: dict[str, Any], **shapes: tuple[int
 
 def taken_apart(model: onnx.ModelProto) -> onnx.ModelProto:
     read = ir.from_proto(model)
-    take_apart(read.graph, TAKEN_APART)
+    take_apart(read.graph, [node for node in read.graph if node.op_type in TAKEN_APART])
     read.graph.opset_imports[""] = 20
     made = ir.to_proto(read)
     onnx.checker.check_model(made, full_check=True)
@@ -59,9 +61,9 @@ def taken_apart(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto, **inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     return np.asarray(session.run(None, inputs)[0], np.float64)
 
 
@@ -121,90 +123,139 @@ def test_group_normalization(kind: int, allowed: float, rest: tuple[int, ...]) -
     assert np.abs(run(apart, x=x) - expected).max() < allowed * np.abs(expected).max()
 
 
-@pytest.fixture(scope="module")
-def primitive_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `half_bundle`, both operators taken apart."""
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("primitive") / "tiny", "primitives")
-
-
-def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
-    entries = Bundle(folder).manifest.networks
-    return {e.spec.key: onnx.load(str(folder / e.graph), load_external_data=False) for e in entries}
-
-
-def test_the_options_are_the_forms() -> None:
-    assert [option.value for option in cli.Form] == list(forms.OPSETS) == list(forms.APART)
-    assert list(get_args(get_type_hints(Manifest)["form"])) == list(forms.OPSETS)
-
-
-def test_the_manifest_and_every_graph_say_which(primitive_bundle: Path) -> None:
-    manifest = Bundle(primitive_bundle).manifest
-    assert (manifest.form, manifest.opset) == ("primitives", 20)
-    for model in graphs(primitive_bundle).values():
-        assert [(item.domain, item.version) for item in model.opset_import] == [("", 20)]
+def graphs(folder: Path, runtime: Runtime) -> dict[str, onnx.ModelProto]:
+    """By network."""
+    bundle = Bundle(folder)
+    return {
+        entry.spec.network: onnx.load(str(bundle.graph(entry.spec, runtime)), load_external_data=False)
+        for entry in bundle.manifest.networks
+    }
 
 
 @pytest.fixture(scope="module")
-def operator_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `half_bundle`, both operators whole."""
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("operator") / "tiny", "operators")
+def brain_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `half_bundle`, bfloat16."""
+    return half(tiny_checkpoint, tmp_path_factory.mktemp("brain") / "tiny", torch.bfloat16)
 
 
-@pytest.mark.parametrize("form", ["attention", "primitives"])
-def test_nothing_but_what_is_taken_apart_differs(
-    form: Form, operator_bundle: Path, request: pytest.FixtureRequest
-) -> None:
-    folder = request.getfixturevalue("half_bundle" if form == "attention" else "primitive_bundle")
-    for key, whole in graphs(operator_bundle).items():
-        counts, expected = Counter(operators(graphs(folder)[key])), Counter(operators(whole))
-        for op in forms.APART[form]:
-            expected += Counter(TAKEN_APART[op] * expected.pop(op, 0))
-        assert counts == expected
-        assert set(forms.APART[form]) & set(counts) == set()
+def test_the_manifest_says_which_graph_is_for_whom(half_bundle: Path, tiny_bundle: Path) -> None:
+    for entry in Bundle(half_bundle).manifest.networks:
+        assert entry.graphs == {
+            "onnxruntime": f"{entry.spec.key}.onnx",
+            "tensorrt": f"{entry.spec.key}.tensorrt.onnx",
+        }
+    for entry in Bundle(tiny_bundle).manifest.networks:  # float32
+        assert entry.graphs == {"onnxruntime": f"{entry.spec.key}.onnx"}
 
 
-def test_the_form_of_a_cpu_is_the_default_of_float32(tiny_bundle: Path, half_bundle: Path) -> None:
-    for folder, form, dtype in ((tiny_bundle, "cpu", "float32"), (half_bundle, "attention", "float16")):
+@pytest.mark.parametrize("bundle", ["half_bundle", "brain_bundle"])
+def test_both_graphs_refer_to_the_same_weights(bundle: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(bundle)
+    for entry in Bundle(folder).manifest.networks:
+        places: dict[str, set[tuple[str, str, str]]] = {}
+        for runtime, file in entry.graphs.items():
+            model = onnx.load(str(folder / file), load_external_data=False)
+            assert [(item.domain, item.version) for item in model.opset_import] == [("", forms.OPSET)]
+            places[runtime] = {
+                tuple(item.value for item in tensor.external_data)[:3]
+                for tensor in model.graph.initializer
+                if tensor.external_data
+            }
+            assert {location for location, *_ in places[runtime]} == {entry.weights}
+            assert (folder / file).stat().st_size < 2**20
+        assert places["onnxruntime"] == places["tensorrt"]
+
+
+def test_what_the_graphs_differ_in(half_bundle: Path) -> None:
+    """Group normalisation is apart for one, attention without a kernel for the other; nothing else."""
+    tensorrt, ort = graphs(half_bundle, "tensorrt"), graphs(half_bundle, "onnxruntime")
+    for network, model in tensorrt.items():
+        counts, expected = Counter(operators(ort[network])), Counter(operators(model))
+        products = expected["Softmax"]  # every one is an Attention taken apart
+        expected += Counter(TAKEN_APART["GroupNormalization"] * expected.pop("GroupNormalization", 0))
+        for op in TAKEN_APART["Attention"]:
+            expected[op] -= products
+        expected["Attention"] += products
+        assert +expected == counts
+    assert [operators(tensorrt[network]).count("Softmax") for network in tensorrt] == [
+        2,
+        1,
+        0,
+        0,
+    ]  # heads 8 wide; float32
+    assert "GroupNormalization" not in operators(ort["denoiser"])
+    assert "GroupNormalization" in operators(tensorrt["denoiser"])
+
+
+@pytest.mark.parametrize(("width", "dtype", "fused"), [
+    (256, ir.DataType.FLOAT16, True), (9, ir.DataType.FLOAT16, True), (64, ir.DataType.BFLOAT16, True),
+    (257, ir.DataType.FLOAT16, False), (8, ir.DataType.FLOAT16, False), (64, ir.DataType.FLOAT, False),
+])  # fmt: skip
+def test_which_attention_stays_an_operator(width: int, dtype: ir.DataType, fused: bool) -> None:
+    q = ir.Value(name="q", type=ir.TensorType(dtype), shape=ir.Shape((1, 1, 8, width)))
+    assert forms.fuses(ir.node("Attention", [q, q, q])) == fused
+
+
+def test_the_shape_follows_the_type(tiny_bundle: Path, half_bundle: Path) -> None:
+    """float32 is what runs on a CPU: its rewrites are those of a CPU."""
+    for folder, dtype in ((tiny_bundle, torch.float32), (half_bundle, torch.float16)):
         manifest = Bundle(folder).manifest
-        assert (manifest.form, manifest.opset, manifest.dtype) == (form, 23, dtype)
-        names = [rewrite.name for rewrite in forms.rewrites_of(manifest.form)]
+        assert manifest.opset == forms.OPSET
+        names = [rewrite.name for rewrite in rewrites_for("onnxruntime", forms.device_of(dtype))]
         assert list(dict.fromkeys(entry.name for entry in manifest.rewrites)) == names
 
 
-@pytest.mark.parametrize(
-    ("bundle", "kinds"),
-    [("half_bundle", {"InstanceNormalization"}), ("primitive_bundle", {"InstanceNormalization", "Softmax"})],
-)
-def test_the_islands_of_float32(bundle: str, kinds: set[str], request: pytest.FixtureRequest) -> None:
+def test_the_islands_of_float32(half_bundle: Path) -> None:
     islands: Counter[str] = Counter()
-    for model in graphs(request.getfixturevalue(bundle)).values():
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-        types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
-        for node in inferred.node:
-            if node.op_type in ("Softmax", "InstanceNormalization"):
-                assert types[node.input[0]] == types[node.output[0]] == TensorProto.FLOAT
-                islands[node.op_type] += 1
-    assert islands.keys() == kinds
-    assert min(islands.values()) > 5
+    for runtime in forms.RUNTIMES:
+        for model in graphs(half_bundle, runtime).values():
+            inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+            types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+            for node in inferred.node:
+                if node.op_type in ("Softmax", "InstanceNormalization"):
+                    assert types[node.input[0]] == types[node.output[0]] == TensorProto.FLOAT
+                    islands[node.op_type] += 1
+    assert islands["InstanceNormalization"] > 5
+    assert islands["Softmax"] == 3
 
 
-def test_both_forms_pass_the_same_tolerances(
-    primitive_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+def test_both_graphs_give_the_same_numbers(half_bundle: Path) -> None:
+    """ONNX Runtime runs TensorRT's graph too, by the operators' definitions."""
+    bundle = Bundle(half_bundle)
+    for entry in bundle.manifest.networks:
+        inputs = {name: tensor.numpy() for name, tensor in example_inputs(entry.spec).items()}
+        ours, theirs = (
+            runtime_session(bundle.graph(entry.spec, runtime)).run(None, inputs)[0]
+            for runtime in forms.RUNTIMES
+        )
+        assert np.abs(ours - theirs).max() <= TOLERANCES[entry.dtype] * np.abs(ours).max()
+
+
+def runtime_session(path: Path) -> Any:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def test_what_tensorrt_does_not_take_is_not_said(half_bundle: Path) -> None:
+    for name, expected in (("tensorrt", {"scale"}), ("onnxruntime", {"scale", "softmax_precision"})):
+        nodes = [n for m in graphs(half_bundle, name).values() for n in m.graph.node]  # type: ignore[arg-type]
+        attributes = {a.name for n in nodes if n.op_type == "Attention" for a in n.attribute}
+        assert attributes <= expected
+
+
+@pytest.mark.parametrize("target", ["sm75", "sm86", "sm89", "sm120"])
+@pytest.mark.parametrize("bundle", ["half_bundle", "brain_bundle"])
+def test_the_real_compiler_takes_every_network(
+    bundle: str, target: str, request: pytest.FixtureRequest
 ) -> None:
-    """`half_bundle` is held to them in test_verify.py."""
-    bundle = Bundle(damage.copy(primitive_bundle, tmp_path))
-    rows = verify(bundle, open_checkpoint(str(tiny_checkpoint)), torch.device("cpu"), lambda line: None)
-    assert len(rows) == 4
-    assert all(0 < row.relative <= row.tolerance for row in rows)
-
-
-def test_the_default_of_attention_is_not_spelled_out(half_bundle: Path) -> None:
-    """TensorRT's parser takes neither softcap nor qk_matmul_output_mode."""
-    nodes = [
-        n for model in graphs(half_bundle).values() for n in model.graph.node if n.op_type == "Attention"
-    ]
-    assert nodes
-    assert {attribute.name for node in nodes for attribute in node.attribute} <= {
-        "softmax_precision",
-        "scale",
-    }
+    """On Turing, which has no bfloat16, TensorRT for RTX builds no product in float32: no VAE encoder."""
+    opened = Bundle(request.getfixturevalue(bundle))
+    for entry in opened.manifest.networks:
+        graph = opened.graph(entry.spec, "tensorrt")
+        if target == "sm75" and (bundle == "brain_bundle" or entry.spec.network == "vae_encoder"):
+            assert check_graph(graph, "11", target).findings != ()
+            with pytest.raises(ExportError, match=r"FP32 GEMM is not supported|HW-specific datatypes: b16"):
+                compile_graph(graph, target)
+        else:
+            found = check_graph(graph, "11", target)
+            assert found.findings == ()
+            assert compile_graph(graph, target).fused_attentions == sum(found.fused.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +23,7 @@ from tests.commands import call
 from tests.export.test_forms import one_node, taken_apart
 
 HALF = TensorProto.FLOAT16
-SHAPE = (1, 2, 6, 8)
+SHAPE = (1, 2, 6, 16)
 
 
 def report(model: onnx.ModelProto, folder: Path, version: Version = "11") -> GraphReport:
@@ -61,39 +63,81 @@ def test_versions_are_those_of_the_command_and_the_table() -> None:
 def test_a_good_bundle_fits(half_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in half_bundle.iterdir()}
     assert call(main, "check", half_bundle) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, _asked = capsys.readouterr().out.splitlines()
     keys = [entry.spec.key for entry in Bundle(half_bundle).manifest.networks]
     assert [line.split()[0] for line in lines] == keys
     assert all(" fits: " in line for line in lines)
     assert {path: path.stat().st_mtime_ns for path in half_bundle.iterdir()} == before
 
 
-def test_an_older_tensorrt_takes_it_not(half_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(main, "check", half_bundle, "--tensorrt", "10.13") == 1
+def test_it_says_who_answered(
+    half_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorrt_rtx
+
+    assert call(main, "check", half_bundle) == 0
+    out = capsys.readouterr().out
+    assert f"asked: the parser of TensorRT for RTX {tensorrt_rtx.__version__}, and the table\n" in out
+    assert call(main, "check", half_bundle, "--tensorrt", "10.14") == 0
+    assert "asked: the table of TensorRT 10.14\n" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert call(main, "check", half_bundle) == 0
+    assert "asked: the table of TensorRT 11\n" in capsys.readouterr().out
+
+
+def test_what_the_parser_refuses_is_a_finding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The form that TensorRT refused, in the place of the graph that it takes."""
+    entry = next(e for e in Bundle(folder).manifest.networks if e.spec.network == "denoiser")
+    damage.edit(folder, lambda m: m["networks"][2]["graphs"].update(tensorrt=entry.graphs["onnxruntime"]))
+    assert call(main, "check", folder) == 1
     out, err = capsys.readouterr()
-    assert "opset 23, and TensorRT 10.13 takes 9 to 22" in out
-    assert "TensorRT 10.13 has no such operator, 10.14 has" in out
-    count = sum(line.startswith("  ") for line in out.splitlines())
-    assert f"expected graphs that TensorRT 10.13 takes, got {count} findings, above" in err
-    assert "--form primitives" in err
+    assert "Setting softmax precision is not supported" in out
+    assert "has softmax_precision, which TensorRT does not take" in out
+    assert "expected graphs without findings, got" in err
+
+
+def test_a_card_has_rules_of_its_own(half_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, "check", half_bundle, "--target", "sm75") == 1
+    out, err = capsys.readouterr()
+    assert (
+        "of type FLOAT, which TensorRT for RTX does not build for sm75" in out
+    )  # the VAE encoder's products
+    assert "Build for another kind of card" in err
+    assert call(main, "check", half_bundle, "--target", "sm86") == 0
+
+
+def test_a_float32_bundle_has_no_graph_for_tensorrt(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(main, "check", tiny_bundle) == 1
+    err = capsys.readouterr().err
+    assert "expected graphs for TensorRT, which bundles in half precision hold, got only for ONNX Run" in err
+    assert re.search(
+        r"svd-export onnx \S+ -o NEW_BUNDLE --frames 3 --height 32 --width 48 --guidance batched "
+        r"--guidance single --decode-chunk 2 --dtype fp16",
+        err,
+    )
 
 
 def test_attention_is_counted_by_the_width_of_its_heads(half_bundle: Path) -> None:
     """Spatial and temporal, two each; without the rewrite of cross-attention there would be twice as many."""
     folder, found = half_bundle, {}
     for entry in Bundle(folder).manifest.networks:
-        nodes = onnx.load(str(folder / entry.graph), load_external_data=False).graph.node
-        found[entry.spec.network] = check_graph(folder / entry.graph, "11").attentions
-        assert sum(found[entry.spec.network].values()) == sum(n.op_type == "Attention" for n in nodes)
-    assert found["denoiser"] == {16: 8}
+        nodes = onnx.load(str(folder / entry.graphs["tensorrt"]), load_external_data=False).graph.node
+        found[entry.spec.network] = report = check_graph(folder / entry.graphs["tensorrt"], "11")
+        assert sum(report.fused.values()) == sum(n.op_type == "Attention" for n in nodes)
+        assert sum(report.apart.values()) == sum(n.op_type == "Softmax" for n in nodes)
+    assert (found["denoiser"].fused, found["denoiser"].apart) == ({16: 8}, {})
+    assert (found["vae_encoder"].fused, found["vae_encoder"].apart) == ({}, {64: 1})  # in float32
 
 
-@pytest.mark.parametrize("version", ["10.13", "11"])
+@pytest.mark.parametrize("version", ["10.14", "11"])
 def test_the_pattern_of_attention(tmp_path: Path, version: Version) -> None:
     for kind in (TensorProto.FLOAT, HALF):  # half precision has casts around its softmax
         apart = taken_apart(one_node("Attention", kind, {}, q=SHAPE, k=SHAPE, v=SHAPE))
         found = report(apart, tmp_path, version)
-        assert (found.attentions, found.findings) == ({8: 1}, ())
+        assert (found.attentions, found.findings) == ({16: 1}, ())
+        assert bool(found.fused) == (kind == HALF)
 
 
 def products(scaled: str, axis: int = -1, softmax_to: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
@@ -117,15 +161,14 @@ def products(scaled: str, axis: int = -1, softmax_to: tuple[str, ...] = ("y",)) 
     ids=["scale after the product", "no scale", "another axis", "weights that are kept"],
 )  # fmt: skip
 def test_attention_that_does_not_fuse(bad: onnx.ModelProto, tmp_path: Path) -> None:
-    assert report(products("queries"), tmp_path).attentions == {8: 1}
+    assert report(products("queries"), tmp_path).attentions == {16: 1}
     found = report(bad, tmp_path)
     assert found.attentions == {}
-    assert found.findings == ("Softmax p: attention in a form that TensorRT does not fuse",)
+    assert found.findings == ("Softmax p: a softmax between products in a form that is not known here",)
 
 
-def three_dimensions() -> onnx.ModelProto:
-    shape = (1, 6, 16)
-    return one_node("Attention", HALF, {"q_num_heads": 2, "kv_num_heads": 2}, q=shape, k=shape, v=shape)
+def two_dimensions() -> onnx.ModelProto:
+    return one_node("Attention", HALF, {}, q=(6, 8), k=(6, 8), v=(6, 8))
 
 
 def with_a_past() -> onnx.ModelProto:
@@ -173,7 +216,11 @@ BAD: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     ),
     "nine dimensions": (lambda: model([node("Relu", "x")], shape=(1,) * 9), "tensor x: 9 dimensions"),
     "second output": (two_outputs, "LayerNormalization y: has a second output, which TensorRT does not make"),
-    "3D attention": (three_dimensions, "Attention y: its input q is not 4D"),
+    "attention over two dimensions": (two_dimensions, "y: its input q has neither 3 nor 4 dimensions"),
+    "attention in float32": (
+        lambda: one_node("Attention", TensorProto.FLOAT, {}, q=SHAPE, k=SHAPE, v=SHAPE),
+        "Attention y: of type FLOAT and heads 16 wide: TensorRT has kernels for half precision",
+    ),
     "softcap": (lambda: attention(softcap=1.0), "Attention y: has softcap, which TensorRT does not take"),
     "past": (with_a_past, "Attention y: has keys and values of the past"),
 }  # fmt: skip
@@ -202,7 +249,7 @@ def test_weights_that_are_not_there(half_bundle: Path, tmp_path: Path) -> None:
     folder = damage.copy(half_bundle, tmp_path)
     weights = folder / "vae_decoder.bin"
     weights.write_bytes(weights.read_bytes()[:-4096])
-    graph = folder / damage.network(folder, "vae_decoder")["graph"]
+    graph = folder / damage.network(folder, "vae_decoder")["graphs"]["tensorrt"]
     assert any("no bytes up to" in line for line in check_graph(graph, "11").findings)
     weights.unlink()
     missing = [line for line in check_graph(graph, "11").findings if "in vae_decoder.bin" in line]

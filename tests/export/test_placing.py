@@ -80,7 +80,7 @@ def test_a_place_that_is_taken(tmp_path: Path, kind: str) -> None:
     before = os.lstat(target)
     message = refusal(target)
     assert f"output {target}: expected a name that is free, got something that exists already" in message
-    assert "-o, or remove it first" in message
+    assert "or remove this one first" in message
     assert os.path.samestat(before, os.lstat(target))
     assert names(tmp_path) == ["taken"]
 
@@ -155,7 +155,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", denied)
-    assert "got [Errno 13] Permission denied. Choose another place with -o." in refusal(tmp_path / "new")
+    assert "got [Errno 13] Permission denied. Choose another output folder." in refusal(tmp_path / "new")
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])

@@ -30,7 +30,7 @@ from tests.paths import ROOT
 def graphs(folder: Path, network: str = "") -> Iterator[tuple[NetworkSpec, onnx.ModelProto]]:
     for entry in Bundle(folder).manifest.networks:
         if network in ("", entry.spec.network):
-            yield entry.spec, onnx.load(str(folder / entry.graph), load_external_data=False)
+            yield entry.spec, onnx.load(str(folder / entry.graphs["onnxruntime"]), load_external_data=False)
 
 
 def external(model: onnx.ModelProto) -> dict[str, dict[str, str]]:
@@ -143,7 +143,7 @@ def test_the_manifest(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     assert manifest.model == checkpoint.model
     assert (manifest.source.checkpoint, manifest.source.digest) == (str(tiny_checkpoint), checkpoint.digest())
-    assert (manifest.format, manifest.dtype, manifest.form, manifest.opset) == (1, "float32", "cpu", 23)
+    assert (manifest.format, manifest.dtype, manifest.opset) == (2, "float32", 23)
     assert [p.guidance for p in manifest.profiles] == ["batched", "single"]
     assert {(p.frames, p.height, p.width, p.decode_chunk) for p in manifest.profiles} == {
         (FRAMES, HEIGHT, WIDTH, CHUNK)

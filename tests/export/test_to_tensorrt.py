@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from svd_engine.bundle import Bundle
+from svd_engine.install import install_line
 from svd_engine.manifest import MANIFEST
 from svd_engine.plans import fitting_plan
 from svd_export.cli import main
@@ -22,7 +24,7 @@ from tests.commands import call
 from tests.export.conftest import NETWORKS, built, plans
 from tests.tensorrt_builder_double import BuilderFlag, HardwareCompatibilityLevel
 from tests.tensorrt_double import GPU, VERSION
-from tests.tensorrt_plans import MACHINE
+from tests.tensorrt_plans import HOST
 
 
 def test_every_network_receives_a_plan_that_fits_here(trt: Any, folder: Path) -> None:
@@ -31,11 +33,12 @@ def test_every_network_receives_a_plan_that_fits_here(trt: Any, folder: Path) ->
     assert list(bundle.manifest.plans) == rows
     assert tuple(plans(folder)) == NETWORKS
     for entry in bundle.manifest.networks:
-        row = fitting_plan(bundle, entry.spec, MACHINE)
+        row = fitting_plan(bundle, entry.spec, HOST)
         content = bundle.read_plan(row)
         assert json.loads(content)["key"] == entry.spec.key
         assert bundle.manifest.files[row.file].sha256 == hashlib.sha256(content).hexdigest()
-        assert (row.tensorrt, row.gpu, row.compute_capability) == (VERSION, GPU, (9, 0))
+        assert (row.flavour, row.version) == ("tensorrt", VERSION)
+        assert (row.target.gpu, row.target.capabilities) == (GPU, ((9, 0),))
         assert row.dtype == entry.dtype
         assert row.device_memory_bytes == tensorrt_builder_double.DEVICE_MEMORY
         assert (row.stripped, row.refittable, row.optimization_level) == (False, False, 3)
@@ -45,11 +48,12 @@ def test_every_network_receives_a_plan_that_fits_here(trt: Any, folder: Path) ->
 
 def test_what_tensorrt_is_asked_for(trt: Any, folder: Path) -> None:
     build_plans(Bundle(folder), networks=["denoiser"])
-    graph = damage.network(folder, "denoiser")["graph"]
+    graph = damage.network(folder, "denoiser")["graphs"]["tensorrt"]
     order = [name for name in trt.order() if not name.endswith("freed")]
     assert order == [
         "Builder.__init__", "Builder.create_network", "OnnxParser.parse_from_file",
-        "IBuilderConfig.set_memory_pool_limit", "IBuilderConfig.create_timing_cache", "cuda.set_device",
+        "IBuilderConfig.set_memory_pool_limit", "IBuilderConfig.create_timing_cache",  # by Polygraphy
+        "IBuilderConfig.create_timing_cache", "cuda.set_device",
         "Builder.build_serialized_network", "Runtime.__init__", "Runtime.deserialize_cuda_engine",
     ]  # fmt: skip
     assert trt.called("Builder.create_network") == [(1 << 1,)]  # strongly typed
@@ -77,12 +81,13 @@ def test_weights_that_are_given_later(trt: Any, folder: Path, options: BuildOpti
 
 @pytest.mark.parametrize(
     ("compatibility", "level", "part"),
-    [("same-cc", "SAME_COMPUTE_CAPABILITY", "sm_90"), ("ampere+", "AMPERE_PLUS", "ampere-plus")],
+    [("same-cc", "SAME_COMPUTE_CAPABILITY", "sm90"), ("ampere+", "AMPERE_PLUS", "ampere-plus")],
 )
 def test_plans_for_other_cards(trt: Any, folder: Path, compatibility: Any, level: str, part: str) -> None:
     (row,) = build_plans(Bundle(folder), BuildOptions(hardware_compatibility=compatibility), ["denoiser"])
     assert trt.configs[0].hardware_compatibility_level.name == level
-    assert (row.hardware_compatibility, part in row.file) == (compatibility, True)
+    assert (row.target.label, f"-{part}-" in row.file) == (part, True)
+    assert row.target.gpu == ""
 
 
 def test_the_timing_cache_grows_beside_the_plans(trt: Any, folder: Path) -> None:
@@ -91,7 +96,7 @@ def test_the_timing_cache_grows_beside_the_plans(trt: Any, folder: Path) -> None
     assert cache.name == f"timing.trt{VERSION}-nvidia-any-80gb-float16.cache"
     keys = [entry.spec.key for entry in Bundle(folder).manifest.networks]
     assert cache.read_bytes().decode() == "".join(f"{key};" for key in keys)
-    assert trt.called("IBuilderConfig.create_timing_cache")[1] == (f"{keys[0]};".encode(),)
+    assert trt.called("IBuilderConfig.create_timing_cache")[3] == (f"{keys[0]};".encode(),)
 
 
 def test_a_timing_cache_on_another_disk_and_of_another_gpu(
@@ -159,9 +164,12 @@ def test_the_command(trt: Any, folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert tuple(rows) == ("denoiser", "vae_decoder")
     row = rows["denoiser"]
     assert (row.workspace_bytes, row.optimization_level, row.stripped) == (512 * 2**20, 4, True)
-    assert row.hardware_compatibility == "same-cc"
+    assert row.target.label == "sm90"
     assert (tmp_path / "timings").is_file()
-    assert [line.partition(":")[0] for line in out.splitlines()] == [row.file for row in rows.values()]
+    *files, last = out.splitlines()
+    assert [line.partition(":")[0] for line in files] == [row.file for row in rows.values()]
+    assert re.fullmatch(r"\d+ s, at most \d+\.\d GiB of memory", last)
+    assert f"TensorRT {VERSION} (the one that is installed), for sm90" in err
     assert "denoiser-b1" in err
     assert "building, 1 of 2" in err
     assert (folder / MANIFEST).is_file()
@@ -175,6 +183,10 @@ def test_the_command(trt: Any, folder: Path, tmp_path: Path, capsys: pytest.Capt
         (("--optimization-level", "6"), 2, "Invalid value for '--optimization-level'"),
         (("--networks", "unet"), 2, "network: expected image_encoder"),
         (("--hardware-compatibility", "all"), 2, "'all' is not one of"),
+        (("--flavour", "openvino"), 2, "'openvino' is not one of"),
+        (("--target", "portable"), 2, "target of TensorRT: expected here, got 'portable'"),
+        (("--target", "sm89"), 2, "TensorRT for RTX (--flavour tensorrt-rtx) compiles for other cards."),
+        (("--flavour", "tensorrt-rtx"), 1, f"Run: {install_line('tensorrt-rtx')}"),
         (("--timing-cache", "none/cache"), 1, "file none/cache: expected a file name in an existing folder"),
     ],
 )

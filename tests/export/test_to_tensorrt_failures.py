@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from svd_engine.bundle import Bundle
-from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
+from svd_engine.errors import BackendUnavailable, BundleError, ExportError, SettingsError
 from svd_engine.install import install_line
 from svd_export.cli import main
 from svd_export.tensorrt_builder import BuildOptions
@@ -74,8 +74,9 @@ def fails(folder: Path, kind: type[Exception] = ExportError, **more: Any) -> str
 def test_an_operator_that_the_parser_does_not_take(trt: Any, folder: Path) -> None:
     trt.unknown = {"Attention"}
     message = fails(folder)
-    assert "expected a graph that TensorRT's parser takes, got Attention node_" in message
-    assert "No importer registered" in message
+    assert (
+        "expected a graph that TensorRT's parser takes, got No importer registered for Attention" in message
+    )
     assert "`svd-export check` names what TensorRT does not take" in message
 
 
@@ -89,10 +90,13 @@ def test_a_parser_that_fails_without_a_word(trt: Any, folder: Path) -> None:
     [
         (
             "[virtualMemoryBuffer.cpp] Error Code 2: OutOfMemory (no further information)",
-            "smaller --workspace",
+            "smaller workspace",
         ),
-        ("Requested amount of GPU memory is too large: out of memory", "--decode-chunk, --guidance single"),
-        ("Could not find any implementation for node {ForeignNode[a...b]}", "Pass a larger --workspace"),
+        (
+            "Requested amount of GPU memory is too large: out of memory",
+            "single guidance",
+        ),
+        ("Could not find any implementation for node {ForeignNode[a...b]}", "Use a larger workspace"),
         ("something else", "svd-export check"),
     ],
 )
@@ -118,16 +122,35 @@ def test_a_gpu_that_tensorrt_cannot_use(trt: Any, folder: Path) -> None:
 def test_no_gpu(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     message = fails(folder, BackendUnavailable)
-    assert "building TensorRT plans: expected a CUDA GPU of the kind that will run them" in message
+    assert "target here of TensorRT: expected a CUDA GPU of the kind that will run the plans" in message
     assert "run the same command there" in message
 
 
 def test_no_tensorrt(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert call(main, "tensorrt", folder) == 1
-    assert f"Run: {install_line('tensorrt')}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected TensorRT, or TensorRT for RTX, got neither" in said
+    assert f"{install_line('tensorrt')} (TensorRT)" in said
+    assert f"{install_line('tensorrt-rtx')} (TensorRT for RTX)" in said
+
+
+def test_no_polygraphy(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    message = fails(folder, BackendUnavailable)
+    assert "expected the package polygraphy, got none installed. Run: pip install" in message
+
+
+def test_one_process_builds_for_one_flavour(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polygraphy reads its switch when it is imported."""
+    build_plans(Bundle(folder), networks=["vae_encoder"])
+    monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", True)
+    message = fails(folder, BackendUnavailable)
+    assert "expected one flavour of TensorRT in a process" in message
+    assert "svd-export tensorrt once for each --flavour" in message
 
 
 def test_a_network_that_is_none(trt: Any, folder: Path) -> None:
@@ -194,3 +217,11 @@ def test_two_at_once(trt: Any, folder: Path) -> None:
     build_plans(Bundle(folder), networks=["denoiser"])
     assert "Wait for it, then run the same command." in seen[0]
     assert tuple(plans(folder)) == ("denoiser",)
+
+
+def test_a_float32_bundle_is_refused_before_anything_is_built(trt: Any, tiny_bundle: Path) -> None:
+    with pytest.raises(
+        BundleError, match=r"expected graphs for TensorRT, .* Run: svd-export onnx .* --dtype fp16"
+    ):
+        build_plans(Bundle(tiny_bundle))
+    assert built(trt) == []

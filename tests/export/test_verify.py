@@ -97,7 +97,7 @@ def test_another_checkpoint(bundle: Path) -> None:
         verify(Bundle(bundle), open_checkpoint("demo"), CPU, lambda line: None)
     message = str(caught.value)
     assert f"checkpoint demo: expected the one that {bundle} was made from, digest " in message
-    assert "Pass the original with --checkpoint." in message
+    assert "Use checkpoint=ORIGINAL" in message
     assert (bundle / MANIFEST).read_bytes() == before
 
 
@@ -118,8 +118,8 @@ def test_the_disk_is_full(bundle: Path, checkpoint: Checkpoint, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("got", "reference", "blamed", "remedy"),
     [
-        (math.nan, 1.0, "from onnxruntime cpu", "--dtype bf16 or fp32"),
-        (math.inf, 1.0, "from onnxruntime cpu", "--dtype bf16 or fp32"),
+        (math.nan, 1.0, "from onnxruntime cpu", "in bf16 or fp32"),
+        (math.inf, 1.0, "from onnxruntime cpu", "in bf16 or fp32"),
         (1.0, math.nan, "from torch", "The checkpoint is damaged."),
         (math.nan, math.nan, "from torch and onnxruntime cpu", "The checkpoint is damaged."),
     ],

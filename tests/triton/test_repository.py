@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 from svd_engine import VideoEngine
 from svd_engine.bundle import Bundle
 from svd_engine.errors import SettingsError
-from svd_engine.serving.triton.inputs import DEFAULT_FPS, SAMPLING
+from svd_engine.serving.triton.inputs import CALL
 from svd_export.cli import main
 from svd_export.triton import Service, seconds, write_repository
 from tests import damage, tensorrt_plans
@@ -77,11 +77,10 @@ def test_every_argument_of_the_engine_is_an_optional_input(written: Path, name: 
         "self", "image", "generator", "output_type", "return_dict", "callback_on_step_end",
         "callback_on_step_end_tensor_inputs", "cancel", "observer",
     }  # fmt: skip
-    assert {tensor.name for tensor in SAMPLING} | {"fit"} == set(theirs) - elsewhere
-    assert theirs["fps"].default == DEFAULT_FPS
-    ours = {"image", "fit", "seed", "output_type", *(["preview_every"] if name == "svd_stream" else [])}
+    assert {tensor.name for tensor in CALL} - {"image", "seed"} == set(theirs) - elsewhere
+    ours = {"output_type", *(["preview_every"] if name == "svd_stream" else [])}
     inputs = config(written / name / "config.pbtxt").input
-    assert {tensor.name for tensor in inputs} == {tensor.name for tensor in SAMPLING} | ours
+    assert {tensor.name for tensor in inputs} == {tensor.name for tensor in CALL} | ours
     assert [tensor.name for tensor in inputs if not tensor.optional] == ["image"]
 
 
@@ -121,9 +120,9 @@ def test_the_networks_warm_up_with_every_input(written: Path, tiny_bundle: Path)
                 assert data.zero_data
 
 
-def test_a_plan_is_a_tensorrt_model_on_a_gpu(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_plan_is_a_tensorrt_model_on_a_gpu(tiny_half_bundle: Path, tmp_path: Path) -> None:
     """When it holds its weights; a stripped one, which Triton cannot complete, is left out."""
-    folder = damage.copy(tiny_bundle, tmp_path)
+    folder = damage.copy(tiny_half_bundle, tmp_path)
     specs = {spec.network: spec for spec in tensorrt_plans.specs(folder)}
     whole = tensorrt_plans.add_plan(folder, specs["denoiser"], stripped=False)
     tensorrt_plans.add_plan(folder, specs["vae_decoder"], stripped=True)

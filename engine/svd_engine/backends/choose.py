@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 
 from svd_engine.backends.ort import PROVIDERS
-from svd_engine.backends.trt_library import machine
+from svd_engine.backends.registry import BACKENDS, PLAN_BACKENDS, check_name, names
+from svd_engine.backends.trt_library import host
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.flavours import Flavour
 from svd_engine.install import install_line
 from svd_engine.plans import build_command, refusal
 
-BackendName = Literal["auto", "tensorrt", "onnxruntime", "compiled", "eager"]
 DeviceName = str | torch.device  # "auto", "cpu", "cuda", "cuda:1"
 
 
@@ -28,33 +28,33 @@ class Choice:
 def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choice:
     """TensorRT runs the plans of a bundle, ONNX Runtime its graphs; torch.compile runs checkpoints only."""
     check_name(backend)
-    if backend in ("compiled", "eager"):
+    row = BACKENDS.get(backend)  # None: auto
+    if row is not None and not row.of_bundle:
         raise BackendUnavailable(
             f"backend {backend} for a bundle",
-            expected="onnxruntime or tensorrt (a bundle holds ONNX graphs and TensorRT plans)",
+            expected=f"one of {names(of_bundle=True)} (a bundle holds ONNX graphs and TensorRT plans)",
             got=backend,
-            remedy=f"Use --backend onnxruntime, or --checkpoint CHECKPOINT to run {backend}.",
+            remedy=f'Use backend="onnxruntime", or VideoEngine.from_checkpoint(CHECKPOINT) to run {backend}.',
         )
     where = resolve(device)
-    if backend == "tensorrt":
-        if where.type != "cuda":
-            raise BackendUnavailable(
-                "backend tensorrt",
-                expected="a CUDA GPU",
-                got="none that torch can use" if device == "auto" else f"device {where}",
-                remedy="Use --backend onnxruntime on the CPU.",
-            )
-        return Choice("tensorrt", where, "asked for")
-    if backend == "onnxruntime" and device != "auto":
-        return Choice("onnxruntime", where, "asked for")
+    if row is not None and where.type not in row.devices:
+        raise BackendUnavailable(
+            f"backend {backend}",
+            expected="a CUDA GPU",
+            got="none that torch can use" if device == "auto" else f"device {where}",
+            remedy='Use backend="onnxruntime" on the CPU.',
+        )
+    if row is not None and (row.flavour is not None or device != "auto"):
+        return Choice(backend, where, "asked for")
     if where.type == "cpu":
         reason = "asked for" if device != "auto" else "a bundle of ONNX graphs; torch sees no CUDA GPU"
         return Choice("onnxruntime", where, reason)
     because = ""
-    if backend == "auto":
-        no_plans = without_plans(bundle, where)
-        if not no_plans:
-            return Choice("tensorrt", where, "a CUDA GPU, and a TensorRT plan for it of every network")
+    if row is None:
+        fitting, no_plans = _fitting_flavour(bundle, where)
+        if fitting is not None:
+            title = fitting.title
+            return Choice(fitting.name, where, f"a CUDA GPU, and a {title} plan for it of every network")
         because = f"; {no_plans}; torch.compile runs checkpoints only"
     if device == "auto" and not _has_cuda_provider():
         idle = f"the GPU stays idle: onnxruntime has no CUDA provider here ({install_line('cuda')})"
@@ -62,29 +62,50 @@ def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choic
     return Choice("onnxruntime", where, "a bundle of ONNX graphs, and a CUDA GPU" + because)
 
 
-def without_plans(bundle: Bundle, device: torch.device) -> str:
-    """Why TensorRT does not run every network of a bundle on a GPU, and what to do; empty when it does."""
+def _fitting_flavour(bundle: Bundle, device: torch.device) -> tuple[Flavour | None, str]:
+    """The first flavour whose plans run every network of a bundle on a GPU; else none, and why."""
     if not bundle.manifest.plans:
-        return f"no TensorRT plans ({build_command(bundle.folder)} builds them)"
+        return None, f"no TensorRT plans ({build_command(bundle.folder)} builds them)"
+    reasons = []
+    for row in PLAN_BACKENDS:
+        assert row.flavour is not None
+        if not any(plan.flavour == row.name for plan in bundle.manifest.plans):
+            continue
+        reason = without_plans(bundle, device, row.flavour)
+        if not reason:
+            return row.flavour, ""
+        reasons.append(reason)
+    return None, "; ".join(reasons)
+
+
+def without_plans(bundle: Bundle, device: torch.device, flavour: Flavour) -> str:
+    """Why a flavour of TensorRT does not run every network of a bundle on a GPU, and what to do; empty when
+    it does."""
+    build = build_command(bundle.folder, flavour.name)
+    if not any(plan.flavour == flavour.name for plan in bundle.manifest.plans):
+        return f"no {flavour.title} plans ({build} builds them)"
     try:
-        here = machine(device)
+        here = host(flavour, device)
     except BackendUnavailable as error:
         return f"not {error}"
     refused = {entry.spec.key: refusal(bundle, entry.spec, here) for entry in bundle.manifest.networks}
     reasons = [f"{key}: {reason}" for key, reason in refused.items() if reason]
-    return f"no TensorRT plan of {', '.join(reasons)} ({build_command(bundle.folder)})" if reasons else ""
+    return f"no {flavour.title} plan of {', '.join(reasons)} ({build})" if reasons else ""
 
 
 def choose_for_checkpoint(backend: str, device: DeviceName) -> Choice:
     """Torch runs a checkpoint: compiled on a GPU, eager on the CPU, where compiling costs minutes."""
     check_name(backend)
-    if backend in ("onnxruntime", "tensorrt"):
-        plans = " and `svd-export tensorrt BUNDLE`" if backend == "tensorrt" else ""
+    row = BACKENDS.get(backend)
+    if row is not None and row.of_bundle:
+        flavour = f" --flavour {backend}" if backend == "tensorrt-rtx" else ""
+        plans = f" and `svd-export tensorrt BUNDLE{flavour}`" if row.runs == "plans" else ""
         raise BackendUnavailable(
             f"backend {backend} for a checkpoint",
             expected="a bundle",
             got="a checkpoint",
-            remedy=f"Run `svd-export onnx CHECKPOINT -o BUNDLE`{plans}, then pass --bundle BUNDLE.",
+            remedy=f"Run `svd-export onnx CHECKPOINT -o BUNDLE`{plans}, "
+            "then use VideoEngine.from_bundle(BUNDLE).",
         )
     where = resolve(device)
     if backend != "auto":
@@ -92,16 +113,6 @@ def choose_for_checkpoint(backend: str, device: DeviceName) -> Choice:
     if where.type == "cuda":
         return Choice("compiled", where, "a CUDA GPU: torch.compile pays after the first video")
     return Choice("eager", where, "no GPU: torch.compile would spend minutes on the CPU first")
-
-
-def check_name(backend: str) -> None:
-    if backend not in get_args(BackendName):
-        raise SettingsError(
-            "backend",
-            expected=", ".join(get_args(BackendName)),
-            got=repr(backend),
-            remedy="Choose one of these.",
-        )
 
 
 def resolve(device: DeviceName) -> torch.device:
@@ -129,7 +140,7 @@ def resolve(device: DeviceName) -> torch.device:
             f"device {device}",
             expected="a CUDA GPU of this number that torch can use",
             got=f"{torch.cuda.device_count()} GPUs with torch {torch.__version__}",
-            remedy="Use --device cpu, or install the NVIDIA driver and a CUDA build of torch.",
+            remedy='Use device="cpu", or install the NVIDIA driver and a CUDA build of torch.',
         )
     return torch.device("cuda", number)
 

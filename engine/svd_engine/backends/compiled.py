@@ -32,7 +32,7 @@ class CompiledNetwork(Network):
                 f"torch.compile of {self.spec.key}",
                 expected="one graph that compiles",
                 got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-                remedy="Use --backend eager; on the CPU torch.compile also needs a C++ compiler (g++).",
+                remedy='Use backend="eager"; on the CPU torch.compile also needs a C++ compiler (g++).',
             ) from error
         return output
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from svd_engine import sampling
 from svd_engine.backends.network import Network, Placement
 from svd_engine.networks.spec import NetworkSpec
+from svd_engine.sampling import preconditioning
 
 
 class FakeNetwork(Network):
@@ -55,7 +55,7 @@ def _denoiser(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     ids = torch.tanh(inputs["time_ids"].sum(1) / 100 + inputs["embedding"].mean(dim=(1, 2)))  # [B]
     scale = inputs.get("guidance", torch.ones(shape[:2], dtype=torch.float32))  # [B, F]
     clean = first[:, None] * (1 + 0.1 * (scale * ids[:, None])[:, :, None, None, None])
-    c_skip = sampling.c_skip(sigma)
+    c_skip = preconditioning.c_skip(sigma)
     return c_skip * x + (1 - c_skip) * clean
 
 

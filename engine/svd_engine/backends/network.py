@@ -48,6 +48,14 @@ class Network(ABC):
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The call itself, on checked inputs."""
 
+    @property
+    def needs_warm_up(self) -> bool:
+        """Whether the next call would do more than compute: compile kernels, say."""
+        return False
+
+    def warm_up(self) -> None:
+        """Does that now, so that no call is taken for slow.  By default there is nothing to do."""
+
     def close(self) -> None:
         """Frees what the network holds.  It is not called again after."""
 

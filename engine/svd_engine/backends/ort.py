@@ -7,12 +7,9 @@ ONNX Runtime itself falls back to the CPU without a word.
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -50,7 +47,7 @@ class OrtNetwork(Network):
                 f"ONNX Runtime, {self.spec.key} on {self.placement.device}",
                 expected="a run without error",
                 got=str(error).strip(),
-                remedy="If memory ran out, export a smaller profile (--decode-chunk, --guidance single).",
+                remedy="If memory ran out, export a smaller profile (decode chunk, single guidance).",
             ) from error
         return self.output
 
@@ -70,7 +67,7 @@ class OrtBackend:
         self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
-        path = self.bundle.graph(spec, _memory(self.device))
+        path = self.bundle.graph(spec, "onnxruntime", _memory(self.device))
         provider = PROVIDERS[self.device.type]
         session = self._session(path, provider)
         used = session.get_providers()
@@ -80,7 +77,7 @@ class OrtBackend:
                 expected=provider,
                 got=", ".join(used),
                 remedy=f"Install it ({install_line(self.device.type)}) and the CUDA and cuDNN libraries that "
-                "it needs, or ask for --device cpu.",
+                'it needs, or use device="cpu".',
             )
         detail = f"onnxruntime {self.runtime.__version__} {used[0]}"
         placement = Placement("onnxruntime", str(self.device), self.bundle.dtype_of(spec), detail)
@@ -98,25 +95,13 @@ class OrtBackend:
                 f"ONNX Runtime {self.runtime.__version__} loading {path.name}",
                 expected="a graph that it can run",
                 got=str(error).strip(),
-                remedy="Try a newer onnxruntime, or export again with --dtype fp32.",
+                remedy="Try a newer onnxruntime, or run `svd-export onnx CHECKPOINT -o BUNDLE --dtype fp32`.",
             ) from error
-        _sessions.add(session)
         give_back_freed()  # weights that it copied into another layout
         return session
 
     def close(self) -> None:
         """Sessions belong to their networks; nothing else is held."""
-
-
-def _keep_for_ever() -> None:
-    """In a forked child a session has lost its threads: the end of one would wait for them, or crash."""
-    for session in list(_sessions):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-_sessions: WeakSet[Any] = WeakSet()
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_keep_for_ever)
 
 
 def _memory(device: torch.device) -> int:

@@ -42,6 +42,7 @@ class SwappedBackend:
         if self._held is None or self._held.spec != spec:
             self._release()
             self._held = self.backend.open(spec)
+            self._held.warm_up()
         return self._held
 
     def close(self) -> None:

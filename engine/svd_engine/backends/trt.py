@@ -1,28 +1,33 @@
-"""TensorRT on a CUDA GPU, over the plans of a bundle.
+"""TensorRT on a CUDA GPU, over the plans of a bundle; one code for both flavours.
 
     plan -> engine -> context          made once, by name-based bindings
     inputs -> fixed buffers -> launch -> output buffer
 
 Addresses never change, so the denoiser's launch is recorded as a CUDA graph on its second call (the
-first one lets TensorRT settle) and replayed from then on.  Activations of all contexts share one block.
-Nothing waits for the GPU between calls: work is ordered by streams alone.
+first one lets TensorRT settle) and replayed from then on; TensorRT for RTX records its own (`trt_jit`).
+Activations of all contexts share one block.  Nothing waits for the GPU between calls: work is ordered by
+streams alone.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from svd_engine.backends.jit_cache import JitCache, cache_of, notices
 from svd_engine.backends.network import Network, Placement
-from svd_engine.backends.trt_cuda import LESS_MEMORY, Cuda, SharedMemory
-from svd_engine.backends.trt_library import log, machine
+from svd_engine.backends.trt_cuda import LESS_MEMORY, Cuda, SharedMemory, driver_version
+from svd_engine.backends.trt_jit import Jit, invalidity, jit_context
+from svd_engine.backends.trt_library import host, library, log
 from svd_engine.backends.trt_refit import refit
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.flavours import FLAVOURS, TENSORRT, Flavour
 from svd_engine.manifest import PlanEntry
 from svd_engine.networks.spec import NetworkSpec, TensorSpec
 from svd_engine.plans import build_command, fitting_plan
@@ -36,7 +41,10 @@ REPORT = "Report this with TensorRT's version and the GPU's name."
 
 
 class TrtNetwork(Network):
-    """One engine with its context, its buffers and, when `record` is on, its CUDA graph."""
+    """One engine with its context, its buffers and, when `record` is on, its CUDA graph.
+
+    `jit` holds the kernels of a flavour that compiles them on the card, at the first launch.
+    """
 
     def __init__(
         self,
@@ -47,9 +55,11 @@ class TrtNetwork(Network):
         cuda: Cuda,
         memory: SharedMemory,
         record: bool,
+        jit: Jit | None = None,
     ) -> None:
         super().__init__(spec, placement)
         self.engine, self.context, self.cuda, self.memory, self.record = engine, context, cuda, memory, record
+        self.jit = jit
         self.inputs = {t.name: cuda.empty(f"{t.name} of {spec.key}", t.shape) for t in spec.inputs}
         self.output = cuda.empty(f"{spec.output.name} of {spec.key}", spec.output.shape)
         for name, buffer in (*self.inputs.items(), (spec.output.name, self.output)):
@@ -70,18 +80,40 @@ class TrtNetwork(Network):
             if self._replay is not None:
                 self._replay()
             else:
-                with self.cuda.aside() as stream:
-                    launched = self.context.execute_async_v3(stream)
-                if not launched:
-                    raise self._error("a launch without error")
-                self._warm = True
+                self._launch()
         return self.output
+
+    @property
+    def needs_warm_up(self) -> bool:
+        return self.jit is not None and not self.jit.is_warm
+
+    def warm_up(self) -> None:
+        """One launch on ones, for the kernels that it compiles; what it computes is not used."""
+        if self.jit is None or self.jit.is_warm:
+            return
+        kept = f", kept in {self.jit.cache.path.parent}" if self.jit.cache else ""
+        notices.info("compiling kernels of %s for this GPU%s", self.spec.network, kept)
+        for buffer in self.inputs.values():
+            buffer.fill_(1)
+        with self.cuda.selected():
+            self._use(self.memory.block())
+            self._launch()
+            self.cuda.synchronize()
+
+    def _launch(self) -> None:
+        with self.cuda.aside() as stream:
+            launched = self.context.execute_async_v3(stream)
+        if not launched:
+            raise self._error("a launch without error")
+        self._warm = True
+        if self.jit is not None:
+            self.jit.settle()
 
     def close(self) -> None:
         """Graph, context, engine, then the memory that they point to."""
         with self.cuda.selected():
             self.cuda.synchronize()
-            del self._replay, self.context, self.engine, self.inputs, self.output
+            del self._replay, self.context, self.jit, self.engine, self.inputs, self.output
             self.memory.release(self)
 
     def _use(self, block: Tensor) -> None:
@@ -101,9 +133,10 @@ class TrtNetwork(Network):
         return replay
 
     def _error(self, expected: str, more: str = "") -> BackendError:
-        said = log().errors_so_far() + more
+        flavour = FLAVOURS[self.placement.backend]
+        said = log(flavour).errors_so_far() + more
         return BackendError(
-            f"TensorRT, {self.spec.key} on {self.placement.device}",
+            f"{flavour.title}, {self.spec.key} on {self.placement.device}",
             expected=expected,
             got=said,
             remedy=remedy(said, REPORT),
@@ -111,30 +144,42 @@ class TrtNetwork(Network):
 
 
 class TrtBackend:
-    """`graphs` off launches every call anew, for looking for faults."""
+    """`graphs` off launches every call anew, for looking for faults.
 
-    name = "tensorrt"
+    jit_cache: folder of the kernels that the flavour compiles on the card; None keeps none.
+    """
 
-    def __init__(self, bundle: Bundle, device: torch.device, *, graphs: bool = True) -> None:
-        self.machine = machine(device)
-        self.bundle, self.device, self.graphs = bundle, device, graphs
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: torch.device,
+        flavour: Flavour = TENSORRT,
+        *,
+        graphs: bool = True,
+        jit_cache: Path | None = None,
+    ) -> None:
+        self.flavour, self.name = flavour, str(flavour.name)
+        self.host = host(flavour, device)
+        self.bundle, self.device, self.graphs, self.jit_cache = bundle, device, graphs, jit_cache
         self.cuda = Cuda(device)
         self.memory = SharedMemory(self.cuda)
         self._runtime: tensorrt.Runtime | None = None
 
     def open(self, spec: NetworkSpec) -> Network:
         """Raises BackendUnavailable when no plan fits, BundleError when one was altered, BackendError."""
-        plan = fitting_plan(self.bundle, spec, self.machine)
+        plan = fitting_plan(self.bundle, spec, self.host)
         with self.cuda.selected():
             engine = self._engine(plan)
             self._check_table(spec, plan, engine)
             if plan.stripped:
-                refit(engine, self.bundle.graph(spec), plan.file, self._rebuild)
-            context = self._context(plan, engine)
-            detail = f"TensorRT {plan.tensorrt}, {plan.file}"
-            placement = Placement(self.name, str(self.device), plan.dtype, detail)
+                refit(engine, self.bundle.graph(spec, "tensorrt"), plan.file, self._rebuild)
             record = self.graphs and spec.network in RECORDED
-            return TrtNetwork(spec, placement, engine, context, self.cuda, self.memory, record)
+            context, jit = self._context(plan, engine, record)
+            detail = f"{self.flavour.title} {plan.version}, {plan.file}"
+            placement = Placement(self.name, str(self.device), plan.dtype, detail)
+            return TrtNetwork(
+                spec, placement, engine, context, self.cuda, self.memory, record and jit is None, jit
+            )
 
     def close(self) -> None:
         """After the networks."""
@@ -142,38 +187,62 @@ class TrtBackend:
 
     @property
     def _rebuild(self) -> str:
-        return f"Run: {build_command(self.bundle.folder)}"
+        return f"Run: {build_command(self.bundle.folder, self.flavour.name)}"
 
     def _engine(self, plan: PlanEntry) -> tensorrt.ICudaEngine:
-        import tensorrt as trt
+        runtime, content = self._loader(plan), self.bundle.read_plan(plan)
+        engine = runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            why = f"; {invalidity(runtime, content)}" if self.flavour.compiles_at_first_launch else ""
+            raise self._loading(plan, "an engine", why)
+        return engine
+
+    def _loader(self, plan: PlanEntry) -> tensorrt.Runtime:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = library(self.flavour)
 
         if self._runtime is None:
             try:
-                self._runtime = trt.Runtime(log())
+                self._runtime = trt.Runtime(log(self.flavour))
             except TypeError as error:  # how its bindings say that the library gave none
                 raise BackendUnavailable(
-                    f"TensorRT {plan.tensorrt} on {self.device}",
+                    f"{self.flavour.title} {plan.version} on {self.device}",
                     expected="a runtime",
-                    got=log().errors_so_far(),
+                    got=log(self.flavour).errors_so_far(),
                     remedy="Check the NVIDIA driver with nvidia-smi; it must know TensorRT's CUDA version.",
                 ) from error
-        engine = self._runtime.deserialize_cuda_engine(self.bundle.read_plan(plan))
-        if engine is None:
-            raise self._loading(plan, "an engine")
-        return engine
+        return self._runtime
 
-    def _context(self, plan: PlanEntry, engine: tensorrt.ICudaEngine) -> tensorrt.IExecutionContext:
-        import tensorrt as trt
+    def _context(
+        self, plan: PlanEntry, engine: tensorrt.ICudaEngine, record: bool
+    ) -> tuple[tensorrt.IExecutionContext, Jit | None]:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = library(self.flavour)
 
-        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        jit = None
+        if self.flavour.compiles_at_first_launch:
+            context, jit = jit_context(engine, self._kernels(plan), record)
+        else:
+            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise self._loading(plan, "an execution context")
-        return context
+        return context, jit
 
-    def _loading(self, plan: PlanEntry, expected: str) -> BackendError:
-        said = log().errors_so_far()
+    def _kernels(self, plan: PlanEntry) -> JitCache | None:
+        if self.jit_cache is None:
+            return None
+        return cache_of(
+            self.jit_cache, self.bundle.manifest.files[plan.file].sha256, self.host, driver_version()
+        )
+
+    def _loading(self, plan: PlanEntry, expected: str, more: str = "") -> BackendError:
+        said = log(self.flavour).errors_so_far() + more
         return BackendError(
-            f"TensorRT {plan.tensorrt} loading {plan.file} on {self.device}",
+            f"{self.flavour.title} {plan.version} loading {plan.file} on {self.device}",
             expected=expected,
             got=said,
             remedy=remedy(said, self._rebuild),

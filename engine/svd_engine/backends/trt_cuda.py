@@ -16,8 +16,22 @@ from svd_engine.errors import BackendError
 
 LESS_MEMORY = (
     "Free the GPU's memory, or export a smaller profile "
-    "(--decode-chunk, --guidance single, smaller --height and --width) and build its plans."
+    "(a smaller decode chunk, single guidance, smaller height and width) and build its plans."
 )
+
+
+def driver_version() -> str:
+    """NVIDIA's driver, "580.65.06"; "unknown" where it cannot be asked."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # no package, or no driver: each says so in its own way
+        return "unknown"
 
 
 class Cuda:

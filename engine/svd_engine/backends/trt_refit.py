@@ -10,6 +10,7 @@ import numpy as np
 
 from svd_engine.backends.trt_library import log
 from svd_engine.errors import BackendError, BundleError
+from svd_engine.flavours import TENSORRT
 
 if TYPE_CHECKING:
     import tensorrt
@@ -35,12 +36,12 @@ def refit(engine: tensorrt.ICudaEngine, graph: Path, plan: str, remedy: str) -> 
         "BOOL": (trt.DataType.BOOL, 1),
     }
     try:
-        refitter = trt.Refitter(engine, log())
+        refitter = trt.Refitter(engine, log(TENSORRT))
     except TypeError as error:  # how its bindings say that the library gave none
         raise BackendError(
             f"refitting {plan}",
             expected="an engine whose weights can be set",
-            got=log().errors_so_far(),
+            got=log(TENSORRT).errors_so_far(),
             remedy=remedy,
         ) from error
     wanted = set(refitter.get_all_weights())
@@ -59,7 +60,7 @@ def refit(engine: tensorrt.ICudaEngine, graph: Path, plan: str, remedy: str) -> 
         raise BackendError(
             f"refitting {plan} from {graph.name}",
             expected="all of its weights",
-            got="; ".join([*names[:5], log().errors_so_far()]),
+            got="; ".join([*names[:5], log(TENSORRT).errors_so_far()]),
             remedy=remedy,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from svd_engine import sampling
+from svd_engine.sampling import preconditioning
 
 
 class Denoiser(nn.Module):
@@ -32,17 +32,17 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         # x [B,F,4,h,w], first_latent [B,4,h,w], embedding [B,1,D], time_ids [B,3] -> [B,F,4,h,w]
         v = self.predict(x, sigma, first_latent, embedding, time_ids)
-        return v * sampling.c_out(sigma) + x * sampling.c_skip(sigma)
+        return v * preconditioning.c_out(sigma) + x * preconditioning.c_skip(sigma)
 
     def predict(
         self, x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
     ) -> Tensor:
         """v-prediction, float32 [B,F,4,h,w]; the first latent stands beside every frame, not scaled."""
         beside = first_latent[:, None].expand(-1, x.shape[1], -1, -1, -1)
-        latent = torch.cat([x * sampling.c_in(sigma), beside], dim=2)  # [B, F, 8, h, w]
+        latent = torch.cat([x * preconditioning.c_in(sigma), beside], dim=2)  # [B, F, 8, h, w]
         v: Tensor = self.unet(
             latent.to(self.dtype),
-            sampling.c_noise(sigma),
+            preconditioning.c_noise(sigma),
             encoder_hidden_states=embedding.to(self.dtype),
             added_time_ids=time_ids,
             return_dict=False,
@@ -75,4 +75,4 @@ class GuidedDenoiser(Denoiser):
         )
         unconditional, conditional = v.chunk(2)
         guided = unconditional + guidance[:, :, None, None, None] * (conditional - unconditional)
-        return guided * sampling.c_out(sigma) + x * sampling.c_skip(sigma)
+        return guided * preconditioning.c_out(sigma) + x * preconditioning.c_skip(sigma)

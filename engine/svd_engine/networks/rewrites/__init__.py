@@ -75,7 +75,7 @@ ORT_CPU_REWRITES: tuple[Rewrite, ...] = (
 
 
 def rewrites_for(backend: str, device: str) -> tuple[Rewrite, ...]:
-    """All that are of use to "eager", "compiled", "onnxruntime" or "tensorrt" on "cpu" or "cuda"."""
+    """All that are of use to a backend of the registry on "cpu" or "cuda"."""
     on_cpu = {"eager": TORCH_CPU_REWRITES, "onnxruntime": ORT_CPU_REWRITES}
     return (*REWRITES, *(on_cpu.get(backend, ()) if device == "cpu" else ()))
 

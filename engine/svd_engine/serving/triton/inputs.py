@@ -1,4 +1,4 @@
-"""The inputs of one request: names and defaults of diffusers' call, Triton's types, and what they become.
+"""The inputs of one request: the parameters of a call, Triton's types, and what they become.
 
 Knows numpy arrays, not Triton's classes.  What is absent keeps the default of `VideoEngine.__call__`.
 """
@@ -6,13 +6,27 @@ Knows numpy arrays, not Triton's classes.  What is absent keeps the default of `
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from svd_engine.errors import SettingsError
+from svd_engine.request import (
+    IMAGE,
+    PARAMETERS,
+    SEED,
+    FitMode,
+    Latents,
+    NoiseLevels,
+    Parameter,
+    Photograph,
+    Real,
+    Seed,
+    Settings,
+    Whole,
+)
 from svd_engine.settings import at_least
 
 
@@ -26,32 +40,35 @@ class Tensor:
     optional: bool = False  # inputs only
 
 
-def _optional(name: str, datatype: str, *dims: int) -> Tensor:
-    return Tensor(name, datatype, dims or (1,), optional=True)
+def _item(array: np.ndarray) -> Any:
+    return array.item()
 
 
-SAMPLING = (
-    _optional("height", "TYPE_INT32"),
-    _optional("width", "TYPE_INT32"),
-    _optional("num_frames", "TYPE_INT32"),
-    _optional("num_inference_steps", "TYPE_INT32"),
-    _optional("sigmas", "TYPE_FP32", -1),
-    _optional("min_guidance_scale", "TYPE_FP32"),
-    _optional("max_guidance_scale", "TYPE_FP32"),
-    _optional("fps", "TYPE_INT32"),
-    _optional("motion_bucket_id", "TYPE_FP32"),
-    _optional("noise_aug_strength", "TYPE_FP32"),
-    _optional("decode_chunk_size", "TYPE_INT32"),
-    _optional("num_videos_per_prompt", "TYPE_INT32"),
-    _optional("latents", "TYPE_FP32", -1, -1, -1, -1, -1),
-)
-IMAGE = Tensor("image", "TYPE_STRING")
-SEED = _optional("seed", "TYPE_UINT64")
-OUTPUT_TYPE = _optional("output_type", "TYPE_STRING")
-FIT = _optional("fit", "TYPE_STRING")
-PREVIEW_EVERY = _optional("preview_every", "TYPE_INT32")
+def _text(array: np.ndarray) -> str:
+    return str(array.item().decode(errors="replace"))
+
+
+# Triton's type and dims of a type of parameter, and what makes an argument of `VideoEngine.__call__` from it.
+FORMS: dict[type, tuple[str, tuple[int, ...], Callable[[np.ndarray], Any]]] = {
+    Photograph: ("TYPE_STRING", (1,), _item),
+    Seed: ("TYPE_UINT64", (1,), _item),
+    Whole: ("TYPE_INT32", (1,), _item),
+    Real: ("TYPE_FP32", (1,), _item),
+    FitMode: ("TYPE_STRING", (1,), _text),
+    NoiseLevels: ("TYPE_FP32", (-1,), np.ndarray.tolist),
+    Latents: ("TYPE_FP32", (-1, -1, -1, -1, -1), np.asarray),
+}
+
+
+def _tensor(parameter: Parameter) -> Tensor:
+    datatype, dims, _ = FORMS[type(parameter.kind)]
+    return Tensor(parameter.name, datatype, dims, optional=parameter is not IMAGE)
+
+
+CALL = tuple(map(_tensor, PARAMETERS))
+OUTPUT_TYPE = Tensor("output_type", "TYPE_STRING", optional=True)
+PREVIEW_EVERY = Tensor("preview_every", "TYPE_INT32", optional=True)
 OUTPUT_TYPES = ("mp4", "frames")
-DEFAULT_FPS = 7
 MAX_FPS = 240  # an mp4 cannot count in any unit of time
 
 
@@ -67,7 +84,7 @@ class Request:
 
     @property
     def fps(self) -> int:
-        return int(self.sampling.get("fps", DEFAULT_FPS))
+        return int(self.sampling.get("fps", Settings.fps))
 
 
 def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Request:
@@ -76,27 +93,19 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     The two limits keep one request from holding an instance for hours; everything else that costs time or
     memory is bounded by the bundle's static profiles.
     """
-    if "image" not in given:
+    if IMAGE.name not in given:
         raise SettingsError(
             "image",
             expected="an encoded picture in the input of this name",
             got=f"the inputs {', '.join(given)}",
             remedy="Send a JPEG, PNG or WebP file's content.",
         )
-    sampling: dict[str, Any] = {}
-    for tensor in SAMPLING:
-        if tensor.name in given:
-            values = given[tensor.name]
-            sampling[tensor.name] = values.item() if tensor.dims == (1,) else values
-    if "sigmas" in sampling:
-        sampling["sigmas"] = sampling["sigmas"].tolist()
-        _at_most("sigmas", len(sampling["sigmas"]) - 1, max_steps, " steps")
-    _at_most("num_inference_steps", sampling.get("num_inference_steps", 1), max_steps)
-    _at_most("fps", sampling.get("fps", 1), MAX_FPS)
-    _at_most("num_videos_per_prompt", sampling.get("num_videos_per_prompt", 1), max_videos)
-    output_type = _text(given, "output_type", "mp4")
-    if "fit" in given:
-        sampling["fit"] = _text(given, "fit", "")
+    call = {p.name: FORMS[type(p.kind)][2](given[p.name]) for p in PARAMETERS if p.name in given}
+    _at_most("sigmas", len(call.get("sigmas", ())) - 1, max_steps, " steps")
+    _at_most("num_inference_steps", call.get("num_inference_steps", 1), max_steps)
+    _at_most("fps", call.get("fps", 1), MAX_FPS)
+    _at_most("num_videos_per_prompt", call.get("num_videos_per_prompt", 1), max_videos)
+    output_type = _text(given["output_type"]) if "output_type" in given else "mp4"
     if output_type not in OUTPUT_TYPES:
         raise SettingsError(
             "output_type",
@@ -106,12 +115,8 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
         )
     preview_every = given["preview_every"].item() if "preview_every" in given else 0
     at_least("preview_every", preview_every, 0)
-    seed = given["seed"].item() if "seed" in given else secrets.randbits(64)
-    return Request(given["image"].item(), seed, output_type, preview_every, sampling)
-
-
-def _text(given: Mapping[str, np.ndarray], name: str, default: str) -> str:
-    return str(given[name].item().decode(errors="replace")) if name in given else default
+    image, seed = call.pop(IMAGE.name), call.pop(SEED.name, None)
+    return Request(image, secrets.randbits(64) if seed is None else seed, output_type, preview_every, call)
 
 
 def _at_most(name: str, value: int, limit: int, unit: str = "") -> None:

@@ -100,7 +100,7 @@ class TritonPythonModel:
     ) -> Any:
         from svd_engine.serving.encode import encode
         from svd_engine.serving.one_video import make_video, watch
-        from svd_engine.video import to_uint8
+        from svd_engine.video import as_bytes
 
         given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         asked = inputs.read(given, self.max_steps, self.max_videos)
@@ -114,7 +114,7 @@ class TritonPythonModel:
         watched = watch(self.engine, wanted, on_step_end if send else None)
         made = make_video(self.engine, wanted, watched, ClientCancels(cancelled))
         started = time.perf_counter()
-        frames = [to_uint8(video) for video in made.frames]
+        frames = [as_bytes(video) for video in made.frames]
         as_files = asked.output_type == "mp4"
         files = [encode(video, ".mp4", asked.fps) for video in frames] if as_files else []
         self.metrics.time({**made.report.stage_ms, "encode": (time.perf_counter() - started) * 1e3})

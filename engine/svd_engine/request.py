@@ -1,0 +1,255 @@
+"""The one list of the parameters of a call: name, type, unit, range, default, a line of help.
+
+The command's options (`call_options`), Triton's inputs and the checks of `Settings` are made from it;
+`VideoEngine.__call__`, the C++ host and the documentation are held to it by tests.  A new parameter is a
+field of `Settings`, an argument of `VideoEngine.__call__`, and what the pipeline does with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+
+from svd_engine.errors import SettingsError
+from svd_engine.settings import FITS, Fit, at_least, check_fit, check_seed, finite, noise_levels
+
+# Types of parameters.  `check` gives the value as a plain one, or raises SettingsError; `range` is for help.
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An int of at least `low`."""
+
+    low: int
+    range: ClassVar[str] = ""
+
+    def check(self, name: str, value: object) -> int:
+        return at_least(name, value, self.low)
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite float from `low` to `high`; None is no limit."""
+
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def range(self) -> str:
+        return "" if self.high is None else f"{self.low} to {self.high}"
+
+    def check(self, name: str, value: object) -> float:
+        return finite(name, value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class FitMode:
+    """One of `Fit`."""
+
+    choices: tuple[str, ...] = FITS
+    range: ClassVar[str] = ""
+
+    def check(self, _name: str, value: object) -> object:
+        check_fit(value)
+        return value
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """Falling floats, one more than steps."""
+
+    range: ClassVar[str] = ""
+
+    def check(self, _name: str, value: object) -> tuple[float, ...]:
+        return noise_levels(value)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """An int of 64 bits; for `VideoEngine.__call__` a generator that was seeded with it."""
+
+    range: ClassVar[str] = "0 to 2^64 - 1"
+
+    def check(self, _name: str, value: object) -> int:
+        return check_seed(value)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture: of any kind that `VideoEngine.__call__` takes in Python, an encoded file elsewhere."""
+
+    range: ClassVar[str] = ""
+
+    def check(self, _name: str, value: object) -> object:
+        return value  # `image` checks it while it reads it
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Noise of variance 1, [N, F, 4, h, w]."""
+
+    range: ClassVar[str] = ""
+
+    def check(self, _name: str, value: object) -> object:
+        return value  # the pipeline checks its shape, which depends on other parameters
+
+
+Kind = Whole | Real | FitMode | NoiseLevels | Seed | Photograph | Latents
+
+
+@dataclass(frozen=True)
+class Parameter:
+    kind: Kind
+    help: str  # one line, without a full stop
+    unit: str = ""
+    name: str = ""  # as `VideoEngine.__call__` and Triton call it; diffusers' name
+    option: str | None = None  # of `svd-engine generate`; None where the command offers none
+    own: Literal["", "profile", "model"] = ""  # whose value a call that names none takes
+    default: Any = None  # where nothing owns one; of an `own` parameter SVD's, if it has one
+    field: str = ""  # of `Settings`
+
+    @property
+    def call_default(self) -> Any:
+        """Default of `VideoEngine.__call__`: None for what the profile or the model decides."""
+        return None if self.own else self.default
+
+    def describe(self) -> str:
+        """The whole line: help, unit, range, and where a default that is not shown comes from."""
+        notes = ", ".join(note for note in (self.unit, self.kind.range) if note)
+        line = f"{self.help} ({notes})." if notes else f"{self.help}."
+        if self.own == "profile":
+            return f"{line} Default: the bundle's or checkpoint's own."
+        return f"{line} Default: the model's own (SVD: {self.default:g})." if self.own else line
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every number of a call, as plain int and float.  Raises SettingsError for one that is out of range.
+
+    Takes numbers of any kind: of Python, NumPy and torch, and whole ones written as 7.0.
+    """
+
+    frames: Annotated[
+        int, Parameter(Whole(1), "Number of frames", name="num_frames", option="--frames", own="profile")
+    ]
+    height: Annotated[
+        int, Parameter(Whole(1), "Height of the video", "pixels", option="--height", own="profile")
+    ]
+    width: Annotated[
+        int, Parameter(Whole(1), "Width of the video", "pixels", option="--width", own="profile")
+    ]
+    fit: Annotated[
+        Fit,
+        Parameter(
+            FitMode(),
+            "Stretch a photograph of another aspect ratio, crop its middle, or pad it with black",
+            option="--fit",
+        ),
+    ] = "stretch"  # as diffusers does
+    steps: Annotated[
+        int, Parameter(Whole(1), "Denoising steps", name="num_inference_steps", option="--steps")
+    ] = 25
+    sigmas: Annotated[
+        tuple[float, ...] | None,
+        Parameter(NoiseLevels(), "Noise levels in place of the steps: n + 1 levels make n steps"),
+    ] = None
+    fps: Annotated[
+        int,
+        Parameter(Whole(1), "Playback rate, also given to the network", "frames per second", option="--fps"),
+    ] = 7
+    motion_bucket_id: Annotated[
+        float,
+        Parameter(Real(0, 1023), "Amount of motion, more for a higher value", option="--motion-bucket-id"),
+    ] = 127  # SVD was trained on 0 to 255
+    noise_aug_strength: Annotated[
+        float,
+        Parameter(
+            Real(0),
+            "Noise added to the photograph; with more the video departs further from it",
+            "standard deviation, of pixels in [-1, 1]",
+            option="--noise-aug-strength",
+        ),
+    ] = 0.02
+    min_guidance_scale: Annotated[
+        float,
+        Parameter(Real(), "Guidance scale of the first frame", option="--min-guidance-scale", own="model"),
+    ] = 1.0
+    max_guidance_scale: Annotated[
+        float,
+        Parameter(
+            Real(),
+            "Guidance scale of the last frame; guidance acts if one of the two is above 1",
+            option="--max-guidance-scale",
+            own="model",
+        ),
+    ] = 3.0
+    decode_chunk_size: Annotated[
+        int | None,
+        Parameter(Whole(1), "Frames decoded at once; fewer take less memory", option="--decode-chunk-size"),
+    ] = None  # all at once, or what the bundle has
+    videos_per_image: Annotated[
+        int,
+        Parameter(Whole(1), "Videos of each photograph", name="num_videos_per_prompt", option="--num-videos"),
+    ] = 1
+
+    def __post_init__(self) -> None:
+        for parameter in SETTINGS:
+            value = getattr(self, parameter.field)
+            if value is None and parameter.default is None and not parameter.own:
+                continue
+            object.__setattr__(self, parameter.field, parameter.kind.check(parameter.name, value))
+        if self.sigmas is not None:
+            object.__setattr__(self, "steps", len(self.sigmas) - 1)  # those that run
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance acts: the larger of the two scales is above 1.
+
+        diffusers' `do_classifier_free_guidance` looks at `max_guidance_scale` while it encodes and at the
+        largest scale of all frames in the loop, and stops with a RuntimeError where the two disagree, as at
+        min 3, max 1.  Where diffusers gives a video, this is its answer.
+        """
+        return max(self.min_guidance_scale, self.max_guidance_scale) > 1
+
+    def check_size(self, multiple: int) -> None:
+        """Raises SettingsError unless the networks can take the size."""
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value % multiple:
+                nearest = max(multiple, round(value / multiple) * multiple)
+                raise SettingsError(
+                    name,
+                    expected=f"a multiple of {multiple} pixels",
+                    got=str(value),
+                    remedy=f"The nearest that works is {nearest}.",
+                )
+
+
+def _of_settings() -> tuple[Parameter, ...]:
+    """The parameters in the annotations of `Settings`, each with its names and its default."""
+    hints = get_type_hints(Settings, include_extras=True)
+    found = []
+    for field in dataclasses.fields(Settings):
+        (parameter,) = hints[field.name].__metadata__
+        default = None if field.default is MISSING else field.default
+        name = parameter.name or field.name
+        found.append(dataclasses.replace(parameter, name=name, field=field.name, default=default))
+    return tuple(found)
+
+
+SETTINGS = _of_settings()
+IMAGE = Parameter(Photograph(), "Photograph to animate", name="image")
+SEED = Parameter(
+    Seed(), "Random seed: the same seed makes the same video", name="seed", option="--seed", default=0
+)
+LATENTS = Parameter(Latents(), "Noise to start from", name="latents")
+PARAMETERS = (IMAGE, SEED, *SETTINGS, LATENTS)
+
+
+def check(call: Mapping[str, object]) -> None:
+    """Raises SettingsError for a value out of range, before anything is opened.  None keeps a default."""
+    for parameter in PARAMETERS:
+        value = call.get(parameter.name)
+        if value is not None:
+            parameter.kind.check(parameter.name, value)
