@@ -13,7 +13,7 @@ from svd_engine import VideoEngine, request
 from svd_engine.cli import app
 from svd_engine.errors import SettingsError
 from svd_engine.request import PARAMETERS, SETTINGS, FitMode, Parameter, Real, Seed, Whole
-from svd_export.triton_model.inputs import CALL, FORMS
+from svd_engine.serving.triton.inputs import CALL, FORMS
 from tests.paths import ROOT
 
 OPTIONS = {p.option: p for p in PARAMETERS if p.option}
@@ -61,7 +61,7 @@ def test_a_call_is_checked_before_anything_is_opened() -> None:
 
 ONLY_IN_PYTHON = {
     "self", "generator", "output_type", "callback_on_step_end", "callback_on_step_end_tensor_inputs",
-    "return_dict", "cancel",
+    "return_dict", "cancel", "observer",
 }  # fmt: skip
 
 
