@@ -20,9 +20,9 @@ from svd_engine import VideoEngine
 from svd_engine.checkpoint import open_checkpoint
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
-from tests import damage, tensorrt_plans
-from tests.paths import ROOT
-from tests.shared import made_once
+from tests.support import damage, tensorrt_plans
+from tests.support.paths import ROOT
+from tests.support.shared import made_once
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start

@@ -15,9 +15,9 @@ from svd_engine import checkpoint, cli
 from svd_engine.bundle import Bundle
 from svd_engine.manifest import MANIFEST
 from svd_export import cli as export_cli
-from tests import damage
-from tests.commands import call
-from tests.paths import ROOT
+from tests.support import damage
+from tests.support.commands import call
+from tests.support.paths import ROOT
 
 PHOTOGRAPH = ROOT / "engine/svd_engine/assets/coffee.png"
 

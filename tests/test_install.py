@@ -19,7 +19,7 @@ from packaging.requirements import Requirement  # pytest needs it, too
 
 from svd_engine import install
 from svd_engine.install import install_line
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]

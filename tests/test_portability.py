@@ -26,9 +26,9 @@ from svd_engine.manifest import read_manifest
 from svd_engine.plans import Machine, plan_file
 from svd_engine.video import check_output
 from svd_export import placing
-from tests import damage
-from tests.paths import PHOTOGRAPH, ROOT
-from tests.windows import PEAK
+from tests.support import damage
+from tests.support.paths import PHOTOGRAPH, ROOT
+from tests.support.windows import PEAK
 
 # every command that writes, in one process, which is expensive to start
 RUN = """
@@ -38,7 +38,7 @@ import av, diffusers, onnx, onnx_ir, onnxruntime, onnxscript, torch, transformer
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 import PIL.GifImagePlugin, PIL.PngImagePlugin, PIL.WebPImagePlugin
-from tests.windows import pretend
+from tests.support.windows import pretend
 pretend()
 warnings.filterwarnings("ignore", "only soft file lock")  # what filelock has when neither lock is there
 from pathlib import Path
@@ -72,7 +72,7 @@ with workshop(Path(out, "bundle")) as aside:
     (aside / "new").write_bytes(b"1")
     move_out(aside / "new", Path(out, "frames", "new"))
 
-from tests.windows import open_files
+from tests.support.windows import open_files
 held = Path(out, "frames", "new").open("rb")  # the double can refuse
 try:
     Path(out, "frames", "new").unlink()

@@ -15,8 +15,8 @@ import typer
 from svd_engine import console
 from svd_engine.errors import BackendUnavailable, SvdEngineError
 from svd_engine.shell import quoted
-from tests.commands import call
-from tests.paths import ROOT
+from tests.support.commands import call
+from tests.support.paths import ROOT
 
 SOURCES = [
     path

@@ -14,7 +14,7 @@ from svd_engine.cli import app
 from svd_engine.errors import SettingsError
 from svd_engine.request import PARAMETERS, SETTINGS, FitMode, Parameter, Real, Seed, Whole
 from svd_engine.serving.triton.inputs import CALL, FORMS
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 OPTIONS = {p.option: p for p in PARAMETERS if p.option}
 CPP = (ROOT / "examples/cpp/svd_generate.cpp").read_text()

@@ -16,8 +16,8 @@ from svd_bench.memory import Peaks
 from svd_bench.results import Results, read_results
 from svd_engine.bundle import Bundle
 from tests.bench.fakes import CEILING
-from tests.commands import call
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+from tests.support.commands import call
 
 ON_CPU = ("--device", "cpu")
 DEMO = ("--checkpoint", "demo", *ON_CPU)

@@ -12,7 +12,7 @@ from svd_bench.compare import Change, compare, table
 from svd_bench.results import Results, Row, Spread
 from svd_engine.errors import SettingsError
 from tests.bench.documents import GIB, environment, ladder, results, row, run, setting, spread, tiers
-from tests.commands import call
+from tests.support.commands import call
 
 
 def change(old: Row, new: Row, threshold: float = 0.05) -> Change:

@@ -32,8 +32,8 @@ from svd_engine.bundle import Bundle
 from svd_engine.errors import ExportError, SettingsError
 from svd_engine.manifest import CompiledFigures
 from tests.bench import documents
-from tests.commands import call
-from tests.paths import ROOT
+from tests.support.commands import call
+from tests.support.paths import ROOT
 
 HALF = TensorProto.FLOAT16
 

@@ -21,7 +21,7 @@ from svd_engine.errors import BackendUnavailable, SettingsError
 from tests.bench import documents
 from tests.bench.documents import GIB
 from tests.bench.fakes import ATTEMPT
-from tests.commands import call
+from tests.support.commands import call
 
 
 class MadeUpGpu:

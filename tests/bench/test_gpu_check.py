@@ -27,7 +27,7 @@ from svd_bench.results import read_results
 from svd_bench.subjects import Case
 from svd_engine.random_weights import statistics
 from tests.bench import documents
-from tests.commands import call
+from tests.support.commands import call
 
 CPU = torch.device("cpu")
 

@@ -23,9 +23,9 @@ from svd_engine.flavours import TENSORRT_RTX
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import Profile, specs_of
 from svd_export.to_onnx import export_bundle
-from tests import tensorrt_builder_double, tensorrt_double
 from tests.bench.test_gpu_check import context
-from tests.tensorrt_double import Fault
+from tests.support import tensorrt_builder_double, tensorrt_double
+from tests.support.tensorrt_double import Fault
 
 TINY = Profile(2, 32, 32, decode_chunk=2)  # of every context on a CPU
 NETWORKS = ("image_encoder", "vae_encoder", "vae_decoder", "denoiser")

@@ -15,8 +15,8 @@ from svd_bench.quality import Videos, of_motions
 from svd_bench.quality_document import BUCKETS, Difference, Document, Figure, Motion, tables
 from svd_engine.errors import BackendUnavailable
 from tests.bench import documents
-from tests.commands import call
-from tests.paths import ROOT
+from tests.support.commands import call
+from tests.support.paths import ROOT
 
 FIGURES = [
     Figure("sharp", 24.0, 23),

@@ -12,8 +12,8 @@ from svd_bench.results import read_results
 from svd_engine.errors import SettingsError
 from tests.bench import documents
 from tests.bench.documents import results, row
-from tests.commands import call
-from tests.paths import ROOT
+from tests.support.commands import call
+from tests.support.paths import ROOT
 
 RESULTS = ROOT / "benchmarks" / "svd_bench" / "results"
 TEXT = "# Title\n\n<!-- results:run/peers -->\nold\n<!-- /results:run/peers -->\n\nThe end.\n"

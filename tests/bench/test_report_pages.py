@@ -17,7 +17,7 @@ from svd_bench.table import Table
 from svd_engine.errors import BackendUnavailable, OutputError
 from tests.bench import documents
 from tests.bench.documents import results, row
-from tests.commands import call
+from tests.support.commands import call
 
 
 class Page(HTMLParser):

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.contract.uses import BOTH, TENSORRT
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 CACHE = ROOT / ".pytest_cache" / "tensorrt-bindings"
 PINNED = {  # version -> distribution: the oldest that we support, and both sides of the change to 11

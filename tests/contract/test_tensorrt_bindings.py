@@ -18,7 +18,7 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from tests.contract.bindings import CACHE, RTX, Bindings
 from tests.contract.uses import BOTH, GONE, names, probed, sources
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 MISSING = """
 import json, operator, sys

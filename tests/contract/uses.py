@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 FOLDERS = ("engine", "export", "benchmarks", "examples")
 TENSORRT = frozenset({"tensorrt"})

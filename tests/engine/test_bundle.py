@@ -15,8 +15,8 @@ from svd_engine.bundle import Bundle
 from svd_engine.errors import BundleError
 from svd_engine.manifest import MANIFEST, SCHEMA
 from svd_engine.networks.spec import NetworkSpec, specs_of
-from tests import damage
 from tests.conftest import FRAMES
+from tests.support import damage
 
 Change = Callable[[dict[str, Any]], Any]
 

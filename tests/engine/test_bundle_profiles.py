@@ -9,8 +9,8 @@ import pytest
 
 from svd_engine.bundle import Bundle
 from svd_engine.errors import ProfileError
-from tests import damage
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+from tests.support import damage
 
 
 def asked(**other: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from svd_engine.backends.choose import Choice, choose_for_checkpoint, resolve
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.install import install_line
-from tests import damage, tensorrt_double
+from tests.support import damage, tensorrt_double
 
 WITHOUT_PLANS: Any = SimpleNamespace(folder=Path("my bundle"), manifest=SimpleNamespace(plans=()))
 

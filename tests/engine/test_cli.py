@@ -14,10 +14,10 @@ from PIL import Image
 
 from svd_engine import __version__
 from svd_engine.cli import main
-from tests import damage
-from tests.commands import call, start
 from tests.conftest import FRAMES, HEIGHT, WIDTH
-from tests.paths import PHOTOGRAPH
+from tests.support import damage
+from tests.support.commands import call, start
+from tests.support.paths import PHOTOGRAPH
 
 QUICK = ("--steps", 2, "--device", "cpu")
 

@@ -15,10 +15,10 @@ from PIL import Image
 from svd_engine import VideoEngine, console
 from svd_engine.cli import main
 from svd_engine.errors import OutputError
-from tests import damage
-from tests.commands import call
 from tests.conftest import HEIGHT, WIDTH
-from tests.paths import PHOTOGRAPH
+from tests.support import damage
+from tests.support.commands import call
+from tests.support.paths import PHOTOGRAPH
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from svd_engine.networks.spec import Profile
 from svd_engine.unsupported import OUR_WAY
 from svd_export.to_onnx import export_bundle
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
-from tests.paths import PHOTOGRAPH, ROOT
+from tests.support.paths import PHOTOGRAPH, ROOT
 
 PAGE = (ROOT / "docs/diffusers.md").read_text()
 ROWS = [line.split("|")[1].strip() for line in PAGE.splitlines() if line.startswith("| ")][1:]

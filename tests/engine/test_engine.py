@@ -23,7 +23,7 @@ from svd_engine.errors import ProfileError, SettingsError
 from svd_engine.manifest import Manifest
 from svd_engine.networks.modules import Modules
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 CALL: dict[str, Any] = {
     "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 2, "output_type": "pt"

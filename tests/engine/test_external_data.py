@@ -18,7 +18,7 @@ from svd_engine.backends.ort import OrtBackend
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendUnavailable, BundleError
 from svd_engine.networks.spec import NetworkSpec, specs_of
-from tests import damage
+from tests.support import damage
 
 SECRET = "../secret.bin"
 

@@ -17,8 +17,8 @@ from svd_engine.errors import BundleError
 from svd_engine.external_data import read_graph
 from svd_engine.graph_limits import CONSTANT_BYTES, check_limits, peak_bytes
 from svd_engine.networks.spec import NetworkSpec, TensorSpec
-from tests import damage
-from tests.messages import complete
+from tests.support import damage
+from tests.support.messages import complete
 
 SPEC = NetworkSpec("toy", "toy-b1", (TensorSpec("x", (1, 4)),), TensorSpec("y", (1, 4)))
 GIB = 2**30

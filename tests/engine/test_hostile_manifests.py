@@ -13,8 +13,8 @@ from svd_engine.bundle import Bundle
 from svd_engine.errors import BundleError, SettingsError
 from svd_engine.manifest import MANIFEST, SCHEMA, check_profile, read_manifest
 from svd_engine.networks.spec import Architecture, Profile
-from tests import damage, hostile_manifests
-from tests.messages import complete
+from tests.support import damage, hostile_manifests
+from tests.support.messages import complete
 
 MEMORY = 64 * 2**20  # bytes of Python objects; the largest manifest is 4 MiB of text
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from svd_engine.errors import ImageError
 from svd_engine.image import MAX_PIXELS, MAX_SIDE, cover, load_image
-from tests.messages import complete
-from tests.paths import PHOTOGRAPH
-from tests.pictures import noise
+from tests.support.messages import complete
+from tests.support.paths import PHOTOGRAPH
+from tests.support.pictures import noise
 
 # ---------------------------------------------------------------------------- the photograph
 

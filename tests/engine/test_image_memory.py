@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from svd_engine import image
-from tests.pictures import noise
+from tests.support.pictures import noise
 
 SIDE = 4000  # pixels
 BYTES = 24  # per pixel, beyond what one band takes

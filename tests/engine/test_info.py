@@ -17,9 +17,9 @@ from svd_engine.cli import main
 from svd_engine.flavours import Host, capability_target
 from svd_engine.install import install_line
 from svd_engine.manifest import ParityEntry
-from tests import damage, tensorrt_double, tensorrt_plans
-from tests.commands import call
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+from tests.support import damage, tensorrt_double, tensorrt_plans
+from tests.support.commands import call
 
 
 def rows(abilities: list[info.Ability]) -> dict[tuple[str, str], str]:

@@ -35,7 +35,7 @@ from tests.engine.watching import (
     WatchedBackend,
     fake_engine,
 )
-from tests.messages import complete
+from tests.support.messages import complete
 
 IMAGE = torch.full((1, 3, 64, 128), 0.5)
 

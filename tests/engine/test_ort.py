@@ -18,7 +18,7 @@ from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import NetworkSpec, specs_of
-from tests import damage
+from tests.support import damage
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

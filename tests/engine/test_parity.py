@@ -13,7 +13,7 @@ from PIL import Image
 from svd_engine import VideoEngine
 from svd_engine.image import load_image
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
-from tests.paths import PHOTOGRAPH
+from tests.support.paths import PHOTOGRAPH
 
 TOLERANCE = {"eager": 1e-5, "onnxruntime": 1e-4}
 SIZE = {"height": HEIGHT, "width": WIDTH}

@@ -17,9 +17,9 @@ from transformers import CLIPImageProcessor
 from svd_engine.errors import ImageError, SettingsError
 from svd_engine.image import cover, fitted, load_image, to_clip_pixels, to_vae_pixels
 from svd_engine.settings import Fit
-from tests.messages import complete
-from tests.paths import PHOTOGRAPH
-from tests.pictures import noise
+from tests.support.messages import complete
+from tests.support.paths import PHOTOGRAPH
+from tests.support.pictures import noise
 
 CLIP = CLIPImageProcessor()
 TOLERANCE = 1e-6

@@ -14,8 +14,8 @@ from svd_engine.errors import BackendUnavailable, BundleError
 from svd_engine.flavours import AMPERE_AND_NEWER, Host, Target, capability_target, card_target
 from svd_engine.networks.spec import NetworkSpec
 from svd_engine.plans import fitting_plan, plan_file
-from tests import damage
-from tests.tensorrt_plans import HOST, add_plan, plan_of, specs
+from tests.support import damage
+from tests.support.tensorrt_plans import HOST, add_plan, plan_of, specs
 
 
 @pytest.fixture

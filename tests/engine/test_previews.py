@@ -15,7 +15,7 @@ from svd_engine.serving.encode import encode
 from svd_engine.serving.watch import Progress, Watch
 from tests.engine.test_engine import seeded
 from tests.engine.watching import FAKE_CALL, fake_engine
-from tests.paths import PHOTOGRAPH
+from tests.support.paths import PHOTOGRAPH
 
 
 def test_a_preview_of_an_encoded_photograph_looks_like_it() -> None:

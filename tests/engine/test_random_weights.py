@@ -14,7 +14,7 @@ from svd_engine import options
 from svd_engine.checkpoint import Component, random_checkpoint
 from svd_engine.random_weights import Family, RandomWeights, draw, svd_configs
 from svd_engine.weights import build
-from tests.paths import PHOTOGRAPH
+from tests.support.paths import PHOTOGRAPH
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 

@@ -17,8 +17,8 @@ from svd_engine.errors import SettingsError
 from svd_engine.flavours import FLAVOURS, Flavour
 from svd_engine.install import install_line
 from svd_engine.networks.modules import Modules
-from tests import tensorrt_double
-from tests.commands import call
+from tests.support import tensorrt_double
+from tests.support.commands import call
 
 CPU = torch.device("cpu")
 

@@ -31,7 +31,7 @@ from tests.engine.watching import (
     in_queue,
     watched,
 )
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 IMAGE = torch.full((1, 3, 64, 128), 0.5)
 

@@ -17,9 +17,9 @@ from svd_engine.bundle import Bundle
 from svd_engine.flavours import Host
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.spec import NetworkSpec
-from tests import damage, tensorrt_double
-from tests.tensorrt_double import TensorRT
-from tests.tensorrt_plans import add_plan, plan_of, specs
+from tests.support import damage, tensorrt_double
+from tests.support.tensorrt_double import TensorRT
+from tests.support.tensorrt_plans import add_plan, plan_of, specs
 
 CPU = torch.device("cpu")
 

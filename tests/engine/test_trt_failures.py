@@ -17,9 +17,9 @@ from svd_engine.errors import BackendError, BackendUnavailable, BundleError, Ten
 from svd_engine.flavours import AMPERE_AND_NEWER
 from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
-from tests import damage, tensorrt_double
-from tests.tensorrt_double import Fault, TensorRT
-from tests.tensorrt_plans import HOST, add_plan, denoiser, plan_of
+from tests.support import damage, tensorrt_double
+from tests.support.tensorrt_double import Fault, TensorRT
+from tests.support.tensorrt_plans import HOST, add_plan, denoiser, plan_of
 
 CPU = torch.device("cpu")
 NO_MEMORY = "[executionContext.cpp] Error Code 2: OutOfMemory (requested size was 86 GB)"

@@ -13,9 +13,9 @@ from svd_engine.backends.trt_library import host, installed, library, log, requi
 from svd_engine.errors import BackendUnavailable
 from svd_engine.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from svd_engine.install import install_line
-from tests import tensorrt_double
-from tests.tensorrt_double import Severity
-from tests.tensorrt_plans import HOST
+from tests.support import tensorrt_double
+from tests.support.tensorrt_double import Severity
+from tests.support.tensorrt_plans import HOST
 
 
 def refusal() -> str:

@@ -18,11 +18,11 @@ from svd_engine.backends.ort import OrtBackend
 from svd_engine.bundle import Bundle
 from svd_engine.cli import main
 from svd_engine.errors import BackendError
-from tests import tensorrt_double
-from tests.commands import call
 from tests.conftest import HEIGHT, WIDTH
-from tests.tensorrt_double import Fault, TensorRT
-from tests.tensorrt_plans import specs
+from tests.support import tensorrt_double
+from tests.support.commands import call
+from tests.support.tensorrt_double import Fault, TensorRT
+from tests.support.tensorrt_plans import specs
 
 CPU = torch.device("cpu")
 

@@ -15,9 +15,9 @@ from svd_engine.backends.trt_refit import graph_weights
 from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BundleError
 from svd_engine.networks.parity import example_inputs
-from tests import damage, tensorrt_double
-from tests.tensorrt_double import Fault, TensorRT
-from tests.tensorrt_plans import add_plan, denoiser, plan_of, specs, weight_types
+from tests.support import damage, tensorrt_double
+from tests.support.tensorrt_double import Fault, TensorRT
+from tests.support.tensorrt_plans import add_plan, denoiser, plan_of, specs, weight_types
 
 CPU = torch.device("cpu")
 

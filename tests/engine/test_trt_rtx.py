@@ -18,9 +18,9 @@ from svd_engine.bundle import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, OutputError
 from svd_engine.flavours import TENSORRT_RTX, Host, capability_target
 from svd_engine.networks.parity import example_inputs
-from tests import damage, tensorrt_double, tensorrt_plans
-from tests.tensorrt_double import GPU, EngineValidity, Fault, TensorRT
-from tests.tensorrt_plans import denoiser, specs
+from tests.support import damage, tensorrt_double, tensorrt_plans
+from tests.support.tensorrt_double import GPU, EngineValidity, Fault, TensorRT
+from tests.support.tensorrt_plans import denoiser, specs
 
 CPU = torch.device("cpu")
 VERSION = "1.7.1.116"

@@ -14,8 +14,8 @@ from PIL import Image
 
 from svd_engine.errors import SettingsError
 from svd_engine.video import ENCODERS, SHEET_GAP, WRITERS, to_uint8, write_video
-from tests.messages import complete
-from tests.pictures import CLIPS, FRAMES, HEIGHT, WIDTH
+from tests.support.messages import complete
+from tests.support.pictures import CLIPS, FRAMES, HEIGHT, WIDTH
 
 
 def psnr(read: np.ndarray, written: np.ndarray) -> float:

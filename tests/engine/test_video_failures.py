@@ -20,9 +20,9 @@ from PIL import Image
 
 from svd_engine.errors import OutputError, SettingsError
 from svd_engine.video import ENCODERS, WRITERS, check_output, write_video
-from tests.messages import complete
-from tests.paths import PHOTOGRAPH
-from tests.pictures import CLIPS, noise_clip
+from tests.support.messages import complete
+from tests.support.paths import PHOTOGRAPH
+from tests.support.pictures import CLIPS, noise_clip
 
 SOURCES = str(PHOTOGRAPH.parents[2])
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.examples import debian
-from tests.paths import PHOTOGRAPH, ROOT
-from tests.shared import made_once
+from tests.support.paths import PHOTOGRAPH, ROOT
+from tests.support.shared import made_once
 
 CPP = ROOT / "examples" / "cpp"
 SANITISED = "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import filelock
 
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 FOLDER = ROOT / ".debian"
 HEADERS_FROM = "trixie"

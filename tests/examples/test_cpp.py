@@ -16,10 +16,10 @@ from PIL import Image
 from svd_engine import VideoEngine
 from svd_engine.image import load_image
 from svd_engine.manifest import Runtime
-from tests import damage
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.examples.conftest import CPP, Generate, Programs
-from tests.paths import PHOTOGRAPH
+from tests.support import damage
+from tests.support.paths import PHOTOGRAPH
 
 TOLERANCE = 1e-4  # of frames in [0, 1], on the same backend
 SHAPE = (FRAMES, 3, HEIGHT, WIDTH)

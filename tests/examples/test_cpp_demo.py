@@ -13,7 +13,7 @@ from svd_engine.image import load_image
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
 from tests.examples.conftest import Generate, Programs
-from tests.paths import PHOTOGRAPH
+from tests.support.paths import PHOTOGRAPH
 
 
 def test_the_demo_s_frames_equal_python(programs: Programs, runtime: Path, tmp_path: Path) -> None:

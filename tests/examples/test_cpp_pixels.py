@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from svd_engine.image import fitted, load_image, to_clip_pixels, to_vae_pixels
 from svd_engine.settings import Fit
 from tests.examples.conftest import SANITIZERS, Programs
-from tests.paths import PHOTOGRAPH
+from tests.support.paths import PHOTOGRAPH
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ORIENTATION = 0x112

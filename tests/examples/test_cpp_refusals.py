@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import damage, hostile_manifests
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.examples.conftest import Generate
+from tests.support import damage, hostile_manifests
 
 
 def refused(

@@ -17,7 +17,7 @@ from svd_engine.networks.spec import Architecture, Profile, TensorSpec, specs_of
 from svd_engine.random_weights import svd_configs
 from svd_engine.request import Settings
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
-from tests.paths import PHOTOGRAPH, ROOT
+from tests.support.paths import PHOTOGRAPH, ROOT
 
 PAGE = (ROOT / "docs" / "embedding.md").read_text()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.paths import PHOTOGRAPH, ROOT
+from tests.support.paths import PHOTOGRAPH, ROOT
 
 SCRIPTS = ROOT / "examples" / "python"
 

@@ -13,8 +13,8 @@ from svd_engine.checkpoint import open_checkpoint
 from svd_engine.manifest import PlanEntry
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
-from tests import damage, tensorrt_builder_double
-from tests.shared import made_once
+from tests.support import damage, tensorrt_builder_double
+from tests.support.shared import made_once
 
 NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
 

@@ -17,8 +17,8 @@ from svd_engine.checkpoint import open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.networks.spec import Profile
 from svd_export.cli import main, profiles
-from tests import damage
-from tests.commands import call
+from tests.support import damage
+from tests.support.commands import call
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from svd_export import tensorrt_cli
 from svd_export.cli import main
 from svd_export.graph_check import GraphReport, check_graph
 from svd_export.tensorrt_ops import OPSET_LIMITS, SINCE, TYPES, Version
-from tests import damage
-from tests.commands import call
 from tests.export.test_forms import one_node, taken_apart
+from tests.support import damage
+from tests.support.commands import call
 
 HALF = TensorProto.FLOAT16
 SHAPE = (1, 2, 6, 16)

@@ -16,7 +16,7 @@ from svd_export import manifest_file
 from svd_export.file_lock import locked
 from svd_export.manifest_file import LOCK, update_manifest
 from svd_export.verify import verify
-from tests import damage, tensorrt_plans
+from tests.support import damage, tensorrt_plans
 
 
 def named(manifest: Manifest) -> Manifest:

@@ -23,9 +23,9 @@ from svd_engine.flavours import TENSORRT_RTX, sm
 from svd_engine.install import install_line
 from svd_engine.networks.spec import Profile
 from svd_export.to_onnx import export_bundle
-from tests import damage
-from tests.commands import start
 from tests.export.conftest import NETWORKS, half, plans
+from tests.support import damage
+from tests.support.commands import start
 
 pytestmark = [
     pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install tensorrt-rtx-cu13"),

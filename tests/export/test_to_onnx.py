@@ -24,7 +24,7 @@ from svd_engine.networks.modules import Modules
 from svd_engine.networks.spec import NetworkSpec, TensorSpec, specs_of
 from svd_export.to_onnx import check, trace
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 
 def graphs(folder: Path, network: str = "") -> Iterator[tuple[NetworkSpec, onnx.ModelProto]]:

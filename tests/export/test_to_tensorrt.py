@@ -19,12 +19,12 @@ from svd_export.cli import main
 from svd_export.tensorrt_builder import BuildOptions
 from svd_export.tensorrt_cli import memory_bytes
 from svd_export.to_tensorrt import build_plans
-from tests import damage, tensorrt_builder_double
-from tests.commands import call
 from tests.export.conftest import NETWORKS, built, plans
-from tests.tensorrt_builder_double import BuilderFlag, HardwareCompatibilityLevel
-from tests.tensorrt_double import GPU, VERSION
-from tests.tensorrt_plans import HOST
+from tests.support import damage, tensorrt_builder_double
+from tests.support.commands import call
+from tests.support.tensorrt_builder_double import BuilderFlag, HardwareCompatibilityLevel
+from tests.support.tensorrt_double import GPU, VERSION
+from tests.support.tensorrt_plans import HOST
 
 
 def test_every_network_receives_a_plan_that_fits_here(trt: Any, folder: Path) -> None:

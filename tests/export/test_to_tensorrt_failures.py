@@ -19,10 +19,10 @@ from svd_engine.install import install_line
 from svd_export.cli import main
 from svd_export.tensorrt_builder import BuildOptions
 from svd_export.to_tensorrt import build_plans
-from tests import damage, tensorrt_builder_double
-from tests.commands import call
 from tests.export.conftest import NETWORKS, built, plans
-from tests.tensorrt_double import Fault
+from tests.support import damage, tensorrt_builder_double
+from tests.support.commands import call
+from tests.support.tensorrt_double import Fault
 
 
 def test_an_interrupt_keeps_what_is_finished(trt: Any, folder: Path) -> None:

@@ -20,8 +20,8 @@ from svd_engine.errors import ExportError
 from svd_export import placing
 from svd_export.file_lock import locked
 from svd_export.placing import placed
-from tests import commands
 from tests.export.test_placing import names, refusal, write
+from tests.support import commands
 
 WRITER = """
 import sys

@@ -18,8 +18,8 @@ from svd_engine.manifest import MANIFEST, ParityEntry
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_export.cli import main
 from svd_export.verify import difference, verify
-from tests import damage
-from tests.commands import call
+from tests.support import damage
+from tests.support.commands import call
 
 CPU = torch.device("cpu")
 

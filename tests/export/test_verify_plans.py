@@ -15,7 +15,7 @@ from svd_export import verify_plans as module
 from svd_export.cli import main
 from svd_export.to_tensorrt import build_plans
 from svd_export.verify_plans import verify_plans
-from tests.commands import call
+from tests.support.commands import call
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "examples" / "training"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 ENDLESS = """
 import os, pathlib, torch, workers

@@ -15,7 +15,7 @@ import tritonclient.http
 from PIL import Image
 
 from svd_engine.networks.spec import Profile
-from tests.paths import PHOTOGRAPH
+from tests.support.paths import PHOTOGRAPH
 from tests.triton.server import Server
 
 SHORT = Profile(2, 32, 48, decode_chunk=2)

@@ -14,7 +14,7 @@ from svd_engine.checkpoint import open_checkpoint
 from svd_engine.networks.spec import Profile
 from svd_export.cli import main
 from svd_export.to_onnx import export_bundle
-from tests.commands import call
+from tests.support.commands import call
 from tests.triton.asking import SHORT
 from tests.triton.server import Server, install
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 ENVIRONMENT = ROOT / "build" / "triton"  # git ignores it; `make clean` removes it
 PACKAGES = ("nvidia-pytriton==0.7.0", "numpy<2")

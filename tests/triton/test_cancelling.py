@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.paths import PHOTOGRAPH, ROOT
+from tests.support.paths import PHOTOGRAPH, ROOT
 from tests.triton.asking import LONG_CALL, SHORT_CALL, Running, Stream, ask, counted, outcomes, request, until
 from tests.triton.server import Server
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from tests import damage
-from tests.paths import ROOT
+from tests.support import damage
+from tests.support.paths import ROOT
 from tests.triton.asking import SHORT_CALL, Running, ask, outcomes, request
 from tests.triton.server import Server
 

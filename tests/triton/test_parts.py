@@ -21,7 +21,7 @@ from svd_engine.serving.triton import inputs
 from svd_engine.serving.triton.metrics import OUTCOMES
 from svd_engine.serving.watch import Watch
 from tests.conftest import FRAMES, HEIGHT, WIDTH
-from tests.paths import PHOTOGRAPH
+from tests.support.paths import PHOTOGRAPH
 
 PICTURE = {"image": np.array([PHOTOGRAPH.read_bytes()], object)}
 

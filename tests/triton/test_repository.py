@@ -18,9 +18,9 @@ from svd_engine.errors import SettingsError
 from svd_engine.serving.triton.inputs import CALL
 from svd_export.cli import main
 from svd_export.triton import Service, seconds, write_repository
-from tests import damage, tensorrt_plans
-from tests.commands import call
 from tests.conftest import FRAMES, HEIGHT, WIDTH
+from tests.support import damage, tensorrt_plans
+from tests.support.commands import call
 
 VIDEO_MODELS = ["svd", "svd_stream"]
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from svd_engine.networks.spec import NetworkSpec, TensorSpec
-from tests import tensorrt_double
-from tests.tensorrt_double import Recorded, TensorRT
-from tests.tensorrt_plans import plan_of, weight_types
+from tests.support import tensorrt_double
+from tests.support.tensorrt_double import Recorded, TensorRT
+from tests.support.tensorrt_plans import plan_of, weight_types
 
 DEVICE_MEMORY = 4096
 

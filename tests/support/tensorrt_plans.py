@@ -14,8 +14,8 @@ from svd_engine.flavours import Host, Target, card_target
 from svd_engine.manifest import PlanEntry
 from svd_engine.networks.spec import NetworkSpec, specs_of
 from svd_engine.plans import plan_file
-from tests import damage
-from tests.tensorrt_double import CAPABILITY, GPU, VERSION
+from tests.support import damage
+from tests.support.tensorrt_double import CAPABILITY, GPU, VERSION
 
 HOST = Host("tensorrt", VERSION, GPU, CAPABILITY)
 

@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PHOTOGRAPH = ROOT / "engine" / "svd_engine" / "assets" / "coffee.png"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from svd_engine.manifest import MANIFEST, MANIFEST_BYTES
-from tests import damage
+from tests.support import damage
 
 Spoil = Callable[[Path], object]
 

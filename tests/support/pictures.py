@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from tests.paths import PHOTOGRAPH
+from tests.support.paths import PHOTOGRAPH
 
 FRAMES, HEIGHT, WIDTH = 10, 96, 160
 
