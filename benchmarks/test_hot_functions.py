@@ -17,19 +17,20 @@ import torch
 from svd_bench.gpu_context import tiny_checkpoint
 from svd_bench.opening import PHOTOGRAPH
 from svd_bench.stages import panning
-from svd_engine.backends.compiled import CompiledBackend
-from svd_engine.backends.eager import EagerBackend
 from svd_engine.backends.fake import FakeBackend
-from svd_engine.backends.network import Backend
-from svd_engine.backends.ort import OrtBackend
-from svd_engine.bundle import Bundle, sha256_of
-from svd_engine.image import load_image, to_clip_pixels, to_vae_pixels
-from svd_engine.model import Model
+from svd_engine.backends.onnxruntime import OrtBackend
+from svd_engine.backends.torch.compiled import CompiledBackend
+from svd_engine.backends.torch.eager import EagerBackend
+from svd_engine.bundle.reading import Bundle, sha256_of
+from svd_engine.media.image import load_image, to_clip_pixels, to_vae_pixels
+from svd_engine.media.video import to_uint8, write_video
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.spec import Profile, specs_of
 from svd_engine.sampling import samplers, schedules
-from svd_engine.video import to_uint8, write_video
+from svd_engine.spec.model import Model
+from svd_engine.spec.network import Backend
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
 from svd_export.to_onnx import export_bundle
 
 Timed = Callable[..., Any]  # pytest-benchmark's fixture

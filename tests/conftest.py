@@ -17,8 +17,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the hub
 
 from svd_engine import VideoEngine
-from svd_engine.checkpoint import open_checkpoint
-from svd_engine.networks.spec import Profile
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.spec.profile import Profile
 from svd_export.to_onnx import export_bundle
 from tests.support import damage, tensorrt_plans
 from tests.support.paths import ROOT

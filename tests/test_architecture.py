@@ -20,37 +20,49 @@ PACKAGES = {
 NETWORK_LIBRARIES = {"torch", "diffusers", "transformers"}
 RUNTIMES = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy"}
 FILES = {"pathlib", "os", "shutil", "json", "safetensors", "huggingface_hub"}
-BACKENDS = {f"svd_engine.backends.{name}" for name in ("eager", "compiled", "ort", "trt")}
+BACKENDS = {f"svd_engine.backends.{name}" for name in ("torch", "onnxruntime", "tensorrt")}
+
+# From the ground up: each knows those above it in this list, and of its own row only what its file says.
+LAYERS: tuple[set[str], ...] = (
+    {"_version", "errors", "shell", "host_memory", "torch_state", "observer", "py.typed", "assets"},
+    {"install", "values", "arguments", "call_queue", "clock", "spec"},
+    {"request", "sampling", "media", "steering"},
+    {"report", "checkpoint", "bundle"},
+    {"output", "networks"},
+    {"backends"},
+    {"residency"},
+    {"pipeline", "unsupported", "info"},
+    {"engine"},
+    {"serving", "cli", "__init__"},
+)
 
 # module (or folder) -> what it must not import, anywhere in the file
 MUST_NOT_KNOW: dict[str, set[str]] = {
-    "errors.py": {"svd_engine", *NETWORK_LIBRARIES, *RUNTIMES},
-    "settings.py": {*NETWORK_LIBRARIES, *RUNTIMES},
+    "values.py": {*NETWORK_LIBRARIES, *RUNTIMES},
     "request.py": {"typer", "pydantic", "numpy", *NETWORK_LIBRARIES, *RUNTIMES, *FILES},
-    "sampling/": {"svd_engine.image", "svd_engine.networks", "PIL", "diffusers", *RUNTIMES, *FILES},
-    "image.py": {"svd_engine.networks", "svd_engine.backends", "diffusers", "transformers", *RUNTIMES},
-    "video.py": {"svd_engine.networks", "svd_engine.backends", "diffusers", "transformers", *RUNTIMES},
-    "pipeline.py": {*BACKENDS, "typer", "diffusers", "transformers", "PIL", *RUNTIMES, *FILES},
-    "networks/spec.py": {*NETWORK_LIBRARIES, *RUNTIMES, *FILES},
+    "sampling/": {"PIL", "diffusers", *RUNTIMES, *FILES},
+    "media/": {"diffusers", "transformers", *RUNTIMES},
+    "pipeline.py": {"svd_engine.backends", "typer", "diffusers", "transformers", "PIL", *RUNTIMES, *FILES},
+    "spec/tables.py": {*NETWORK_LIBRARIES, *RUNTIMES, *FILES},
+    "spec/": {"diffusers", "transformers", *RUNTIMES},
     "networks/": {*RUNTIMES},
-    "networks/rewrites/": {"svd_engine.backends", "svd_engine.checkpoint", *RUNTIMES, *FILES},
-    "checkpoint.py": {*RUNTIMES},
-    "bundle.py": {"svd_engine.backends", "onnxruntime", "tensorrt", *NETWORK_LIBRARIES},
-    "backends/network.py": {*BACKENDS, *RUNTIMES},
+    "networks/rewrites/": {"svd_engine.checkpoint", *RUNTIMES, *FILES},
+    "checkpoint/": {*RUNTIMES},
+    "bundle/": {"onnxruntime", "tensorrt", *NETWORK_LIBRARIES},
+    "bundle/flavours.py": {*RUNTIMES, *FILES},
     "backends/fake.py": {*BACKENDS, *RUNTIMES, "diffusers"},
-    "backends/eager.py": {*BACKENDS, *RUNTIMES},
-    "backends/compiled.py": {*BACKENDS, *RUNTIMES},
-    "backends/ort.py": {*BACKENDS, "svd_engine.checkpoint", "tensorrt"},
-    "backends/trt.py": {*BACKENDS, "svd_engine.checkpoint", "onnx", "onnxruntime"},
-    "flavours.py": {"svd_engine.backends", "svd_engine.bundle", *NETWORK_LIBRARIES, *RUNTIMES, *FILES},
-    "backends/jit_cache.py": {*BACKENDS, *NETWORK_LIBRARIES, *RUNTIMES},
-    "plans.py": {"svd_engine.backends", *NETWORK_LIBRARIES, *RUNTIMES},
+    "backends/torch/": {*BACKENDS - {"svd_engine.backends.torch"}, *RUNTIMES},
+    "backends/onnxruntime.py": {*BACKENDS, "svd_engine.checkpoint", "tensorrt"},
+    "backends/tensorrt/": {
+        *BACKENDS - {"svd_engine.backends.tensorrt"}, "svd_engine.checkpoint", "onnxruntime",
+    },
+    "backends/tensorrt/jit_cache.py": {*NETWORK_LIBRARIES, *RUNTIMES},
     "engine.py": {*BACKENDS, "typer", "rich", *RUNTIMES},
-    "source.py": {"svd_engine.pipeline", "typer", "rich", *RUNTIMES},
-    "cli.py": {*RUNTIMES, "numpy"},
-    "observer.py": {"svd_engine", *NETWORK_LIBRARIES, *RUNTIMES},
+    "residency/": {"typer", "rich", *RUNTIMES},
+    "cli/": {*RUNTIMES, "numpy"},
+    "observer.py": {*NETWORK_LIBRARIES, *RUNTIMES},
     "serving/": {*BACKENDS, "svd_engine.pipeline", "typer", "rich", "diffusers", "transformers", *RUNTIMES},
-}
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
@@ -91,6 +103,36 @@ def test_must_not_know(place: str) -> None:
     assert {
         str(f.name): known(f, MUST_NOT_KNOW[place]) for f in files if known(f, MUST_NOT_KNOW[place])
     } == {}
+
+
+def room(name: str) -> str:
+    """The part of the engine that a module belongs to: a folder, or a file at the top."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def test_every_part_of_the_engine_has_a_layer() -> None:
+    parts = {path.name.removesuffix(".py") for path in ENGINE.iterdir()} - {"__pycache__"}
+    assert set().union(*LAYERS) == parts
+
+
+def test_what_is_below_knows_nothing_of_what_is_above() -> None:
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    upward = {
+        f"{path.relative_to(ENGINE)}: {name}"
+        for path in ENGINE.rglob("*.py")
+        for name in known(path, {"svd_engine"}) - {"svd_engine"}
+        if level.get(room(name), -1) > level[path.relative_to(ENGINE).parts[0].removesuffix(".py")]
+    }
+    assert upward == set()
+
+
+def test_no_two_parts_of_the_engine_know_each_other() -> None:
+    edges = {
+        (path.relative_to(ENGINE).parts[0].removesuffix(".py"), room(name))
+        for path in ENGINE.rglob("*.py")
+        for name in known(path, {"svd_engine"}) - {"svd_engine"}
+    }
+    assert {pair for pair in edges if pair[0] != pair[1] and pair[::-1] in edges} == set()
 
 
 def test_a_front_knows_the_service_and_not_the_other_way_round() -> None:

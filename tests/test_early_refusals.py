@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from svd_bench import cli as bench_cli
-from svd_engine import checkpoint, cli
-from svd_engine.bundle import Bundle
-from svd_engine.manifest import MANIFEST
+from svd_engine.bundle.manifest import MANIFEST
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint import opening as checkpoint
+from svd_engine.cli import main as cli
 from svd_export import cli as export_cli
 from tests.support import damage
 from tests.support.commands import call
@@ -30,11 +31,11 @@ def never(*_: Any, **__: Any) -> Any:
 def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither checkpoints nor bundles."""
     import svd_bench.subjects
-    import svd_engine.source
+    import svd_engine.residency.source
 
-    for module in (checkpoint, svd_engine.source, svd_bench.subjects):
+    for module in (checkpoint, svd_engine.residency.source, svd_bench.subjects):
         monkeypatch.setattr(module, "open_checkpoint", never)
-    monkeypatch.setattr(svd_engine.source, "Bundle", never)
+    monkeypatch.setattr(svd_engine.residency.source, "Bundle", never)
     monkeypatch.setattr("svd_export.to_onnx.export_bundle", never)
 
 

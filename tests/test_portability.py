@@ -19,12 +19,12 @@ import pytest
 from svd_bench.environment import anonymous
 from svd_bench.gpu_check import OutOfTime, deadline
 from svd_engine import info, report, shell
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.bundle.manifest import read_manifest
+from svd_engine.bundle.plans import Machine, plan_file
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BundleError, CheckpointError, SettingsError
-from svd_engine.manifest import read_manifest
-from svd_engine.plans import Machine, plan_file
-from svd_engine.video import check_output
+from svd_engine.media.video import check_output
 from svd_export import placing
 from tests.support import damage
 from tests.support.paths import PHOTOGRAPH, ROOT
@@ -42,7 +42,7 @@ from tests.support.windows import pretend
 pretend()
 warnings.filterwarnings("ignore", "only soft file lock")  # what filelock has when neither lock is there
 from pathlib import Path
-import svd_engine.cli, svd_export.cli
+import svd_engine.cli.main as generating, svd_export.cli
 
 def run(main, *arguments):
     sys.argv = ["command", *arguments]
@@ -56,7 +56,7 @@ size = ("--frames", "1", "--height", "16", "--width", "16", "--guidance", "singl
 run(svd_export.cli.main, "onnx", checkpoint, "-o", out + "/bundle", *size)
 run(svd_export.cli.main, "verify", out + "/bundle")
 for name in ("a.mp4", "a.gif", "a.webp", "a.png", "frames"):
-    run(svd_engine.cli.main, "generate", photograph, "-o", f"{{out}}/{{name}}", "--bundle", out + "/bundle",
+    run(generating.main, "generate", photograph, "-o", f"{{out}}/{{name}}", "--bundle", out + "/bundle",
         "--steps", "1", "--max-guidance-scale", "1", "--report", out + "/report.json")
 run(svd_export.cli.main, "triton", out + "/bundle", "-o", out + "/models")
 

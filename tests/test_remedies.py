@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from svd_engine import console
+from svd_engine.cli import console
 from svd_engine.errors import BackendUnavailable, SvdEngineError
 from svd_engine.shell import quoted
 from tests.support.commands import call
@@ -23,7 +23,7 @@ SOURCES = [
     for folder in ("engine/svd_engine", "export/svd_export", "benchmarks/svd_bench")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-COMMANDS = {"svd-engine": "svd_engine.cli", "svd-export": "svd_export.cli", "svd-bench": "svd_bench.cli"}
+COMMANDS = {"svd-engine": "svd_engine.cli.main", "svd-export": "svd_export.cli", "svd-bench": "svd_bench.cli"}
 HOLE = "\0"  # stands where a message puts in a value
 WORDS = rf"[\w{HOLE}./-]+"
 # functions that remedies name, as they are written there, and where they live
@@ -33,7 +33,7 @@ FUNCTIONS = {
     "from_checkpoint": "svd_engine.engine.VideoEngine",
     "get_context": "multiprocessing",
     "manual_seed": "torch.Generator",
-    "open_checkpoint": "svd_engine.checkpoint",
+    "open_checkpoint": "svd_engine.checkpoint.opening",
     "save_pretrained": "diffusers.StableVideoDiffusionPipeline",
     "set_progress_bar_config": "svd_engine.engine.VideoEngine",
     "to": "torch.Tensor",
@@ -41,7 +41,7 @@ FUNCTIONS = {
 NO_COMMANDS = {"rows", "wrote"}  # words after a command's name in plain sentences
 # a command to run, in backticks or after "Run:": there an option is what it is in Python, too
 TO_RUN = re.compile(r"`(?:svd-|pip |make |docker |xcode-)[^`]*`|(?:[Rr]un: |^)(?:svd-|pip ).*")
-IS_COMMAND_LINE = {"cli.py", "tensorrt_cli.py", "options.py", "console.py"}
+IS_COMMAND_LINE = {"cli.py", "tensorrt_cli.py", "request.py"}  # request.py: options as data
 
 
 def text_of(node: ast.expr) -> str:
@@ -166,7 +166,7 @@ def test_a_remedy_that_names_what_does_not_exist_is_told(remedy: str, fault: str
 
 
 def test_the_remedy_for_a_single_file_names_hub_checkpoints_that_open_by_name(tmp_path: Path) -> None:
-    from svd_engine.checkpoint import HUB, open_checkpoint
+    from svd_engine.checkpoint.opening import HUB, open_checkpoint
 
     (tmp_path / "svd_xt.safetensors").write_bytes(b"")
     with pytest.raises(SvdEngineError) as caught:
@@ -174,8 +174,16 @@ def test_the_remedy_for_a_single_file_names_hub_checkpoints_that_open_by_name(tm
     assert all(name in caught.value.remedy for name in HUB)
 
 
-LIBRARY = [path for path in SOURCES if "svd_bench" not in path.parts and path.name not in IS_COMMAND_LINE]
-PARTS_OF_COMMANDS = {f" --decode-chunk {HOLE}", f"--random-weights {HOLE}", f" --variant {HOLE}"}
+LIBRARY = [
+    path
+    for path in SOURCES
+    if not {"svd_bench", "cli"} & set(path.parts) and path.name not in IS_COMMAND_LINE
+]
+PARTS_OF_COMMANDS = {
+    "--dtype fp16",
+    f"--random-weights {HOLE}",
+    *(f" --{name} {HOLE}" for name in ("batch", "decode-chunk", "flavour", "frames", "guidance", "variant")),
+}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -228,7 +236,7 @@ def test_every_setting_that_a_remedy_names_has_an_option() -> None:
 
 def test_one_error_is_worded_for_each_reader(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from svd_bench import cli as bench
-    from svd_engine import cli
+    from svd_engine.cli import main as cli
     from svd_engine.engine import VideoEngine
 
     with pytest.raises(BackendUnavailable, match=r'device="cpu"') as caught:

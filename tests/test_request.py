@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from svd_engine import VideoEngine, request
-from svd_engine.cli import app
+from svd_engine.cli.main import app
 from svd_engine.errors import SettingsError
 from svd_engine.request import PARAMETERS, SETTINGS, FitMode, Parameter, Real, Seed, Whole
 from svd_engine.serving.triton.inputs import CALL, FORMS

@@ -68,10 +68,10 @@ def open_engine(attempt: Attempt) -> VideoEngine:
     import torch
 
     from svd_bench.subjects import checkpoint_of
-    from svd_engine import source
     from svd_engine.backends.choose import resolve
     from svd_engine.engine import VideoEngine
-    from svd_engine.networks.spec import Profile
+    from svd_engine.residency import source
+    from svd_engine.spec.profile import Profile
 
     if attempt.cap is not None:
         device = resolve(attempt.device)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svd_engine.backends.network import Placement
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
 from svd_engine.networks.parity import TOLERANCES
+from svd_engine.spec.network import Placement
 
 VIDEO_TOLERANCES = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}  # differences add up over the steps
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svd_bench import compiled_cli, quality_cli, report_cli
-from svd_engine import console
 from svd_engine.backends.registry import BACKENDS
-from svd_engine.options import DType, Family, Variant, Version
+from svd_engine.cli import console
+from svd_engine.cli.options import DType, Family, Variant, Version
 
 if TYPE_CHECKING:
     from svd_bench.results import Results

@@ -16,8 +16,8 @@ import torch
 from svd_bench.compiled_document import CompiledDocument, CompiledNetwork
 from svd_bench.compiling import CompileCase, compiled_in_child
 from svd_bench.environment import environment
-from svd_engine.bundle import Bundle
-from svd_engine.manifest import NetworkEntry
+from svd_engine.bundle.manifest import NetworkEntry
+from svd_engine.bundle.reading import Bundle
 from svd_export.compiled import capability, installed
 
 if TYPE_CHECKING:

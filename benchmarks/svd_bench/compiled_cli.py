@@ -33,9 +33,9 @@ def compiled_command(
     from svd_bench.compile_bundle import compile_bundle
     from svd_bench.compiled_document import changes, read_compiled, tables
     from svd_bench.recorder import out_folder
-    from svd_engine import console
     from svd_engine.arguments import one_of
-    from svd_engine.networks.spec import NETWORKS
+    from svd_engine.cli import console
+    from svd_engine.spec.tables import NETWORKS
 
     wanted = network or NETWORKS
     for name in wanted:
@@ -74,8 +74,8 @@ def forms_command(
     from svd_bench.compile_bundle import compile_forms
     from svd_bench.compiled_document import overview
     from svd_bench.recorder import out_folder
-    from svd_engine import console
     from svd_engine.arguments import one_of
+    from svd_engine.cli import console
 
     one_of("network", network, ("denoiser", "vae_decoder"))
     if out is not None:

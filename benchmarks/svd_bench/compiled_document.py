@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from svd_bench.results import Environment
 from svd_bench.table import GIB, Table, figure
+from svd_engine.bundle.manifest import CompiledFigures, DType
 from svd_engine.errors import SettingsError
-from svd_engine.manifest import CompiledFigures, DType
 
 
 class _Strict(BaseModel):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from svd_bench.arithmetic import flop_of
 from svd_bench.compiled_document import CompiledNetwork, Group
 from svd_bench.memory import PeakSampler
-from svd_engine import console
+from svd_engine.cli import console
 from svd_engine.errors import ExportError
 from svd_export.compiled import Traffic, compile_graph
 from svd_export.graph_check import check_graph

@@ -21,7 +21,7 @@ from svd_engine.errors import BackendUnavailable, SettingsError
 
 if TYPE_CHECKING:
     from svd_bench.recorder import Recorder
-    from svd_engine.model import Model
+    from svd_engine.spec.model import Model
 
 CONTEXT = GIB // 2  # bytes that a CUDA context and its libraries hold outside torch, on a real card too
 TORCH = ("eager", "compiled")

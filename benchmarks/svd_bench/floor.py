@@ -15,9 +15,12 @@ from torch.nn import functional as F
 from svd_bench.harness import Timer
 from svd_bench.peers import wrapped
 from svd_bench.results import Ceiling, Setting
-from svd_engine.checkpoint_configs import Configs
-from svd_engine.networks.spec import Architecture, NetworkSpec, Profile, specs_of
-from svd_engine.weights import build
+from svd_engine.checkpoint.configs import Configs
+from svd_engine.checkpoint.weights import build
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 
 LAPS = 5
 CALLS = {"cuda": 10, "cpu": 1}  # per lap: one product on a GPU is over in a millisecond

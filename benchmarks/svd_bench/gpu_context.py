@@ -25,21 +25,22 @@ from svd_bench.recorder import Recorder
 from svd_bench.results import Setting
 from svd_bench.subjects import BUNDLED, Case, Running, Subject
 from svd_engine.backends.choose import Choice
-from svd_engine.backends.compiled import CompiledBackend
-from svd_engine.backends.eager import EagerBackend
-from svd_engine.backends.jit_cache import default_folder
-from svd_engine.backends.network import Backend, Network
 from svd_engine.backends.registry import BACKENDS
-from svd_engine.backends.trt import TrtNetwork
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import Checkpoint, Component, random_checkpoint
-from svd_engine.checkpoint_configs import describe
+from svd_engine.backends.tensorrt.jit_cache import default_folder
+from svd_engine.backends.tensorrt.network import TrtNetwork
+from svd_engine.backends.torch.compiled import CompiledBackend
+from svd_engine.backends.torch.eager import EagerBackend
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.configs import describe
+from svd_engine.checkpoint.opening import Checkpoint, Component, random_checkpoint
+from svd_engine.checkpoint.random_weights import small_configs, statistics
+from svd_engine.checkpoint.weights import Shapes
 from svd_engine.engine import VideoEngine
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.spec import NetworkSpec, specs_of
-from svd_engine.random_weights import small_configs, statistics
-from svd_engine.source import Source
-from svd_engine.weights import Shapes
+from svd_engine.residency.source import Source
+from svd_engine.spec.network import Backend, Network
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 
 TINY_UNET = {
     "sample_size": [16, 16],
@@ -53,7 +54,7 @@ TINY_VAE = {"block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlo
 
 @dataclass(frozen=True)
 class DeviceWeights:
-    """Seeded random weights with the statistics of `svd_engine.random_weights`, drawn on a device."""
+    """Seeded random weights as `svd_engine.checkpoint.random_weights` draws, on a device."""
 
     device: torch.device
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from svd_bench.gpu_context import Context
 from svd_bench.opening import FPS, SEED
-from svd_engine.networks.spec import Profile
+from svd_engine.spec.profile import Profile
 
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine

@@ -14,11 +14,11 @@ from svd_bench.floor import best_rate, measure_ceiling
 from svd_bench.gpu_context import Context, KeptNetwork, Skipped, tiny_checkpoint
 from svd_bench.gpu_stage import SMALL, VIDEO_TOLERANCE, Found, Stage, small_video
 from svd_bench.subjects import Case
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
-from svd_engine.networks.spec import specs_of
+from svd_engine.spec.tables import specs_of
 
 TOP = 20  # kernels in a profile
 

@@ -17,15 +17,15 @@ from svd_bench.check import check_output, tolerance
 from svd_bench.floor import profile_of
 from svd_bench.gpu_context import Context, Skipped, tiny_checkpoint
 from svd_bench.gpu_stage import SMALL, VIDEO_TOLERANCE, Found, small_video
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import Checkpoint
+from svd_engine.bundle.flavours import TENSORRT, TENSORRT_RTX, Flavour, sm
+from svd_engine.bundle.manifest import PlanEntry
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendUnavailable
-from svd_engine.flavours import TENSORRT, TENSORRT_RTX, Flavour, sm
-from svd_engine.manifest import PlanEntry
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
-from svd_engine.networks.spec import Profile
+from svd_engine.spec.profile import Profile
 
 STAGES = {  # network -> the stage of the benchmark that is one call of it; the largest last
     "image_encoder": "image_encoder",
@@ -38,7 +38,7 @@ STAGES = {  # network -> the stage of the benchmark that is one call of it; the 
 def small(context: Context, flavour: Flavour = TENSORRT) -> Found:
     """Every network and the whole video at the smallest size, against float32 on the CPU without rewrites."""
     check_tensorrt(flavour)
-    from svd_engine.backends.trt import TrtBackend
+    from svd_engine.backends.tensorrt.network import TrtBackend
     from svd_engine.engine import VideoEngine
 
     checkpoint = tiny_checkpoint()
@@ -117,7 +117,7 @@ def full_size(context: Context) -> Found:
 def check_tensorrt(flavour: Flavour) -> None:
     """Raises Skipped, with the reason, where there is no TensorRT or nothing to export with."""
     try:
-        from svd_engine.backends.trt_library import require
+        from svd_engine.backends.tensorrt.library import require
 
         require(flavour)
         import_module("svd_export.to_onnx")

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL.Image import Image
 
 from svd_engine.errors import BackendUnavailable
-from svd_engine.image import cover, load_image
 from svd_engine.install import install_line
+from svd_engine.media.image import cover, load_image
 
 # name: package that brings it, place in it, licence
 HELD_OUT = {

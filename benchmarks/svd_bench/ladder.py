@@ -18,7 +18,7 @@ from svd_bench.subjects import Case, Subject, checkpoint_of
 from svd_bench.table import Table, gibibytes, milliseconds, percent
 from svd_bench.views import RATIO, how_compared, of_diffusers
 from svd_engine.networks.rewrites import rewrites_for
-from svd_engine.networks.spec import Architecture
+from svd_engine.spec.model import Architecture
 
 Rungs = Literal["all", "ends"]
 LADDERS = ("eager", "compiled", "onnxruntime")  # backends that run one network by itself

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from svd_bench.memory import release
 from svd_bench.peers import COMPONENTS
 from svd_bench.subjects import Subject, checkpoint_of
-from svd_engine.bundle import Bundle
-from svd_engine.manifest import NetworkEntry, Runtime
+from svd_engine.bundle.manifest import NetworkEntry, Runtime
+from svd_engine.bundle.reading import Bundle
 from svd_engine.networks.rewrites import rewrites_for
-from svd_engine.networks.spec import Architecture, NetworkSpec
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.tensors import NetworkSpec
 
 RECORD = "exported.json"
 

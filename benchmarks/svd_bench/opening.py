@@ -17,11 +17,13 @@ from svd_bench.peers import COMPONENTS, PeerBackend, pipeline
 from svd_bench.results import Setting
 from svd_bench.subjects import BUNDLED, Case, Running, Subject, checkpoint_of
 from svd_engine.arguments import DTYPES
-from svd_engine.backends.jit_cache import default_folder
-from svd_engine.backends.network import Backend, Placement
 from svd_engine.backends.registry import BACKENDS
+from svd_engine.backends.tensorrt.jit_cache import default_folder
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.spec import Architecture, NetworkSpec, specs_of
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.network import Backend, Placement
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine
@@ -58,8 +60,8 @@ def open_backend(subject: Subject) -> Opened:
     device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
     if subject.backend in BUNDLED:
         from svd_bench.one_graph import OneGraph
-        from svd_engine.backends.ort import OrtBackend
-        from svd_engine.bundle import Bundle
+        from svd_engine.backends.onnxruntime import OrtBackend
+        from svd_engine.bundle.reading import Bundle
 
         if subject.graph is not None:
             only = OneGraph(Path(subject.graph))
@@ -186,7 +188,7 @@ def video_call(setting: Setting) -> dict[str, Any]:
 
     Guidance is named, because a checkpoint may have its own for ours, which diffusers does not read.
     """
-    from svd_engine.image import cover, load_image
+    from svd_engine.media.image import cover, load_image
 
     return {
         "image": cover(load_image(PHOTOGRAPH), setting.height, setting.width),

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from svd_engine.backends.eager import EagerNetwork
-from svd_engine.backends.network import Network, Placement
-from svd_engine.checkpoint import Checkpoint, Component
+from svd_engine.backends.torch.eager import EagerNetwork
+from svd_engine.checkpoint.opening import Checkpoint, Component
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
-from svd_engine.networks.spec import NetworkSpec
+from svd_engine.spec.network import Network, Placement
+from svd_engine.spec.tensors import NetworkSpec
 
 PEERS = {"diffusers": "eager", "diffusers-compile": "torch.compile"}  # name: backend in results
 COMPONENTS: dict[str, Component] = {

@@ -29,9 +29,9 @@ from svd_bench.likeness import (
 from svd_bench.opening import DIFFUSERS_GUIDANCE
 from svd_bench.quality_document import BUCKETS, Difference, Figure, Motion
 from svd_engine import VideoEngine
-from svd_engine.checkpoint import Checkpoint, open_checkpoint
-from svd_engine.image import to_vae_pixels
-from svd_engine.networks.spec import Profile
+from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
+from svd_engine.media.image import to_vae_pixels
+from svd_engine.spec.profile import Profile
 
 STEPS = (5, 25, 50)
 ALONE = 6  # frames of the video that is put together from frames of one video each: the last ones

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from svd_engine import console
-from svd_engine.options import Variant
+from svd_engine.cli import console
+from svd_engine.cli.options import Variant
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from svd_bench.results import Ceiling, Environment, Kind, Misfit, Outcome, Results, Row
-from svd_engine import console
+from svd_engine.cli import console
 from svd_engine.errors import OutputError
 
 

@@ -15,7 +15,7 @@ from svd_bench.results import Results
 from svd_bench.scopes import by_hardware, scopes
 from svd_bench.table import GIB, Table, figure
 from svd_bench.views import VIEWS
-from svd_engine import console
+from svd_engine.cli import console
 from svd_engine.errors import OutputError, SettingsError
 
 STYLE = """

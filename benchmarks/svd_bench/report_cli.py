@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svd_engine.options import Variant
+from svd_engine.cli.options import Variant
 
 if TYPE_CHECKING:
     from svd_bench.results import Results
@@ -178,7 +178,7 @@ def _emulate(
 
 def _render(path: Path, documents: list[tuple[str, Results]]) -> None:
     from svd_bench.readme import render
-    from svd_engine import console
+    from svd_engine.cli import console
     from svd_engine.errors import SettingsError
 
     try:

@@ -22,14 +22,14 @@ from svd_bench.recorder import Recorder, out_folder
 from svd_bench.results import Kind, Results, Setting
 from svd_bench.stages import STAGES, measure_stages
 from svd_bench.subjects import BUNDLED, Subject, check_backends, check_names, checkpoint_of, subjects
-from svd_engine import console
 from svd_engine.arguments import one_of, torch_dtype
 from svd_engine.backends.choose import resolve
 from svd_engine.backends.registry import BACKENDS
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.reading import Bundle
+from svd_engine.cli import console
 from svd_engine.errors import BundleError, SettingsError
-from svd_engine.model import Model
 from svd_engine.request import Settings
+from svd_engine.spec.model import Model
 
 Say = Callable[[str], None]
 WARMUP_ROUNDS = {"cuda": 2, "cpu": 0}  # a GPU's clock rises under load; a CPU's first call has warmed it up

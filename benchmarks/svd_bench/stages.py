@@ -18,11 +18,11 @@ from svd_bench.harness import interleave, paired, spread
 from svd_bench.opening import FPS, PHOTOGRAPH
 from svd_bench.results import Row, Setting
 from svd_bench.subjects import Case, Subject, checkpoint_of
-from svd_engine.checkpoint import Checkpoint
+from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendError
-from svd_engine.model import Model
 from svd_engine.sampling import samplers, schedules
 from svd_engine.sampling.preconditioning import c_out, c_skip, initial_scale
+from svd_engine.spec.model import Model
 
 STAGES = (
     "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
@@ -129,7 +129,7 @@ def _theirs(setting: Setting, config: object, start: Tensor, v: Tensor) -> Tenso
 
 def video_encode(bench: Bench, setting: Setting) -> None:
     """H.264 in an mp4, of a photograph that pans: noise would measure the worst case of the encoder."""
-    from svd_engine.video import write_video
+    from svd_engine.media.video import write_video
 
     frames = panning(setting.frames, setting.height, setting.width)
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as folder:
@@ -151,7 +151,7 @@ def video_encode(bench: Bench, setting: Setting) -> None:
 
 def panning(frames: int, height: int, width: int) -> np.ndarray:
     """uint8 [F,H,W,3]: the photograph moves by two pixels a frame."""
-    from svd_engine.image import cover, load_image
+    from svd_engine.media.image import cover, load_image
 
     still = np.asarray(cover(load_image(PHOTOGRAPH), height, width).resize((width, height)))
     return np.stack([np.roll(still, 2 * index, axis=1) for index in range(frames)])

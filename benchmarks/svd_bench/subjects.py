@@ -13,12 +13,12 @@ from svd_bench.peers import PEERS
 from svd_bench.results import Setting
 from svd_engine.arguments import one_of
 from svd_engine.backends import registry
-from svd_engine.backends.network import Placement
-from svd_engine.backends.ort import load_runtime
-from svd_engine.backends.trt_library import require
-from svd_engine.checkpoint import Checkpoint, open_checkpoint, random_checkpoint
+from svd_engine.backends.onnxruntime import load_runtime
+from svd_engine.backends.tensorrt.library import require
+from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint, random_checkpoint
 from svd_engine.errors import BackendUnavailable
-from svd_engine.random_weights import Family
+from svd_engine.spec.network import Placement
+from svd_engine.spec.weights import Family
 
 Name = Literal["svd-engine", "diffusers", "diffusers-compile"]
 BACKENDS = tuple(registry.BACKENDS)

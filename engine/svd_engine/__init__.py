@@ -21,18 +21,20 @@ from svd_engine.errors import (
     OutputError,
     ParityError,
     ProfileError,
+    QueueFull,
     SettingsError,
     SvdEngineError,
     TensorMismatch,
+    WaitedTooLong,
 )
 
 if TYPE_CHECKING:
-    from svd_engine.checkpoint import open_checkpoint as open_checkpoint
+    from svd_engine.checkpoint.opening import open_checkpoint as open_checkpoint
     from svd_engine.engine import VideoEngine as VideoEngine
-    from svd_engine.image import load_image as load_image
+    from svd_engine.media.image import load_image as load_image
+    from svd_engine.media.video import write_video as write_video
     from svd_engine.output import VideoOutput as VideoOutput
     from svd_engine.report import RunReport as RunReport
-    from svd_engine.video import write_video as write_video
 
 __all__ = [
     "BackendError",
@@ -47,12 +49,14 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ProfileError",
+    "QueueFull",
     "RunReport",
     "SettingsError",
     "SvdEngineError",
     "TensorMismatch",
     "VideoEngine",
     "VideoOutput",
+    "WaitedTooLong",
     "__version__",
     "load_image",
     "open_checkpoint",
@@ -63,9 +67,9 @@ _LOADED_ON_USE = {
     "RunReport": "report",
     "VideoEngine": "engine",
     "VideoOutput": "output",
-    "load_image": "image",
-    "open_checkpoint": "checkpoint",
-    "write_video": "video",
+    "load_image": "media.image",
+    "open_checkpoint": "checkpoint.opening",
+    "write_video": "media.video",
 }
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from svd_engine import image as images
 from svd_engine import pipeline, report
 from svd_engine.arguments import (
     CALLBACK_TENSORS,
@@ -25,24 +24,26 @@ from svd_engine.arguments import (
     returned_tensors,
 )
 from svd_engine.backends.interruptible import InterruptibleNetwork
-from svd_engine.backends.jit_cache import check_folder, default_folder
-from svd_engine.backends.network import Network
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
-from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
+from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
 from svd_engine.request import SETTINGS, Settings
-from svd_engine.settings import Fit
-from svd_engine.source import Source, of_bundle, of_checkpoint
+from svd_engine.residency.source import Source, of_bundle, of_checkpoint
+from svd_engine.spec.network import Network
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.steering import Steered
 from svd_engine.torch_state import own_torch_state
 from svd_engine.unsupported import DiffusersNames
+from svd_engine.values import Fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from svd_engine.checkpoint import Checkpoint
+    from svd_engine.checkpoint.opening import Checkpoint
 
 
 Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -79,8 +80,7 @@ class VideoEngine(Steered, DiffusersNames):
         launch; "auto" is the user's cache folder, None keeps none.  Other backends compile nothing then.
         Raises BundleError, BackendUnavailable, OutputError, SettingsError.
         """
-        kept = default_folder() if jit_cache == "auto" else jit_cache and check_folder(Path(jit_cache))
-        return cls(of_bundle(folder, backend, device, swap_networks, kept or None))
+        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache))
 
     @classmethod
     def from_checkpoint(

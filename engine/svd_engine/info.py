@@ -12,18 +12,18 @@ import torch
 
 from svd_engine import report
 from svd_engine.backends.choose import without_plans
-from svd_engine.backends.ort import load_runtime
+from svd_engine.backends.onnxruntime import load_runtime
 from svd_engine.backends.registry import PLAN_BACKENDS
-from svd_engine.backends.trt_jit import invalidity
-from svd_engine.backends.trt_library import host, library, log, require
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import Checkpoint
+from svd_engine.backends.tensorrt.jit import invalidity
+from svd_engine.backends.tensorrt.library import host, library, log, require
+from svd_engine.bundle.flavours import FLAVOURS, Flavour, Host, sm
+from svd_engine.bundle.manifest import DType, PlanEntry
+from svd_engine.bundle.plans import build_command, misfit
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError
-from svd_engine.flavours import FLAVOURS, Flavour, Host, sm
-from svd_engine.manifest import DType, PlanEntry
-from svd_engine.networks.spec import specs_of
-from svd_engine.plans import build_command, misfit
-from svd_engine.weight_files import COMPONENTS, WeightFile
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.weights import COMPONENTS, WeightFile
 
 COMPILERS = {  # torch.compile's own choice, and how it is had
     "win32": ("cl", "install Visual Studio's C++ build tools"),

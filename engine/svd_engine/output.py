@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
-from svd_engine import video
 from svd_engine.errors import SettingsError
+from svd_engine.media import video
 from svd_engine.report import RunReport
 
 if TYPE_CHECKING:

@@ -15,16 +15,16 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from svd_engine.backends.network import Network
 from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
-from svd_engine.model import Model
-from svd_engine.networks.spec import Profile
 from svd_engine.observer import UNOBSERVED, Observer, Step
 from svd_engine.request import Settings
 from svd_engine.sampling import Sampling, schedules
 from svd_engine.sampling.preconditioning import c_noise, initial_scale
 from svd_engine.sampling.samplers import Denoise
+from svd_engine.spec.model import Model
+from svd_engine.spec.network import Network
+from svd_engine.spec.profile import Profile
 from svd_engine.steering import Steering
 
 Generators = torch.Generator | Sequence[torch.Generator] | None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from svd_engine._version import __version__
 from svd_engine.request import Settings
-from svd_engine.weight_files import WeightFile
+from svd_engine.spec.weights import WeightFile
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from svd_engine.errors import SettingsError
-from svd_engine.settings import FITS, Fit, at_least, check_fit, check_seed, finite, noise_levels
+from svd_engine.values import FITS, Fit, at_least, check_fit, check_seed, finite, noise_levels
 
 # Types of parameters.  `check` gives the value as a plain one, or raises SettingsError; `range` is for help.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from svd_engine.errors import SettingsError
-from svd_engine.settings import finite
+from svd_engine.values import finite
 
 if TYPE_CHECKING:
     from tqdm import tqdm

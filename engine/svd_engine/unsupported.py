@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NoReturn, Self
 import torch
 
 from svd_engine.backends.choose import resolve
-from svd_engine.backends.network import Backend
 from svd_engine.errors import NotOffered
+from svd_engine.spec.network import Backend
 
 _OPEN = "Open it with VideoEngine.from_checkpoint(CHECKPOINT, dtype=..., device=...), or from_bundle(BUNDLE)."
 _SWAP = (

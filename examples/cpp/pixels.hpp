@@ -1,6 +1,6 @@
 // RGB bytes to what the two encoders read, with the resizes that Python uses.
 //
-// The VAE's pixels equal Pillow's bit for bit, CLIP's equal svd_engine/image.py to float32's last digits.
+// The VAE's pixels equal Pillow's bit for bit, CLIP's equal svd_engine/media/image.py to float32's last digits.
 #pragma once
 
 #include "svd.hpp"

@@ -208,7 +208,7 @@ class Bundle {
     });
   }
 
-  /// A whole number in a range; the limits are those of svd_engine/bounds.py.
+  /// A whole number in a range; the limits are those of svd_engine/spec/bounds.py.
   int whole(const json& of, const char* name, std::int64_t low, std::int64_t high) const {
     const auto& value = of.at(name);
     if (!value.is_number_integer() || value < low || value > high)

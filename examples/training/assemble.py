@@ -16,7 +16,7 @@ from diffusers import (
 )
 from transformers import CLIPImageProcessor
 
-from svd_engine.random_weights import svd_configs
+from svd_engine.checkpoint.random_weights import svd_configs
 
 
 def assemble(vae_run: Path, unet_run: Path, latent_scale: float, seed: int, folder: Path) -> None:

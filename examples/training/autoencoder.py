@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svd_bench.held_out import held_out
-from svd_engine.image import to_vae_pixels
+from svd_engine.media.image import to_vae_pixels
 
 
 def make(seed: int) -> AutoencoderKLTemporalDecoder:

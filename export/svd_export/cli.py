@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svd_engine import console
-from svd_engine.options import Family, Variant, Version
+from svd_engine.cli import console
+from svd_engine.cli.options import Family, Variant, Version
 from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
-    from svd_engine.checkpoint import Checkpoint
-    from svd_engine.manifest import ParityEntry
-    from svd_engine.networks.spec import Profile
+    from svd_engine.bundle.manifest import ParityEntry
+    from svd_engine.checkpoint.opening import Checkpoint
+    from svd_engine.spec.profile import Profile
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command()(tensorrt_cli.check)
@@ -101,7 +101,7 @@ def onnx(
         raise typer.BadParameter("--variant belongs to CHECKPOINT: random weights have no files")
 
     from svd_engine.arguments import DTYPES
-    from svd_engine.checkpoint import open_checkpoint, random_checkpoint
+    from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint
     from svd_export.placing import check_free
     from svd_export.to_onnx import export_bundle
 
@@ -148,8 +148,8 @@ def verify(
 ) -> None:
     """Compare each exported network with its reference on the same inputs; fail beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
-    from svd_engine.bundle import Bundle
-    from svd_engine.checkpoint import open_checkpoint, random_checkpoint
+    from svd_engine.bundle.reading import Bundle
+    from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
@@ -157,7 +157,7 @@ def verify(
         if checkpoint is not None or variant is not None or no_write:
             raise typer.BadParameter("--checkpoint, --variant, --no-write belong to --backend onnxruntime")
         from svd_engine.backends.choose import resolve
-        from svd_engine.flavours import FLAVOURS
+        from svd_engine.bundle.flavours import FLAVOURS
         from svd_export.verify_plans import verify_plans
 
         _show(verify_plans(opened, FLAVOURS[backend.value], resolve(device), _progress()))
@@ -186,7 +186,7 @@ def triton(
     ] = "120s",
 ) -> None:
     """Write a model repository for Triton Inference Server; docs/triton.md says how to serve it."""
-    from svd_engine.bundle import Bundle
+    from svd_engine.bundle.reading import Bundle
     from svd_export.triton import Service, seconds, write_repository
 
     service = Service(instances, max_queue, seconds(timeout))
@@ -212,9 +212,9 @@ def profiles(
     decode_chunks: Sequence[int | None],
 ) -> list[Profile]:
     """Every combination of frames, guidance and decode chunk (None: all frames).  Raises SettingsError."""
-    from svd_engine.networks.spec import Profile
     from svd_engine.request import Settings
-    from svd_engine.settings import at_least
+    from svd_engine.spec.profile import Profile
+    from svd_engine.values import at_least
 
     model = checkpoint.model
     batch = at_least("batch", batch, 1)

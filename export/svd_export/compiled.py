@@ -22,8 +22,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
-from svd_engine.manifest import CompiledFigures
 
 if TYPE_CHECKING:
     import tensorrt_rtx

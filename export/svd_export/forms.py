@@ -33,7 +33,7 @@ from typing import get_args
 import onnx_ir as ir
 import torch
 
-from svd_engine.manifest import Runtime
+from svd_engine.bundle.manifest import Runtime
 from svd_export.primitives import take_apart
 from svd_export.tensorrt_ops import FUSED_HEADS, FUSED_TYPES
 

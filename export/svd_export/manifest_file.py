@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from svd_engine import console
-from svd_engine.bundle import sha256_of
+from svd_engine.bundle.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from svd_engine.bundle.reading import sha256_of
+from svd_engine.cli import console
 from svd_engine.errors import OutputError
-from svd_engine.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from svd_export.file_lock import locked
 
 LOCK = f".{MANIFEST}.lock"

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsInt
 
 import torch
 
-from svd_engine.backends.trt_library import library, log
+from svd_engine.backends.tensorrt.library import library, log
+from svd_engine.bundle.flavours import Flavour, Target
+from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import BackendUnavailable, ExportError
-from svd_engine.flavours import Flavour, Target
-from svd_engine.manifest import CompiledFigures
 from svd_export.compiled import read_log
 from svd_export.tensorrt_progress import Progress
 
@@ -130,7 +130,7 @@ def load_polygraphy(flavour: Flavour) -> None:
             f"building with {flavour.title}",
             expected="one flavour of TensorRT in a process",
             got="Polygraphy, imported for the other one",
-            remedy="Build in a process of its own: svd-export tensorrt once for each --flavour.",
+            remedy="Build each flavour in a process of its own.",
         )
     config.USE_TENSORRT_RTX = wanted
     from polygraphy.backend.trt import util

@@ -40,7 +40,7 @@ def check(
     target: Annotated[Card | None, typer.Option(help="Check the rules of this kind of card too.")] = None,
 ) -> None:
     """Check whether TensorRT takes a bundle's graphs; needs no GPU.  Says who answered."""
-    from svd_engine.bundle import Bundle
+    from svd_engine.bundle.reading import Bundle
     from svd_engine.errors import ExportError
     from svd_export import compiled
     from svd_export.graph_check import check_graph
@@ -149,10 +149,10 @@ def tensorrt(
     ] = Compatibility.none,
 ) -> None:
     """Build TensorRT plans into a bundle; resume an interrupted build."""
-    from svd_engine import console
-    from svd_engine.bundle import Bundle
-    from svd_engine.networks.spec import NETWORKS
+    from svd_engine.bundle.reading import Bundle
+    from svd_engine.cli import console
     from svd_engine.report import peak_host_bytes
+    from svd_engine.spec.tables import NETWORKS
     from svd_export.tensorrt_builder import BuildOptions
     from svd_export.to_tensorrt import build_plans
 

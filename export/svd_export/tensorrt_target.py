@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from svd_engine.arguments import one_of
-from svd_engine.backends.trt_library import host, installed
-from svd_engine.errors import BackendUnavailable, SettingsError
-from svd_engine.flavours import (
+from svd_engine.backends.tensorrt.library import host, installed
+from svd_engine.bundle.flavours import (
     AMPERE_AND_NEWER,
     FLAVOURS,
     TENSORRT,
@@ -22,6 +21,7 @@ from svd_engine.flavours import (
     named_target,
     sm,
 )
+from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_export.tensorrt_builder import HardwareCompatibility
 
 
@@ -77,7 +77,7 @@ def choose_target(flavour: Flavour, text: str | None, compatibility: HardwareCom
             f"target here of {flavour.title}",
             expected="a CUDA GPU of the kind that will run the plans",
             got=f"none that torch {torch.__version__} can use",
-            remedy="Name the cards instead: --target sm86,sm89,sm120, or --target portable."
+            remedy='Name the cards instead: target="sm86,sm89,sm120", or target="portable".'
             if flavour.targets
             else "Copy the bundle to a machine with such a GPU and run the same command there.",
         )
@@ -94,7 +94,7 @@ def _target_here(flavour: Flavour, here: Host, compatibility: HardwareCompatibil
                 f"target here of {flavour.title}",
                 expected=f"a card of {', '.join(map(sm, flavour.targets))}",
                 got=f"{here.gpu}, {card}: no {card.upper()} target",
-                remedy="Use --flavour tensorrt on this card, or name others with --target.",
+                remedy='Use flavour="tensorrt" on this card, or name others: target="sm86,sm89".',
             )
         return capability_target((here.compute_capability,))
     if compatibility == "ampere+":

@@ -20,10 +20,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from svd_engine import console, report
-from svd_engine.checkpoint import Checkpoint
-from svd_engine.errors import ExportError
-from svd_engine.manifest import (
+from svd_engine import report
+from svd_engine.bundle.manifest import (
     DTYPE_OPTIONS,
     MANIFEST,
     SCHEMA,
@@ -35,9 +33,14 @@ from svd_engine.manifest import (
     Source,
     check_profile,
 )
+from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.cli import console
+from svd_engine.errors import ExportError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import rewrites_for
-from svd_engine.networks.spec import NETWORKS, NetworkSpec, Profile, specs_of
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import NETWORKS, specs_of
+from svd_engine.spec.tensors import NetworkSpec
 from svd_export import forms
 from svd_export.manifest_file import as_json, file_entry
 from svd_export.placing import placed

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.manifest import MANIFEST, PlanEntry
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import SettingsError
-from svd_engine.manifest import MANIFEST, PlanEntry
-from svd_engine.networks.spec import NetworkSpec
-from svd_engine.settings import at_least
+from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.values import at_least
 from svd_export import triton_config as config
 from svd_export.placing import check_free, placed
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING
 
-from svd_engine.manifest import Manifest
-from svd_engine.networks.spec import NetworkSpec, TensorSpec
+from svd_engine.bundle.manifest import Manifest
 from svd_engine.serving.triton.inputs import CALL, OUTPUT_TYPE, PREVIEW_EVERY, Tensor
+from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 
 if TYPE_CHECKING:
     from svd_export.triton import Service

@@ -7,16 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svd_engine import console
-from svd_engine.backends.ort import OrtBackend
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import Checkpoint
+from svd_engine.backends.onnxruntime import OrtBackend
+from svd_engine.bundle.manifest import MANIFEST, NetworkEntry, ParityEntry
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.cli import console
 from svd_engine.errors import NonFiniteOutput, ParityError
-from svd_engine.manifest import MANIFEST, NetworkEntry, ParityEntry
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
-from svd_engine.weight_files import COMPONENTS
+from svd_engine.spec.weights import COMPONENTS
 from svd_export.manifest_file import update_manifest
 
 TINY = torch.finfo(torch.float32).tiny  # in place of the largest value of a reference of zeros

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svd_engine.backends.trt_library import host
-from svd_engine.bundle import Bundle
+from svd_engine.backends.tensorrt.library import host
+from svd_engine.bundle.flavours import Flavour
+from svd_engine.bundle.manifest import NetworkEntry, ParityEntry
+from svd_engine.bundle.plans import build_command, fitting_plan
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, ParityError
-from svd_engine.flavours import Flavour
-from svd_engine.manifest import NetworkEntry, ParityEntry
 from svd_engine.networks.parity import example_inputs
-from svd_engine.plans import build_command, fitting_plan
 from svd_export.tensorrt_builder import load_polygraphy
 from svd_export.verify import difference
 
@@ -34,7 +34,7 @@ def verify_plans(
             expected="a CUDA GPU that the plans were built for",
             got=f"device {device}",
             remedy="Copy the bundle to a machine with such a GPU and run the same command there; "
-            "--backend onnxruntime verifies the graphs here.",
+            'backend="onnxruntime" verifies the graphs here.',
         )
     here = host(flavour, device)
     load_polygraphy(flavour)
@@ -52,7 +52,7 @@ def verify_plans(
                 expected=f"a difference of at most {row.tolerance:g} of ONNX Runtime's largest value",
                 got=f"{row.relative:g} (max abs {row.max_abs:g}, cosine {row.cosine:.6f})",
                 remedy=f"Build the plan again ({build_command(bundle.folder, flavour.name)}), or export with "
-                "--dtype bf16 or fp32.",
+                'dtype="bf16".',
             )
     return rows
 

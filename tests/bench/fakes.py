@@ -16,7 +16,7 @@ from svd_bench.memory import Peaks
 from svd_bench.recorder import Recorder
 from svd_bench.results import Ceiling
 from svd_bench.subjects import Case, Subject
-from svd_engine.backends.network import Placement
+from svd_engine.spec.network import Placement
 from tests.bench import documents
 
 CEILING = Ceiling(

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from svd_bench.check import VIDEO_TOLERANCES, check_output, check_placement, tolerance
-from svd_engine.backends.network import Placement
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
 from svd_engine.networks.parity import TOLERANCES
+from svd_engine.spec.network import Placement
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ import pytest
 from svd_bench import cli, running
 from svd_bench.memory import Peaks
 from svd_bench.results import Results, read_results
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.reading import Bundle
 from tests.bench.fakes import CEILING
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support.commands import call

@@ -28,9 +28,9 @@ from svd_bench.compiled_document import (
     tables,
 )
 from svd_bench.compiling import CompileCase, compiled_in_child
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.manifest import CompiledFigures
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import ExportError, SettingsError
-from svd_engine.manifest import CompiledFigures
 from tests.bench import documents
 from tests.support.commands import call
 from tests.support.paths import ROOT

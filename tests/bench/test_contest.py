@@ -13,8 +13,8 @@ from svd_bench.memory import Peaks
 from svd_bench.nvml import Gpu
 from svd_bench.results import Row, read_results
 from svd_bench.subjects import Case
-from svd_engine.backends.network import Placement
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
+from svd_engine.spec.network import Placement
 from tests.bench.fakes import FakeClock, FakeRunning, bench, case
 
 OUTPUT = torch.tensor([1.0, 2.0])

@@ -16,7 +16,7 @@ from svd_bench.emulate import CONTEXT, Tried, smaller_tiers, walk
 from svd_bench.recorder import Recorder
 from svd_bench.results import read_results
 from svd_engine.backends import choose
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendUnavailable, SettingsError
 from tests.bench import documents
 from tests.bench.documents import GIB

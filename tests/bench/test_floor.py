@@ -7,8 +7,10 @@ import torch
 
 from svd_bench import floor
 from svd_bench.floor import best_rate, measure_ceiling, network_flop, share, stage_flop
-from svd_engine.networks.spec import Architecture, Profile, specs_of
-from svd_engine.random_weights import svd_configs
+from svd_engine.checkpoint.random_weights import svd_configs
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
 from tests.bench import documents
 from tests.bench.fakes import CEILING, FakeClock
 

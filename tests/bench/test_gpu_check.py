@@ -25,7 +25,7 @@ from svd_bench.harness import timer_for
 from svd_bench.recorder import Recorder
 from svd_bench.results import read_results
 from svd_bench.subjects import Case
-from svd_engine.random_weights import statistics
+from svd_engine.checkpoint.random_weights import statistics
 from tests.bench import documents
 from tests.support.commands import call
 

@@ -17,11 +17,12 @@ from svd_bench.floor import profile_of
 from svd_bench.gpu_context import Context, Skipped, tiny_checkpoint
 from svd_bench.gpu_stages import ceiling
 from svd_engine.backends.choose import Choice
-from svd_engine.checkpoint import Checkpoint
+from svd_engine.bundle.flavours import TENSORRT_RTX
+from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendError
-from svd_engine.flavours import TENSORRT_RTX
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.spec import Profile, specs_of
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
 from svd_export.to_onnx import export_bundle
 from tests.bench.test_gpu_check import context
 from tests.support import tensorrt_builder_double, tensorrt_double
@@ -53,7 +54,7 @@ def trt(monkeypatch: pytest.MonkeyPatch, exports: Callable[..., None]) -> Any:
     for module in (gpu_stage, gpu_tensorrt):  # so that one export serves every test
         monkeypatch.setattr(module, "SMALL", TINY)
     choice = Choice("tensorrt", torch.device("cpu"), "asked for")
-    monkeypatch.setattr("svd_engine.source.choose_for_bundle", lambda *_: choice)
+    monkeypatch.setattr("svd_engine.residency.source.choose_for_bundle", lambda *_: choice)
     return tensorrt_builder_double.install(monkeypatch)
 
 

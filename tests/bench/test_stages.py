@@ -21,13 +21,13 @@ from svd_bench.recorder import Recorder
 from svd_bench.results import Setting
 from svd_bench.stages import check_video, measure_stages, panning
 from svd_bench.subjects import Case, checkpoint_of, subjects
-from svd_engine.backends.network import check_inputs
 from svd_engine.errors import BackendError, BackendUnavailable, SettingsError
 from svd_engine.install import install_line
+from svd_engine.media.video import write_video
 from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.rewrites import REWRITES, rewrites_for
-from svd_engine.networks.spec import Architecture
-from svd_engine.video import write_video
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.network import check_inputs
 from tests.bench import documents
 from tests.bench.fakes import CEILING
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
@@ -206,7 +206,7 @@ def test_a_wrong_video_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(frames: Any, path: Path, fps: int) -> Path:
         return write_video(255 - frames, path, fps)
 
-    monkeypatch.setattr("svd_engine.video.write_video", wrong)
+    monkeypatch.setattr("svd_engine.media.video.write_video", wrong)
     here = bench()
     with pytest.raises(BackendError, match="encoded video"):
         module.video_encode(here, documents.setting(frames=2, height=64, width=64))

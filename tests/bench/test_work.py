@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from svd_bench.work import DECODED_FRAME, DENOISER_STEP, IMAGE_ENCODER, VAE_ENCODER, Work
+from svd_engine.checkpoint.random_weights import svd_configs
+from svd_engine.checkpoint.weights import build
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.denoiser import GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
-from svd_engine.random_weights import svd_configs
-from svd_engine.weights import build
 
 H, W = 576, 1024
 

@@ -11,7 +11,7 @@ RUNTIME = """
 import torch
 import tensorrt as trt
 from svd_engine.backends import trt_library
-from svd_engine.flavours import TENSORRT
+from svd_engine.bundle.flavours import TENSORRT
 
 print(trt_library.require(TENSORRT))
 log = trt_library.log(TENSORRT)
@@ -52,8 +52,8 @@ RTX_RUNTIME = """
 import torch
 import tensorrt_rtx as trt
 from svd_engine.backends import trt_library
-from svd_engine.backends.trt_jit import invalidity
-from svd_engine.flavours import TENSORRT_RTX
+from svd_engine.backends.tensorrt.jit import invalidity
+from svd_engine.bundle.flavours import TENSORRT_RTX
 
 print(trt_library.require(TENSORRT_RTX))
 log = trt_library.log(TENSORRT_RTX)

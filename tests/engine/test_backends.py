@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd_engine.backends.compiled import CompiledBackend
-from svd_engine.backends.eager import EagerBackend
 from svd_engine.backends.fake import FakeBackend
-from svd_engine.backends.network import Backend, Network
-from svd_engine.backends.ort import OrtBackend
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.backends.onnxruntime import OrtBackend
+from svd_engine.backends.torch.compiled import CompiledBackend
+from svd_engine.backends.torch.eager import EagerBackend
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendError, TensorMismatch
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.spec import NETWORKS, NetworkSpec, specs_of
+from svd_engine.spec.network import Backend, Network
+from svd_engine.spec.tables import NETWORKS, specs_of
+from svd_engine.spec.tensors import NetworkSpec
 
 CPU = torch.device("cpu")
 

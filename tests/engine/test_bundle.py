@@ -11,10 +11,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.manifest import MANIFEST, SCHEMA
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BundleError
-from svd_engine.manifest import MANIFEST, SCHEMA
-from svd_engine.networks.spec import NetworkSpec, specs_of
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 from tests.conftest import FRAMES
 from tests.support import damage
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import ProfileError
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support import damage

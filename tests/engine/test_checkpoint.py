@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from svd_engine.checkpoint import Component, open_checkpoint, random_checkpoint
+from svd_engine.checkpoint.opening import Component, open_checkpoint, random_checkpoint
 from svd_engine.errors import CheckpointError
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
@@ -125,7 +125,7 @@ def test_refuses_random_weights_of_an_unknown_family() -> None:
 
 def test_importing_and_opening_cost_no_torch() -> None:
     code = (
-        "import sys; from svd_engine.checkpoint import open_checkpoint; open_checkpoint('demo'); "
+        "import sys; from svd_engine.checkpoint.opening import open_checkpoint; open_checkpoint('demo'); "
         "print({'torch', 'diffusers', 'transformers', 'huggingface_hub', 'safetensors'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,11 +13,10 @@ import pytest
 from diffusers import EulerDiscreteScheduler
 from pydantic import TypeAdapter
 
-from svd_engine.checkpoint_configs import FILES, _Scheduler, describe, read_configs
+from svd_engine.checkpoint.configs import FILES, _Scheduler, describe, read_configs
+from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.errors import CheckpointError
-from svd_engine.model import Model
-from svd_engine.networks.spec import Architecture
-from svd_engine.random_weights import svd_configs
+from svd_engine.spec.model import Architecture, Model
 
 Configs = dict[str, dict[str, Any]]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants, errors
 
-from svd_engine.checkpoint import HUB, open_checkpoint
+from svd_engine.checkpoint.opening import HUB, open_checkpoint
 from svd_engine.errors import CheckpointError
 
 XT = "stabilityai/stable-video-diffusion-img2vid-xt"

@@ -14,7 +14,7 @@ import torch
 
 from svd_engine.backends import choose
 from svd_engine.backends.choose import Choice, choose_for_checkpoint, resolve
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.install import install_line
 from tests.support import damage, tensorrt_double

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from svd_engine import __version__
-from svd_engine.cli import main
+from svd_engine.cli.main import main
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.support import damage
 from tests.support.commands import call, start

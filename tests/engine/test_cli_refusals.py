@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from svd_engine import VideoEngine, console
-from svd_engine.cli import main
+from svd_engine import VideoEngine
+from svd_engine.cli import console
+from svd_engine.cli.main import main
 from svd_engine.errors import OutputError
 from tests.conftest import HEIGHT, WIDTH
 from tests.support import damage

@@ -22,9 +22,9 @@ from svd_engine import (
     load_image,
     write_video,
 )
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
-from svd_engine.networks.spec import Profile
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.spec.profile import Profile
 from svd_engine.unsupported import OUR_WAY
 from svd_export.to_onnx import export_bundle
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH

@@ -14,7 +14,7 @@ from svd_bench.held_out import held_out
 from svd_bench.likeness import contrast_kept, optical_flow, psnr, speeds
 from svd_bench.quality import export, reconstructions
 from svd_engine import VideoEngine
-from svd_engine.checkpoint import DEMO_FOLDER, open_checkpoint
+from svd_engine.checkpoint.opening import DEMO_FOLDER, open_checkpoint
 from tests.support.paths import ROOT
 
 HEIGHT, WIDTH = 128, 224

@@ -18,9 +18,9 @@ from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
 from svd_engine import VideoEngine
-from svd_engine.checkpoint import open_checkpoint, random_checkpoint
+from svd_engine.bundle.manifest import Manifest
+from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint
 from svd_engine.errors import ProfileError, SettingsError
-from svd_engine.manifest import Manifest
 from svd_engine.networks.modules import Modules
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support.paths import ROOT
@@ -294,7 +294,7 @@ def test_two_processes_give_the_same_frames(tiny_bundle: Path, tmp_path: Path) -
     Image.fromarray((images(1)[0] * 255).byte().permute(1, 2, 0).numpy()).save(photograph)
 
     def frames(name: str) -> list[bytes]:
-        script = "from svd_engine.cli import main; main()"
+        script = "from svd_engine.cli.main import main; main()"
         command = [sys.executable, "-c", script, "generate", str(photograph), "-o", str(tmp_path / name)]
         command += ["--bundle", str(tiny_bundle), "--steps", "2", "--seed", "0", "--device", "cpu"]
         subprocess.run(command, check=True, cwd=ROOT, env=os.environ, capture_output=True)

@@ -14,10 +14,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from svd_engine.backends.ort import OrtBackend
-from svd_engine.bundle import Bundle
+from svd_engine.backends.onnxruntime import OrtBackend
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, BundleError
-from svd_engine.networks.spec import NetworkSpec, specs_of
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage
 
 SECRET = "../secret.bin"

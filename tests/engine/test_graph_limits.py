@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from svd_engine import external_data
-from svd_engine.bundle import Bundle
+from svd_engine.bundle import external_data
+from svd_engine.bundle.external_data import read_graph
+from svd_engine.bundle.graph_limits import CONSTANT_BYTES, check_limits, peak_bytes
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BundleError
-from svd_engine.external_data import read_graph
-from svd_engine.graph_limits import CONSTANT_BYTES, check_limits, peak_bytes
-from svd_engine.networks.spec import NetworkSpec, TensorSpec
+from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 from tests.support import damage
 from tests.support.messages import complete
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.manifest import MANIFEST, SCHEMA, check_profile, read_manifest
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BundleError, SettingsError
-from svd_engine.manifest import MANIFEST, SCHEMA, check_profile, read_manifest
-from svd_engine.networks.spec import Architecture, Profile
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.profile import Profile
 from tests.support import damage, hostile_manifests
 from tests.support.messages import complete
 

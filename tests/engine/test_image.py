@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from svd_engine.errors import ImageError
-from svd_engine.image import MAX_PIXELS, MAX_SIDE, cover, load_image
+from svd_engine.media.image import MAX_PIXELS, MAX_SIDE, cover, load_image
 from tests.support.messages import complete
 from tests.support.paths import PHOTOGRAPH
 from tests.support.pictures import noise
@@ -36,7 +36,8 @@ def test_the_photograph_is_the_one_that_its_readme_describes() -> None:
 
 def test_importing_image_and_video_costs_no_torch_and_no_av() -> None:
     heavy = "{'torch', 'av', 'diffusers', 'transformers', 'onnxruntime'}"
-    code = f"import sys, svd_engine.image, svd_engine.video; print({heavy} & set(sys.modules) or 'light')"
+    modules = "svd_engine.media.image, svd_engine.media.video"
+    code = f"import sys, {modules}; print({heavy} & set(sys.modules) or 'light')"
     env = {**os.environ, "PYTHONPATH": str(PHOTOGRAPH.parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "light"

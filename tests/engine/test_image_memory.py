@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from svd_engine import image
+from svd_engine.media import image
 from tests.support.pictures import noise
 
 SIDE = 4000  # pixels

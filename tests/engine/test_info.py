@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from svd_engine import info
-from svd_engine.bundle import Bundle
-from svd_engine.cli import main
-from svd_engine.flavours import Host, capability_target
+from svd_engine.bundle.flavours import Host, capability_target
+from svd_engine.bundle.manifest import ParityEntry
+from svd_engine.bundle.reading import Bundle
+from svd_engine.cli.main import main
 from svd_engine.install import install_line
-from svd_engine.manifest import ParityEntry
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support import damage, tensorrt_double, tensorrt_plans
 from tests.support.commands import call

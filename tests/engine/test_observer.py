@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd_engine.networks.spec import Profile
 from svd_engine.observer import Observer, Step
+from svd_engine.spec.profile import Profile
 from tests.engine.test_engine import seeded
 from tests.engine.test_pipeline import PROFILE, SETTINGS, run
 from tests.engine.watching import FAKE_CALL, fake_engine

@@ -11,13 +11,14 @@ import onnxruntime
 import pytest
 import torch
 
-from svd_engine.backends import ort
-from svd_engine.backends.ort import OrtBackend, OrtNetwork, load_runtime
-from svd_engine.bundle import Bundle
+from svd_engine.backends import onnxruntime as ort
+from svd_engine.backends.onnxruntime import OrtBackend, OrtNetwork, load_runtime
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.spec import NetworkSpec, specs_of
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

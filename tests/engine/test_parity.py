@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from svd_engine import VideoEngine
-from svd_engine.image import load_image
+from svd_engine.media.image import load_image
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support.paths import PHOTOGRAPH
 

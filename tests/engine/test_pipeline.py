@@ -12,12 +12,13 @@ from torch import Tensor
 
 from svd_engine import pipeline
 from svd_engine.backends.fake import FakeBackend
-from svd_engine.backends.network import Network, Placement
 from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
-from svd_engine.model import Model
-from svd_engine.networks.spec import Architecture, Profile, image_encoder, specs_of
 from svd_engine.request import Settings
+from svd_engine.spec.model import Architecture, Model
+from svd_engine.spec.network import Network, Placement
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import image_encoder, specs_of
 
 ARCH = Architecture(clip_size=16, embedding_dim=8)
 MODEL = Model(

@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from svd_engine.errors import ImageError, SettingsError
-from svd_engine.image import cover, fitted, load_image, to_clip_pixels, to_vae_pixels
-from svd_engine.settings import Fit
+from svd_engine.media.image import cover, fitted, load_image, to_clip_pixels, to_vae_pixels
+from svd_engine.values import Fit
 from tests.support.messages import complete
 from tests.support.paths import PHOTOGRAPH
 from tests.support.pictures import noise

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.flavours import AMPERE_AND_NEWER, Host, Target, capability_target, card_target
+from svd_engine.bundle.plans import fitting_plan, plan_file
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, BundleError
-from svd_engine.flavours import AMPERE_AND_NEWER, Host, Target, capability_target, card_target
-from svd_engine.networks.spec import NetworkSpec
-from svd_engine.plans import fitting_plan, plan_file
+from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage
 from tests.support.tensorrt_plans import HOST, add_plan, plan_of, specs
 

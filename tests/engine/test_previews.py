@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from svd_engine.image import load_image, to_vae_pixels
+from svd_engine.media.image import load_image, to_vae_pixels
 from svd_engine.serving import preview
 from svd_engine.serving.encode import encode
 from svd_engine.serving.watch import Progress, Watch

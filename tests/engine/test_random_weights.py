@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from svd_engine import options
-from svd_engine.checkpoint import Component, random_checkpoint
-from svd_engine.random_weights import Family, RandomWeights, draw, svd_configs
-from svd_engine.weights import build
+from svd_engine.checkpoint.opening import Component, random_checkpoint
+from svd_engine.checkpoint.random_weights import RandomWeights, draw, svd_configs
+from svd_engine.checkpoint.weights import build
+from svd_engine.cli import options
+from svd_engine.spec.weights import Family
 from tests.support.paths import PHOTOGRAPH
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)

@@ -10,11 +10,11 @@ import torch
 from svd_bench import subjects
 from svd_engine import info
 from svd_engine.backends.registry import BACKENDS, NAMES, PLAN_BACKENDS, check_name, names
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
-from svd_engine.cli import main
+from svd_engine.bundle.flavours import FLAVOURS, Flavour
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.cli.main import main
 from svd_engine.errors import SettingsError
-from svd_engine.flavours import FLAVOURS, Flavour
 from svd_engine.install import install_line
 from svd_engine.networks.modules import Modules
 from tests.support import tensorrt_double

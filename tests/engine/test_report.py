@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from svd_engine import VideoEngine, __version__, report
-from svd_engine.backends.network import Network
-from svd_engine.networks.spec import NetworkSpec
+from svd_engine.spec.network import Network
+from svd_engine.spec.tensors import NetworkSpec
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 
 STEPS = 3

@@ -10,7 +10,7 @@ import torch
 
 from svd_engine.errors import SettingsError
 from svd_engine.request import Settings
-from svd_engine.settings import at_least, check_seed
+from svd_engine.values import at_least, check_seed
 
 NAN, INFINITE = float("nan"), float("inf")
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from svd_engine import VideoEngine
-from svd_engine.backends.network import Network, Placement
-from svd_engine.backends.swapped import SwappedBackend
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.spec import NetworkSpec, Profile, specs_of
+from svd_engine.residency.swapped import SwappedBackend
+from svd_engine.spec.network import Network, Placement
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 
 Events = list[tuple[str, str]]

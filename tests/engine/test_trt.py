@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from svd_engine.backends.fake import FUNCTIONS
-from svd_engine.backends.trt import TrtBackend, TrtNetwork
-from svd_engine.bundle import Bundle
-from svd_engine.flavours import Host
+from svd_engine.backends.tensorrt.network import TrtBackend, TrtNetwork
+from svd_engine.bundle.flavours import Host
+from svd_engine.bundle.reading import Bundle
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.spec import NetworkSpec
+from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage, tensorrt_double
 from tests.support.tensorrt_double import TensorRT
 from tests.support.tensorrt_plans import add_plan, plan_of, specs

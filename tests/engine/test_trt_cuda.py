@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from svd_engine.backends.trt_cuda import Cuda, SharedMemory
+from svd_engine.backends.tensorrt.cuda import Cuda, SharedMemory
 from svd_engine.errors import BackendError
 
 GPU = torch.device("cuda", 1)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from svd_engine.backends.trt import TrtBackend
-from svd_engine.bundle import Bundle
+from svd_engine.backends.tensorrt.network import TrtBackend
+from svd_engine.bundle.flavours import AMPERE_AND_NEWER
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError, TensorMismatch
-from svd_engine.flavours import AMPERE_AND_NEWER
 from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
 from tests.support import damage, tensorrt_double
@@ -202,7 +202,7 @@ def test_no_memory_for_a_buffer(folder: Path, trt: TensorRT, what: str) -> None:
             return super().empty(wanted, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("svd_engine.backends.trt.Cuda", lambda device: Full(trt, device))
+        patch.setattr("svd_engine.backends.tensorrt.network.Cuda", lambda device: Full(trt, device))
         error = refusal(folder, calls=1 if "activations" in what else 0)
     assert error.expected.startswith(f"room for {what}")
     assert trt.called("IExecutionContext.execute_async_v3") == []

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_engine.backends.trt_library import host, installed, library, log, require
+from svd_engine.backends.tensorrt.library import host, installed, library, log, require
+from svd_engine.bundle.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from svd_engine.errors import BackendUnavailable
-from svd_engine.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX
 from svd_engine.install import install_line
 from tests.support import tensorrt_double
 from tests.support.tensorrt_double import Severity

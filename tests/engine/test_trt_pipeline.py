@@ -14,9 +14,9 @@ from torch import Tensor
 
 from svd_engine import VideoEngine
 from svd_engine.backends.choose import Choice
-from svd_engine.backends.ort import OrtBackend
-from svd_engine.bundle import Bundle
-from svd_engine.cli import main
+from svd_engine.backends.onnxruntime import OrtBackend
+from svd_engine.bundle.reading import Bundle
+from svd_engine.cli.main import main
 from svd_engine.errors import BackendError
 from tests.conftest import HEIGHT, WIDTH
 from tests.support import tensorrt_double
@@ -39,7 +39,7 @@ def trt(planned: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
         assert (backend, device) == ("tensorrt", "auto")
         return Choice("tensorrt", CPU, "asked for")
 
-    monkeypatch.setattr("svd_engine.source.choose_for_bundle", choose)
+    monkeypatch.setattr("svd_engine.residency.source.choose_for_bundle", choose)
     return double
 
 

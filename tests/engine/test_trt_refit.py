@@ -10,9 +10,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from svd_engine.backends.trt import TrtBackend, TrtNetwork
-from svd_engine.backends.trt_refit import graph_weights
-from svd_engine.bundle import Bundle
+from svd_engine.backends.tensorrt.network import TrtBackend, TrtNetwork
+from svd_engine.backends.tensorrt.refit import graph_weights
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BundleError
 from svd_engine.networks.parity import example_inputs
 from tests.support import damage, tensorrt_double

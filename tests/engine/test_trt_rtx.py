@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from svd_engine import VideoEngine, info
-from svd_engine.backends import choose, jit_cache
+from svd_engine.backends import choose
 from svd_engine.backends.fake import FUNCTIONS
-from svd_engine.backends.trt import TrtBackend, TrtNetwork
-from svd_engine.bundle import Bundle
+from svd_engine.backends.tensorrt import jit_cache
+from svd_engine.backends.tensorrt.network import TrtBackend, TrtNetwork
+from svd_engine.bundle.flavours import TENSORRT_RTX, Host, capability_target
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, OutputError
-from svd_engine.flavours import TENSORRT_RTX, Host, capability_target
 from svd_engine.networks.parity import example_inputs
 from tests.support import damage, tensorrt_double, tensorrt_plans
 from tests.support.tensorrt_double import GPU, EngineValidity, Fault, TensorRT
@@ -43,7 +44,7 @@ def trt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
     double = tensorrt_double.install(monkeypatch, VERSION, TENSORRT_RTX, (8, 9))
     by_key = {spec.key: spec for spec in specs(folder)}
     double.compute = lambda key, inputs: FUNCTIONS[by_key[key].network](inputs, by_key[key].output.shape)
-    monkeypatch.setattr("svd_engine.backends.trt.driver_version", lambda: "580.65")
+    monkeypatch.setattr("svd_engine.backends.tensorrt.network.driver_version", lambda: "580.65")
     return double
 
 
@@ -243,7 +244,7 @@ def test_a_whole_video_has_a_stage_for_the_compiler(
     monkeypatch.setattr(
         choose, "choose_for_bundle", lambda *_: choose.Choice("tensorrt-rtx", CPU, "asked for")
     )
-    monkeypatch.setattr("svd_engine.source.choose_for_bundle", choose.choose_for_bundle)
+    monkeypatch.setattr("svd_engine.residency.source.choose_for_bundle", choose.choose_for_bundle)
     engine = VideoEngine.from_bundle(folder, backend="tensorrt-rtx", jit_cache=tmp_path / "kept")
     call = {"num_inference_steps": 2, "output_type": "pt", "generator": torch.Generator().manual_seed(0)}
     image = torch.rand(1, 3, engine.default.height, engine.default.width)

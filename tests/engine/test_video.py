@@ -1,4 +1,4 @@
-"""svd_engine.video, read back with PyAV and Pillow: what is written."""
+"""svd_engine.media.video, read back with PyAV and Pillow: what is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from svd_engine.errors import SettingsError
-from svd_engine.video import ENCODERS, SHEET_GAP, WRITERS, to_uint8, write_video
+from svd_engine.media.video import ENCODERS, SHEET_GAP, WRITERS, to_uint8, write_video
 from tests.support.messages import complete
 from tests.support.pictures import CLIPS, FRAMES, HEIGHT, WIDTH
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from svd_engine.errors import OutputError, SettingsError
-from svd_engine.video import ENCODERS, WRITERS, check_output, write_video
+from svd_engine.media.video import ENCODERS, WRITERS, check_output, write_video
 from tests.support.messages import complete
 from tests.support.paths import PHOTOGRAPH
 from tests.support.pictures import CLIPS, noise_clip
@@ -95,7 +95,7 @@ def test_a_folder_without_write_permission_is_refused() -> None:
 import sys
 sys.path.insert(0, {SOURCES!r})
 from svd_engine.errors import OutputError
-from svd_engine.video import check_output
+from svd_engine.media.video import check_output
 import os
 if os.geteuid() == 0:
     os.setuid(65534)  # nobody
@@ -203,7 +203,7 @@ def test_a_real_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     code = """
 import sys
 import numpy as np
-from svd_engine.video import write_video
+from svd_engine.media.video import write_video
 noise = np.random.default_rng(0).integers(0, 256, (400, 256, 256, 3), dtype=np.uint8)
 write_video(noise, sys.argv[1], 7)
 """
@@ -244,7 +244,7 @@ from typing import Any
 import numpy as np
 import PIL.GifImagePlugin, PIL.PngImagePlugin, PIL.WebPImagePlugin, av
 from svd_engine.errors import OutputError
-from svd_engine.video import WRITERS, write_video
+from svd_engine.media.video import WRITERS, write_video
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 sys.dont_write_bytecode = True
@@ -280,7 +280,7 @@ def test_an_encoder_that_refuses_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_target_that_appears_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svd_engine.video.check_output", Path)  # it had said yes
+    monkeypatch.setattr("svd_engine.media.video.check_output", Path)  # it had said yes
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "note.txt").write_text("precious")
     with pytest.raises(OutputError) as caught:

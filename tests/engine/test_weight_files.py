@@ -12,10 +12,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.checkpoint.weight_files import STEMS, candidates, choose
 from svd_engine.engine import VideoEngine
 from svd_engine.errors import CheckpointError, SettingsError
-from svd_engine.weight_files import COMPONENTS, STEMS, Component, WeightFile, candidates, choose
+from svd_engine.spec.weights import COMPONENTS, Component, WeightFile
 
 MARKED: dict[Component, str] = {  # a tensor of each component that tells its files apart
     "unet": "conv_in.bias",

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.checkpoint.weights import Component, build, fill
 from svd_engine.errors import CheckpointError
-from svd_engine.weights import Component, build, fill
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
 VAE_HALF = "vae/diffusion_pytorch_model.fp16.safetensors"

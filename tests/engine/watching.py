@@ -12,9 +12,9 @@ from torch import Tensor
 from svd_engine import VideoEngine
 from svd_engine.backends.choose import Choice
 from svd_engine.backends.fake import FakeBackend
-from svd_engine.backends.network import Backend, Network
-from svd_engine.networks.spec import NetworkSpec
-from svd_engine.source import Source
+from svd_engine.residency.source import Source
+from svd_engine.spec.network import Backend, Network
+from svd_engine.spec.tensors import NetworkSpec
 from tests.engine.test_pipeline import MODEL, PROFILE
 
 PATIENCE = 60  # seconds until a test takes a thread for stuck

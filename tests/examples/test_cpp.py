@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from svd_engine import VideoEngine
-from svd_engine.image import load_image
-from svd_engine.manifest import Runtime
+from svd_engine.bundle.manifest import Runtime
+from svd_engine.media.image import load_image
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.examples.conftest import CPP, Generate, Programs
 from tests.support import damage

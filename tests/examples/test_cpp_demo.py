@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from svd_engine import VideoEngine
-from svd_engine.checkpoint import open_checkpoint
-from svd_engine.image import load_image
-from svd_engine.networks.spec import Profile
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.media.image import load_image
+from svd_engine.spec.profile import Profile
 from svd_export.to_onnx import export_bundle
 from tests.examples.conftest import Generate, Programs
 from tests.support.paths import PHOTOGRAPH

@@ -1,4 +1,4 @@
-"""Pixels and draws of the C++ example against Pillow, torch and `svd_engine.image`.  Under sanitizers."""
+"""Pixels and draws of the C++ example against Pillow, torch and our own images.  Under sanitizers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from svd_engine.image import fitted, load_image, to_clip_pixels, to_vae_pixels
-from svd_engine.settings import Fit
+from svd_engine.media.image import fitted, load_image, to_clip_pixels, to_vae_pixels
+from svd_engine.values import Fit
 from tests.examples.conftest import SANITIZERS, Programs
 from tests.support.paths import PHOTOGRAPH
 

@@ -11,11 +11,14 @@ import onnxruntime
 import torch
 
 from svd_engine import VideoEngine
-from svd_engine.checkpoint_configs import describe
-from svd_engine.image import cover, load_image, to_clip_pixels, to_vae_pixels
-from svd_engine.networks.spec import Architecture, Profile, TensorSpec, specs_of
-from svd_engine.random_weights import svd_configs
+from svd_engine.checkpoint.configs import describe
+from svd_engine.checkpoint.random_weights import svd_configs
+from svd_engine.media.image import cover, load_image, to_clip_pixels, to_vae_pixels
 from svd_engine.request import Settings
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import TensorSpec
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support.paths import PHOTOGRAPH, ROOT
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
-from svd_engine.manifest import PlanEntry
-from svd_engine.networks.spec import Profile
+from svd_engine.bundle.manifest import PlanEntry
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.spec.profile import Profile
 from svd_export.to_onnx import export_bundle
 from tests.support import damage, tensorrt_builder_double
 from tests.support.shared import made_once

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from svd_engine import __version__
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import SettingsError
-from svd_engine.networks.spec import Profile
+from svd_engine.spec.profile import Profile
 from svd_export.cli import main, profiles
 from tests.support import damage
 from tests.support.commands import call

@@ -14,9 +14,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.manifest import Runtime
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import ExportError
-from svd_engine.manifest import Runtime
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import rewrites_for
 from svd_export import forms

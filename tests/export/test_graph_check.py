@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.reading import Bundle
 from svd_export import tensorrt_cli
 from svd_export.cli import main
 from svd_export.graph_check import GraphReport, check_graph

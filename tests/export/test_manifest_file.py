@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.bundle.manifest import Manifest, read_manifest
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BundleError, OutputError
-from svd_engine.manifest import Manifest, read_manifest
 from svd_export import manifest_file
 from svd_export.file_lock import locked
 from svd_export.manifest_file import LOCK, update_manifest

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from svd_engine import info
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
-from svd_engine.flavours import TENSORRT_RTX, sm
+from svd_engine.bundle.flavours import TENSORRT_RTX, sm
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.install import install_line
-from svd_engine.networks.spec import Profile
+from svd_engine.spec.profile import Profile
 from svd_export.to_onnx import export_bundle
 from tests.export.conftest import NETWORKS, half, plans
 from tests.support import damage

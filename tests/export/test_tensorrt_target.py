@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from svd_engine.bundle.flavours import AMPERE_AND_NEWER, TENSORRT, TENSORRT_RTX, Flavour, Host, named_target
 from svd_engine.errors import BackendUnavailable, SettingsError
-from svd_engine.flavours import AMPERE_AND_NEWER, TENSORRT, TENSORRT_RTX, Flavour, Host, named_target
 from svd_export import tensorrt_target
 from svd_export.tensorrt_target import check_options, choose_flavour, choose_target
 
@@ -103,7 +103,7 @@ def test_without_a_gpu_portable(card: Any) -> None:
 
 @pytest.mark.parametrize(
     ("flavour", "remedy"),
-    [(TENSORRT_RTX, "--target sm86,sm89,sm120, or --target portable"), (TENSORRT, "Copy the bundle to a")],
+    [(TENSORRT_RTX, 'target="sm86,sm89,sm120", or target="portable"'), (TENSORRT, "Copy the bundle to a")],
 )
 def test_here_without_a_gpu(card: Any, flavour: Flavour, remedy: str) -> None:
     card(None)
@@ -116,7 +116,7 @@ def test_here_on_a_card_that_it_has_no_target_for(card: Any) -> None:
     card((9, 0))
     with pytest.raises(BackendUnavailable, match="no SM90 target") as caught:
         choose_target(TENSORRT_RTX, "here", "none")
-    assert "--flavour tensorrt" in caught.value.remedy
+    assert 'flavour="tensorrt"' in caught.value.remedy
 
 
 @pytest.mark.parametrize("option", TENSORRT_RTX.cannot)

@@ -16,12 +16,13 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from torch import Tensor, nn
 
 from svd_engine import report
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.bundle.manifest import MANIFEST, SCHEMA
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import ExportError
-from svd_engine.manifest import MANIFEST, SCHEMA
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.spec import NetworkSpec, TensorSpec, specs_of
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 from svd_export.to_onnx import check, trace
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support.paths import ROOT

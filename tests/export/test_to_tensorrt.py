@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.manifest import MANIFEST
+from svd_engine.bundle.plans import fitting_plan
+from svd_engine.bundle.reading import Bundle
 from svd_engine.install import install_line
-from svd_engine.manifest import MANIFEST
-from svd_engine.plans import fitting_plan
 from svd_export.cli import main
 from svd_export.tensorrt_builder import BuildOptions
 from svd_export.tensorrt_cli import memory_bytes

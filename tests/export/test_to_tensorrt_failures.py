@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, BundleError, ExportError, SettingsError
 from svd_engine.install import install_line
 from svd_export.cli import main
@@ -150,7 +150,7 @@ def test_one_process_builds_for_one_flavour(trt: Any, folder: Path, monkeypatch:
     monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", True)
     message = fails(folder, BackendUnavailable)
     assert "expected one flavour of TensorRT in a process" in message
-    assert "svd-export tensorrt once for each --flavour" in message
+    assert "each flavour in a process of its own" in message
 
 
 def test_a_network_that_is_none(trt: Any, folder: Path) -> None:

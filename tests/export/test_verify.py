@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import Checkpoint, open_checkpoint
+from svd_engine.bundle.manifest import MANIFEST, ParityEntry
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
 from svd_engine.errors import NonFiniteOutput, OutputError, ParityError
-from svd_engine.manifest import MANIFEST, ParityEntry
 from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_export.cli import main
 from svd_export.verify import difference, verify

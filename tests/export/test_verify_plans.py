@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.flavours import TENSORRT
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, NonFiniteOutput, ParityError
-from svd_engine.flavours import TENSORRT
 from svd_export import verify_plans as module
 from svd_export.cli import main
 from svd_export.to_tensorrt import build_plans

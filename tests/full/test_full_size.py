@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from svd_bench.compiling import CompileCase, compiled_in_child
-from svd_engine.bundle import Bundle
-from svd_engine.checkpoint import random_checkpoint
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import random_checkpoint
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.spec import Profile, denoiser
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import denoiser
 from svd_export.graph_check import check_graph
 from svd_export.tensorrt_ops import Version
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-MAINS = {"svd-engine": "svd_engine.cli", "svd-export": "svd_export.cli"}
+MAINS = {"svd-engine": "svd_engine.cli.main", "svd-export": "svd_export.cli"}
 
 
 def call(main: Callable[[], None], *arguments: object) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from svd_engine.manifest import MANIFEST
+from svd_engine.bundle.manifest import MANIFEST
 
 
 def copy(bundle: Path, into: Path) -> Path:

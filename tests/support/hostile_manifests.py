@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from svd_engine.manifest import MANIFEST, MANIFEST_BYTES
+from svd_engine.bundle.manifest import MANIFEST, MANIFEST_BYTES
 from tests.support import damage
 
 Spoil = Callable[[Path], object]

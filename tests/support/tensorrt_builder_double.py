@@ -18,7 +18,7 @@ import onnx
 import pytest
 import torch
 
-from svd_engine.networks.spec import NetworkSpec, TensorSpec
+from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 from tests.support import tensorrt_double
 from tests.support.tensorrt_double import Recorded, TensorRT
 from tests.support.tensorrt_plans import plan_of, weight_types

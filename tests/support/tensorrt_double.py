@@ -24,8 +24,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd_engine.backends import trt_library
-from svd_engine.flavours import TENSORRT, Flavour
+from svd_engine.backends.tensorrt import library as trt_library
+from svd_engine.bundle.flavours import TENSORRT, Flavour
 
 GPU, CAPABILITY, VERSION = "NVIDIA Any 80GB", (9, 0), "10.14.1.48"
 Compute = Callable[[str, Mapping[str, Tensor]], Tensor]
@@ -413,7 +413,7 @@ def install(
     monkeypatch.setitem(sys.modules, flavour.module, trt)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: GPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    monkeypatch.setattr("svd_engine.backends.trt.Cuda", lambda device: CudaDouble(trt, device))
+    monkeypatch.setattr("svd_engine.backends.tensorrt.network.Cuda", lambda device: CudaDouble(trt, device))
     trt_library.log.cache_clear()
     return trt
 

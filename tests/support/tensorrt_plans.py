@@ -8,12 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from svd_engine.backends.trt_refit import graph_weights
-from svd_engine.bundle import Bundle
-from svd_engine.flavours import Host, Target, card_target
-from svd_engine.manifest import PlanEntry
-from svd_engine.networks.spec import NetworkSpec, specs_of
-from svd_engine.plans import plan_file
+from svd_engine.backends.tensorrt.refit import graph_weights
+from svd_engine.bundle.flavours import Host, Target, card_target
+from svd_engine.bundle.manifest import PlanEntry
+from svd_engine.bundle.plans import plan_file
+from svd_engine.bundle.reading import Bundle
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage
 from tests.support.tensorrt_double import CAPABILITY, GPU, VERSION
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch.nn import functional as F
 
 from svd_bench.held_out import held_out
-from svd_engine.image import to_vae_pixels
+from svd_engine.media.image import to_vae_pixels
 
 
 @pytest.fixture(scope="module")

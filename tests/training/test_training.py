@@ -22,7 +22,7 @@ from images import PHOTOGRAPHS, Source
 from numpy.typing import NDArray
 
 from svd_bench import held_out
-from svd_engine.checkpoint import open_checkpoint
+from svd_engine.checkpoint.opening import open_checkpoint
 
 
 @pytest.fixture(autouse=True)

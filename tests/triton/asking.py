@@ -14,7 +14,7 @@ import tritonclient.grpc
 import tritonclient.http
 from PIL import Image
 
-from svd_engine.networks.spec import Profile
+from svd_engine.spec.profile import Profile
 from tests.support.paths import PHOTOGRAPH
 from tests.triton.server import Server
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_engine.checkpoint import open_checkpoint
-from svd_engine.networks.spec import Profile
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.spec.profile import Profile
 from svd_export.cli import main
 from svd_export.to_onnx import export_bundle
 from tests.support.commands import call

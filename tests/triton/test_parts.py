@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from svd_engine.errors import BackendError, ImageError, NonFiniteOutput, SettingsError
-from svd_engine.image import decode_image, load_image
+from svd_engine.media.image import decode_image, load_image
 from svd_engine.serving.triton import inputs
 from svd_engine.serving.triton.metrics import OUTCOMES
 from svd_engine.serving.watch import Watch

@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from svd_engine import VideoEngine
-from svd_engine.bundle import Bundle
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import SettingsError
 from svd_engine.serving.triton.inputs import CALL
 from svd_export.cli import main

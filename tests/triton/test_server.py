@@ -18,8 +18,8 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from svd_engine import VideoEngine
-from svd_engine.image import decode_image
-from svd_engine.video import to_uint8
+from svd_engine.media.image import decode_image
+from svd_engine.media.video import to_uint8
 from tests.triton.asking import (
     LONG_CALL,
     SHORT,

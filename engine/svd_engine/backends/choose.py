@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from svd_engine.backends.ort import PROVIDERS
+from svd_engine.backends.onnxruntime import PROVIDERS
 from svd_engine.backends.registry import BACKENDS, PLAN_BACKENDS, check_name, names
-from svd_engine.backends.trt_library import host
-from svd_engine.bundle import Bundle
+from svd_engine.backends.tensorrt.library import host
+from svd_engine.bundle.flavours import Flavour
+from svd_engine.bundle.plans import build_command, refusal
+from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, SettingsError
-from svd_engine.flavours import Flavour
 from svd_engine.install import install_line
-from svd_engine.plans import build_command, refusal
 
 DeviceName = str | torch.device  # "auto", "cpu", "cuda", "cuda:1"
 

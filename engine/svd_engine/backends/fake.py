@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from svd_engine.backends.network import Network, Placement
-from svd_engine.networks.spec import NetworkSpec
 from svd_engine.sampling import preconditioning
+from svd_engine.spec.network import Network, Placement
+from svd_engine.spec.tensors import NetworkSpec
 
 
 class FakeNetwork(Network):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from svd_engine.backends.network import Network
 from svd_engine.observer import UNOBSERVED, Observer
+from svd_engine.spec.network import Network
 
 
 class InterruptibleNetwork(Network):

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from svd_engine.bundle.flavours import TENSORRT, TENSORRT_RTX, Flavour
 from svd_engine.errors import SettingsError
-from svd_engine.flavours import TENSORRT, TENSORRT_RTX, Flavour
 from svd_engine.install import install_line
 
 if TYPE_CHECKING:
     import torch
 
-    from svd_engine.backends.network import Backend
-    from svd_engine.bundle import Bundle
+    from svd_engine.bundle.reading import Bundle
     from svd_engine.networks.modules import Modules
+    from svd_engine.spec.network import Backend
 
 Runs = Literal["checkpoint", "graphs", "plans"]  # torch modules, or what a bundle holds
 
@@ -45,31 +45,31 @@ class BackendEntry:
 
 
 def _eager(modules: Modules, _device: torch.device, _jit_cache: Path | None) -> Backend:
-    from svd_engine.backends.eager import EagerBackend
+    from svd_engine.backends.torch.eager import EagerBackend
 
     return EagerBackend(modules)
 
 
 def _compiled(modules: Modules, _device: torch.device, _jit_cache: Path | None) -> Backend:
-    from svd_engine.backends.compiled import CompiledBackend
+    from svd_engine.backends.torch.compiled import CompiledBackend
 
     return CompiledBackend(modules)
 
 
 def _onnxruntime(bundle: Bundle, device: torch.device, _jit_cache: Path | None) -> Backend:
-    from svd_engine.backends.ort import OrtBackend
+    from svd_engine.backends.onnxruntime import OrtBackend
 
     return OrtBackend(bundle, device)
 
 
 def _tensorrt(bundle: Bundle, device: torch.device, _jit_cache: Path | None) -> Backend:
-    from svd_engine.backends.trt import TrtBackend
+    from svd_engine.backends.tensorrt.network import TrtBackend
 
     return TrtBackend(bundle, device, TENSORRT)
 
 
 def _tensorrt_rtx(bundle: Bundle, device: torch.device, jit_cache: Path | None) -> Backend:
-    from svd_engine.backends.trt import TrtBackend
+    from svd_engine.backends.tensorrt.network import TrtBackend
 
     return TrtBackend(bundle, device, TENSORRT_RTX, jit_cache=jit_cache)
 

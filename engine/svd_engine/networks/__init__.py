@@ -1,1 +1,1 @@
-"""The four networks: their tensor tables (`spec`) and the torch modules behind them."""
+"""The torch modules behind the tensor tables, and their exact rewrites."""

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
-from svd_engine.checkpoint import Checkpoint, Component
+from svd_engine.checkpoint.opening import Checkpoint, Component
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
 from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewrites, check_names
-from svd_engine.networks.spec import NetworkSpec
-from svd_engine.weight_files import WeightFile
+from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.weights import WeightFile
 
 REWRITTEN: tuple[Component, ...] = ("unet", "vae")
 

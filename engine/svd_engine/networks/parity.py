@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svd_engine.networks.spec import NetworkSpec
+from svd_engine.spec.tensors import NetworkSpec
 
 # On max abs over the largest absolute value of a float32 reference.  In half precision the rounding of
 # every layer, 2^-11 or 2^-8 each, adds up over a few hundred layers.

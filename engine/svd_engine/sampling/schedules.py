@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from svd_engine.settings import at_least, noise_levels
+from svd_engine.values import at_least, noise_levels
 
 Schedule = Callable[[int, float, float, float], Tensor]  # (steps, sigma_min, sigma_max, rho) -> [steps + 1]
 

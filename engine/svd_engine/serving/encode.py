@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from svd_engine.video import write_video
+from svd_engine.media.video import write_video
 
 
 def encode(frames: np.ndarray, suffix: str, fps: int) -> bytes:

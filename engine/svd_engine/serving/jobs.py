@@ -15,16 +15,9 @@ import numpy as np
 from svd_engine.engine import VideoEngine
 from svd_engine.errors import BackendError, Cancelled, QueueFull, SvdEngineError, WaitedTooLong
 from svd_engine.output import VideoOutput
-from svd_engine.serving.one_video import (
-    Status,
-    VideoRequest,
-    make_video,
-    must_reopen,
-    status_after,
-    watch,
-)
+from svd_engine.serving.one_video import Status, VideoRequest, make_video, must_reopen, status_after, watch
 from svd_engine.serving.watch import Progress
-from svd_engine.settings import at_least, finite
+from svd_engine.values import at_least, finite
 
 OUTCOMES: tuple[Status, ...] = tuple(status for status in Status if status.ended)
 
@@ -82,7 +75,7 @@ class JobService:
         self._running: Job | None = None
         self._closed = False
         self._outcomes = dict.fromkeys(OUTCOMES, 0)
-        self._worker = threading.Thread(target=self._work, name="svd-engine jobs", daemon=True)
+        self._worker = threading.Thread(target=self._work, name="svd_engine.serving.jobs", daemon=True)
         self._worker.start()
 
     def submit(self, request: VideoRequest) -> Job:

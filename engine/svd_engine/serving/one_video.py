@@ -14,7 +14,7 @@ from svd_engine.engine import VideoEngine
 from svd_engine.errors import Cancelled, ImageError, NonFiniteOutput, SettingsError
 from svd_engine.output import VideoOutput
 from svd_engine.serving.watch import OnStepEnd, Watch
-from svd_engine.settings import at_least, check_seed
+from svd_engine.values import at_least, check_seed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

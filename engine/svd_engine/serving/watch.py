@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from svd_engine.media.video import to_uint8
 from svd_engine.observer import Observer, Step
 from svd_engine.serving import preview
-from svd_engine.video import to_uint8
 
 OnStepEnd = Callable[[int, np.ndarray | None], None]  # (steps done, the preview if one was due)
 

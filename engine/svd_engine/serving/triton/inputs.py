@@ -27,7 +27,7 @@ from svd_engine.request import (
     Settings,
     Whole,
 )
-from svd_engine.settings import at_least
+from svd_engine.values import at_least
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,9 @@ class TritonPythonModel:
     def _generate(
         self, request: Any, cancelled: Callable[[], bool], send: Callable[[Any], None] | None
     ) -> Any:
+        from svd_engine.media.video import as_bytes
         from svd_engine.serving.encode import encode
         from svd_engine.serving.one_video import make_video, watch
-        from svd_engine.video import as_bytes
 
         given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         asked = inputs.read(given, self.max_steps, self.max_videos)
@@ -140,7 +140,7 @@ class TritonPythonModel:
 def _video_request(asked: inputs.Request) -> VideoRequest:
     import torch
 
-    from svd_engine.image import decode_image
+    from svd_engine.media.image import decode_image
     from svd_engine.serving.one_video import VideoRequest
 
     arguments = {**asked.sampling, "output_type": "pt"}

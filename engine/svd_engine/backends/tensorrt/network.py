@@ -1,0 +1,278 @@
+"""TensorRT on a CUDA GPU, over the plans of a bundle; one code for both flavours.
+
+    plan -> engine -> context          made once, by name-based bindings
+    inputs -> fixed buffers -> launch -> output buffer
+
+Addresses never change, so the denoiser's launch is recorded as a CUDA graph on its second call (the
+first one lets TensorRT settle) and replayed from then on; TensorRT for RTX records its own (`trt_jit`).
+Activations of all contexts share one block.  Nothing waits for the GPU between calls: work is ordered by
+streams alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from svd_engine.backends.tensorrt.cuda import LESS_MEMORY, Cuda, SharedMemory, driver_version
+from svd_engine.backends.tensorrt.jit import Jit, invalidity, jit_context
+from svd_engine.backends.tensorrt.jit_cache import JitCache, cache_of, notices
+from svd_engine.backends.tensorrt.library import host, library, log
+from svd_engine.backends.tensorrt.refit import refit
+from svd_engine.bundle.flavours import FLAVOURS, TENSORRT, Flavour
+from svd_engine.bundle.manifest import PlanEntry
+from svd_engine.bundle.plans import build_command, fitting_plan
+from svd_engine.bundle.reading import Bundle
+from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.spec.network import Network, Placement
+from svd_engine.spec.tensors import NetworkSpec, TensorSpec
+
+if TYPE_CHECKING:
+    import tensorrt
+
+RECORDED = ("denoiser",)  # the only network that is called many times in a row
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+REPORT = "Report this with TensorRT's version and the GPU's name."
+
+
+class TrtNetwork(Network):
+    """One engine with its context, its buffers and, when `record` is on, its CUDA graph.
+
+    `jit` holds the kernels of a flavour that compiles them on the card, at the first launch.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        placement: Placement,
+        engine: tensorrt.ICudaEngine,
+        context: tensorrt.IExecutionContext,
+        cuda: Cuda,
+        memory: SharedMemory,
+        record: bool,
+        jit: Jit | None = None,
+    ) -> None:
+        super().__init__(spec, placement)
+        self.engine, self.context, self.cuda, self.memory, self.record = engine, context, cuda, memory, record
+        self.jit = jit
+        self.inputs = {t.name: cuda.empty(f"{t.name} of {spec.key}", t.shape) for t in spec.inputs}
+        self.output = cuda.empty(f"{spec.output.name} of {spec.key}", spec.output.shape)
+        for name, buffer in (*self.inputs.items(), (spec.output.name, self.output)):
+            if not context.set_tensor_address(name, buffer.data_ptr()):
+                raise self._error(f"a buffer for {name}")
+        memory.reserve(self, engine.device_memory_size_v2)
+        self._activations = (0, 0)  # address and bytes of their memory, as the context knows it
+        self._warm = False
+        self._replay: Callable[[], None] | None = None
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        for name, buffer in self.inputs.items():
+            buffer.copy_(inputs[name])
+        with self.cuda.selected():
+            self._use(self.memory.block())
+            if self._replay is None and self._warm and self.record:
+                self._replay = self._recorded()
+            if self._replay is not None:
+                self._replay()
+            else:
+                self._launch()
+        return self.output
+
+    @property
+    def needs_warm_up(self) -> bool:
+        return self.jit is not None and not self.jit.is_warm
+
+    def warm_up(self) -> None:
+        """One launch on ones, for the kernels that it compiles; what it computes is not used."""
+        if self.jit is None or self.jit.is_warm:
+            return
+        kept = f", kept in {self.jit.cache.path.parent}" if self.jit.cache else ""
+        notices.info("compiling kernels of %s for this GPU%s", self.spec.network, kept)
+        for buffer in self.inputs.values():
+            buffer.fill_(1)
+        with self.cuda.selected():
+            self._use(self.memory.block())
+            self._launch()
+            self.cuda.synchronize()
+
+    def _launch(self) -> None:
+        with self.cuda.aside() as stream:
+            launched = self.context.execute_async_v3(stream)
+        if not launched:
+            raise self._error("a launch without error")
+        self._warm = True
+        if self.jit is not None:
+            self.jit.settle()
+
+    def close(self) -> None:
+        """Graph, context, engine, then the memory that they point to."""
+        with self.cuda.selected():
+            self.cuda.synchronize()
+            del self._replay, self.context, self.jit, self.engine, self.inputs, self.output
+            self.memory.release(self)
+
+    def _use(self, block: Tensor) -> None:
+        activations = (block.data_ptr(), block.nbytes)
+        if self._activations != activations:
+            self.context.set_device_memory(*activations)
+            self._activations = activations
+            self._warm, self._replay = False, None  # a graph holds addresses, and the context settles again
+
+    def _recorded(self) -> Callable[[], None]:
+        try:
+            replay = self.cuda.capture(self.context.execute_async_v3)
+        except RuntimeError as error:
+            raise self._error("a CUDA graph of its launch", f" ({error})") from error
+        if replay is None:
+            raise self._error("a CUDA graph of its launch")
+        return replay
+
+    def _error(self, expected: str, more: str = "") -> BackendError:
+        flavour = FLAVOURS[self.placement.backend]
+        said = log(flavour).errors_so_far() + more
+        return BackendError(
+            f"{flavour.title}, {self.spec.key} on {self.placement.device}",
+            expected=expected,
+            got=said,
+            remedy=remedy(said, REPORT),
+        )
+
+
+class TrtBackend:
+    """`graphs` off launches every call anew, for looking for faults.
+
+    jit_cache: folder of the kernels that the flavour compiles on the card; None keeps none.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: torch.device,
+        flavour: Flavour = TENSORRT,
+        *,
+        graphs: bool = True,
+        jit_cache: Path | None = None,
+    ) -> None:
+        self.flavour, self.name = flavour, str(flavour.name)
+        self.host = host(flavour, device)
+        self.bundle, self.device, self.graphs, self.jit_cache = bundle, device, graphs, jit_cache
+        self.cuda = Cuda(device)
+        self.memory = SharedMemory(self.cuda)
+        self._runtime: tensorrt.Runtime | None = None
+
+    def open(self, spec: NetworkSpec) -> Network:
+        """Raises BackendUnavailable when no plan fits, BundleError when one was altered, BackendError."""
+        plan = fitting_plan(self.bundle, spec, self.host)
+        with self.cuda.selected():
+            engine = self._engine(plan)
+            self._check_table(spec, plan, engine)
+            if plan.stripped:
+                refit(engine, self.bundle.graph(spec, "tensorrt"), plan.file, self._rebuild)
+            record = self.graphs and spec.network in RECORDED
+            context, jit = self._context(plan, engine, record)
+            detail = f"{self.flavour.title} {plan.version}, {plan.file}"
+            placement = Placement(self.name, str(self.device), plan.dtype, detail)
+            return TrtNetwork(
+                spec, placement, engine, context, self.cuda, self.memory, record and jit is None, jit
+            )
+
+    def close(self) -> None:
+        """After the networks."""
+        self._runtime = None
+
+    @property
+    def _rebuild(self) -> str:
+        return f"Run: {build_command(self.bundle.folder, self.flavour.name)}"
+
+    def _engine(self, plan: PlanEntry) -> tensorrt.ICudaEngine:
+        runtime, content = self._loader(plan), self.bundle.read_plan(plan)
+        engine = runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            why = f"; {invalidity(runtime, content)}" if self.flavour.compiles_at_first_launch else ""
+            raise self._loading(plan, "an engine", why)
+        return engine
+
+    def _loader(self, plan: PlanEntry) -> tensorrt.Runtime:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = library(self.flavour)
+
+        if self._runtime is None:
+            try:
+                self._runtime = trt.Runtime(log(self.flavour))
+            except TypeError as error:  # how its bindings say that the library gave none
+                raise BackendUnavailable(
+                    f"{self.flavour.title} {plan.version} on {self.device}",
+                    expected="a runtime",
+                    got=log(self.flavour).errors_so_far(),
+                    remedy="Check the NVIDIA driver with nvidia-smi; it must know TensorRT's CUDA version.",
+                ) from error
+        return self._runtime
+
+    def _context(
+        self, plan: PlanEntry, engine: tensorrt.ICudaEngine, record: bool
+    ) -> tuple[tensorrt.IExecutionContext, Jit | None]:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = library(self.flavour)
+
+        jit = None
+        if self.flavour.compiles_at_first_launch:
+            context, jit = jit_context(engine, self._kernels(plan), record)
+        else:
+            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise self._loading(plan, "an execution context")
+        return context, jit
+
+    def _kernels(self, plan: PlanEntry) -> JitCache | None:
+        if self.jit_cache is None:
+            return None
+        return cache_of(
+            self.jit_cache, self.bundle.manifest.files[plan.file].sha256, self.host, driver_version()
+        )
+
+    def _loading(self, plan: PlanEntry, expected: str, more: str = "") -> BackendError:
+        said = log(self.flavour).errors_so_far() + more
+        return BackendError(
+            f"{self.flavour.title} {plan.version} loading {plan.file} on {self.device}",
+            expected=expected,
+            got=said,
+            remedy=remedy(said, self._rebuild),
+        )
+
+    def _check_table(self, spec: NetworkSpec, plan: PlanEntry, engine: tensorrt.ICudaEngine) -> None:
+        """The buffers are made from the tensor table, so the engine must agree with every row of it."""
+        wanted = sorted([*(f"input {t}" for t in spec.inputs), f"output {spec.output}"])
+        got = sorted(_rows(engine))
+        if got != wanted:
+            raise BackendError(
+                f"tensors of {plan.file}",
+                expected=", ".join(wanted),
+                got=", ".join(got),
+                remedy=self._rebuild,
+            )
+
+
+def remedy(said: str, otherwise: str) -> str:
+    """TensorRT reports exhausted memory in words alone."""
+    return LESS_MEMORY if re.search("out ?of ?memory", said, re.IGNORECASE) else otherwise
+
+
+def _rows(engine: tensorrt.ICudaEngine) -> list[str]:
+    """An engine's inputs and outputs, as a tensor table would have them."""
+    rows = []
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        dtype, dims = engine.get_tensor_dtype(name).name, engine.get_tensor_shape(name)
+        shape = tuple(dims[axis] for axis in range(len(dims)))
+        tensor = TensorSpec(name, shape, DTYPES.get(dtype, dtype))
+        place = "" if engine.get_tensor_location(name).name == "DEVICE" else " on the host"
+        rows.append(f"{engine.get_tensor_mode(name).name.lower()} {tensor}{place}")
+    return rows

@@ -1,0 +1,227 @@
+"""The manifest of a bundle: its schema, and how it is read.  Knows no other file.
+
+Strict: a field that is not in the schema, or of another type, is refused, so that a number never means
+something else to another reader.  `format` changes when a reader of the old one would be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from svd_engine.bundle.flavours import FlavourName, Target
+from svd_engine.errors import BundleError, SettingsError
+from svd_engine.shell import quoted
+from svd_engine.spec.bounds import Bytes, Count, Finite, Opset, OptimizationLevel, Positive, Sha256
+from svd_engine.spec.model import Architecture, Model
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import too_large
+from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.weights import Family, WeightFile
+
+FORMAT: Literal[2] = 2
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = 4 * 2**20  # at most; one network takes about 1000
+SCHEMA = "manifest.schema.json"
+DType = Literal["float32", "float16", "bfloat16"]
+Runtime = Literal["onnxruntime", "tensorrt"]  # that a graph is for; tensorrt: of either flavour
+DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FileEntry(_Strict):
+    bytes: Bytes
+    sha256: Sha256
+
+
+class Source(_Strict):
+    checkpoint: str  # as the user named it
+    digest: str  # Checkpoint.digest(): sha256 over its weights and configs
+    variant: str | None = None  # of the weight files, as the user asked for it
+    weights: tuple[WeightFile, ...] = ()  # that were read; none for random weights
+
+
+class NetworkEntry(_Strict):
+    spec: NetworkSpec
+    dtype: DType  # of weights and activations; the boundary is float32
+    graphs: Annotated[dict[Runtime, str], Field(min_length=1)]  # file names; the same function, same weights
+    weights: str  # file name
+
+
+class RewriteEntry(_Strict):
+    network: str
+    name: str
+    places: Count
+    left_alone: tuple[str, ...] = ()
+
+
+class ParityEntry(_Strict):
+    """One network of this bundle against eager torch in float32, same weights, same inputs."""
+
+    network: str  # key
+    backend: str
+    max_abs: Finite
+    relative: Finite  # max_abs over the largest absolute value of the reference
+    cosine: Finite
+    tolerance: Positive  # on `relative`
+
+
+class CompiledFigures(_Strict):
+    """What TensorRT's compiler made of one network, one call of it; `svd-bench compiled` says how counted."""
+
+    kernels: Count
+    read_bytes: Bytes  # over all kernels, each tensor that one takes at its full size, weights included
+    written_bytes: Bytes
+    activation_bytes: Bytes  # memory beside the weights
+    weights_bytes: Bytes
+
+
+class PlanEntry(_Strict):
+    """A TensorRT engine of one network, and all that decides where it runs; see `plans`."""
+
+    network: str  # key
+    file: str  # name; its size and sha256 stand in `files`
+    flavour: FlavourName
+    version: str  # of that TensorRT; no other reads it
+    target: Target  # the cards that it runs on
+    dtype: DType  # of weights and activations; the boundary is float32
+    graph_sha256: Sha256  # of the ONNX graph and weights that it was built from
+    weights_sha256: Sha256
+    stripped: bool  # it holds no weights: they come from the network's weights file when it is loaded
+    refittable: bool  # its weights can be replaced
+    optimization_level: OptimizationLevel | None  # None: the flavour has no such option
+    workspace_bytes: Bytes | None  # limit of a kernel's scratch memory that the builder had; None as above
+    device_memory_bytes: Bytes  # activations of one execution context
+    compiled: CompiledFigures | None  # None: the flavour's log does not say
+
+
+class Manifest(_Strict):
+    format: Literal[2] = FORMAT
+    model: Model
+    source: Source
+    dtype: DType
+    opset: Opset
+    profiles: Annotated[tuple[Profile, ...], Field(min_length=1, max_length=256)]
+    networks: Annotated[tuple[NetworkEntry, ...], Field(max_length=4096)]
+    files: dict[str, FileEntry]
+    rewrites: tuple[RewriteEntry, ...] = ()
+    without_rewrites: tuple[str, ...] = ()
+    versions: dict[str, str]
+    parity: tuple[ParityEntry, ...] = ()
+    plans: tuple[PlanEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _numbers_go_together(self) -> Self:
+        if not self.model.sigma_min < self.model.sigma_max:
+            raise ValueError(
+                f"sigma_min {self.model.sigma_min} is not below sigma_max {self.model.sigma_max}"
+            )
+        for profile in self.profiles:
+            if fault := too_large(profile, self.model.architecture):
+                raise ValueError(fault)
+        return self
+
+    @property
+    def random_family(self) -> Family | None:
+        """Whose architecture it has, when made by `checkpoint.random_checkpoint`: the source says so."""
+        names: dict[str, Family] = {f"random:{family}": family for family in get_args(Family)}
+        return names.get(self.source.checkpoint)
+
+    @property
+    def export_source(self) -> str:
+        """The arguments by which `svd-export onnx` finds the bundle's checkpoint again."""
+        if self.random_family:
+            return f"--random-weights {self.random_family}"
+        variant = f" --variant {quoted(self.source.variant)}" if self.source.variant else ""
+        return quoted(self.source.checkpoint) + variant
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises BundleError when there is none, or one of another format or against the schema."""
+    path = folder / MANIFEST
+    if path.is_symlink() or (path.is_file() and path.stat().st_size > MANIFEST_BYTES):
+        raise BundleError(
+            str(path),
+            expected=f"a regular file of at most {MANIFEST_BYTES:,} bytes",
+            got="a link" if path.is_symlink() else f"{path.stat().st_size:,} bytes",
+            remedy="Copy the whole bundle again, links resolved, or export it again.",
+        )
+    if not path.is_file():
+        raise BundleError(
+            f"bundle {folder}",
+            expected=f"a folder with {MANIFEST}",
+            got="no such file" if folder.is_dir() else "no such folder",
+            remedy="Make one with: svd-export onnx CHECKPOINT -o BUNDLE",
+        )
+    try:
+        content = path.read_bytes()
+        document = json.loads(content.decode(), object_pairs_hook=_without_duplicates)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(
+            str(path), expected="a JSON document", got=str(error), remedy="Export the bundle again."
+        ) from error
+    version = document.get("format") if isinstance(document, dict) else None
+    if type(version) is not int or version != FORMAT:  # True and 1.0 are equal to 1
+        raise BundleError(
+            str(path),
+            expected=f"bundle format {FORMAT}",
+            got=f"format {version}",
+            remedy=f"Export it again: svd-export onnx {_checkpoint_of(document)} -o NEW_BUNDLE",
+        )
+    try:
+        return Manifest.model_validate_json(content)  # strict, and JSON has no tuples: not `document`
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise BundleError(
+            f"{path}, field {field}" if field else str(path),
+            expected=f"a manifest that follows {SCHEMA}",
+            got=first["msg"],
+            remedy="Export the bundle again.",
+        ) from error
+
+
+def _checkpoint_of(document: object) -> str:
+    """The checkpoint that a manifest of whatever format names, as an argument; else a placeholder."""
+    source = document.get("source") if isinstance(document, dict) else None
+    named = source.get("checkpoint") if isinstance(source, dict) else None
+    if not isinstance(named, str):
+        return "CHECKPOINT"
+    kind, _, family = named.partition(":")
+    random = kind == "random" and family in get_args(Family)
+    return f"--random-weights {family}" if random else quoted(named)
+
+
+def check_profile(profile: Profile, architecture: Architecture) -> None:
+    """Raises SettingsError when a bundle cannot hold `profile`: see `bounds`."""
+    try:
+        TypeAdapter(Profile).validate_json(json.dumps(asdict(profile)), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what, expected = f"{first['loc'][0]} of a profile", first["msg"].removeprefix("Input should be ")
+        raise SettingsError(
+            what, expected=expected, got=repr(first["input"]), remedy="Pass a value in this range."
+        ) from error
+    if fault := too_large(profile, architecture):
+        raise SettingsError(
+            "profile",
+            expected="a video that a bundle may hold",
+            got=fault,
+            remedy="Export fewer or smaller frames, or a smaller batch.",
+        )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two equal keys they take.  Raises ValueError."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} twice in one object")
+    return fields

@@ -1,0 +1,83 @@
+"""Which TensorRT plan runs where.  Knows manifests, targets and hosts; imports no torch and no TensorRT.
+
+A plan is made by one flavour and version of TensorRT, from one ONNX graph and its weights, for one target.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from svd_engine.bundle.flavours import FLAVOURS, FlavourName, Host, Target, slug
+from svd_engine.bundle.manifest import DType, PlanEntry
+from svd_engine.bundle.reading import Bundle
+from svd_engine.errors import BackendUnavailable
+from svd_engine.shell import quoted
+from svd_engine.spec.tensors import NetworkSpec
+
+
+def plan_file(key: str, flavour: FlavourName, version: str, target: Target, dtype: DType) -> str:
+    """Name of a plan's file: letters, digits, dots, underscores and hyphens."""
+    parts = (f"{FLAVOURS[flavour].prefix}{version}", target.label, dtype)
+    return f"{key}.{'-'.join(map(slug, parts))}.plan"
+
+
+def build_command(folder: Path, flavour: FlavourName | None = None) -> str:
+    """What builds the plans that are missing here."""
+    option = f" --flavour {flavour}" if flavour == "tensorrt-rtx" else ""
+    return f"svd-export tensorrt {quoted(folder)}{option}"
+
+
+def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, host: Host) -> str:
+    """What keeps a plan of `spec` from running on `host`; empty when nothing does."""
+    if plan.flavour != host.flavour:
+        return f"built by {FLAVOURS[plan.flavour].title}, asked for {FLAVOURS[host.flavour].title}"
+    if plan.version != host.version:
+        return f"built by {FLAVOURS[plan.flavour].title} {plan.version}, here is {host.version}"
+    return plan.target.misfit(host) or stale(bundle, spec, plan)
+
+
+def stale(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry) -> str:
+    """Whether a plan of `spec` was built from other files than the bundle's, in words; empty when not."""
+    entry, files = bundle.entry(spec), bundle.manifest.files
+    graph = bundle.graph_name(spec, "tensorrt")
+    if plan.graph_sha256 != files[graph].sha256:
+        return f"built from another {graph} than the bundle's"
+    if plan.weights_sha256 != files[entry.weights].sha256:
+        return f"built from another {entry.weights} than the bundle's"
+    return ""
+
+
+def plans_of(bundle: Bundle, spec: NetworkSpec, flavour: FlavourName) -> list[PlanEntry]:
+    """The plans of a network that one flavour made, for whatever card."""
+    return [plan for plan in bundle.plans(spec) if plan.flavour == flavour]
+
+
+def fitting_plans(bundle: Bundle, spec: NetworkSpec, host: Host) -> list[PlanEntry]:
+    """Those of `spec` that run on `host`; first the one made for this very card, if there is one."""
+    fitting = [plan for plan in bundle.plans(spec) if not misfit(bundle, spec, plan, host)]
+    return sorted(fitting, key=lambda plan: plan.target.breadth)
+
+
+def refusal(bundle: Bundle, spec: NetworkSpec, host: Host) -> str:
+    """What keeps every plan of `spec` from running on `host`; empty when one runs."""
+    if fitting_plans(bundle, spec, host):
+        return ""
+    of_flavour = plans_of(bundle, spec, host.flavour)
+    reasons = {plan.file: misfit(bundle, spec, plan, host) for plan in of_flavour}
+    return "; ".join(f"{name} {reason}" for name, reason in reasons.items()) or "no plan"
+
+
+def fitting_plan(bundle: Bundle, spec: NetworkSpec, host: Host) -> PlanEntry:
+    """The plan that runs `spec` on `host`.
+
+    Raises BackendUnavailable that says for every plan why it does not fit, and what builds one that does.
+    """
+    if refused := refusal(bundle, spec, host):
+        flavour = FLAVOURS[host.flavour]
+        raise BackendUnavailable(
+            f"{flavour.title} plan of {spec.key} in bundle {bundle.folder}",
+            expected=f"one for {host}",
+            got=refused,
+            remedy=f"Run: {build_command(bundle.folder, host.flavour)}",
+        )
+    return fitting_plans(bundle, spec, host)[0]

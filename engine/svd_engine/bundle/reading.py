@@ -1,0 +1,224 @@
+"""The bundle: a folder that stands alone.  Reads and checks it, refuses with the remedy, builds nothing.
+
+    manifest.json             everything about it; `manifest.Manifest` is its schema
+    manifest.schema.json      the same schema for readers in other languages
+    <network key>.onnx        one graph per network and static shape, as ONNX Runtime wants it
+    <network key>.tensorrt.onnx   the same network as TensorRT wants it; half precision only
+    <network>.bin             that network's weights, shared by all its graphs
+    <network key>.*.plan      a TensorRT engine of one graph, for one machine; `plans` knows which
+
+The manifest is read when a bundle is opened; the files of a network are hashed before they are loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PureWindowsPath
+
+from svd_engine.bundle.external_data import check_external_data, read_graph
+from svd_engine.bundle.graph_limits import check_limits
+from svd_engine.bundle.manifest import (
+    DTYPE_OPTIONS,
+    MANIFEST,
+    FileEntry,
+    NetworkEntry,
+    PlanEntry,
+    Runtime,
+    read_manifest,
+)
+from svd_engine.errors import BundleError, ProfileError
+from svd_engine.spec.profile import Guidance, Profile
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
+
+RUNTIME_NAMES: dict[Runtime, str] = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+
+
+class Bundle:
+    """An opened bundle.  Raises BundleError when the folder is not a whole bundle of this format."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self._entries = {entry.spec.key: entry for entry in self.manifest.networks}
+        self._hashed: set[str] = set()
+        for name, entry in self.manifest.files.items():
+            _check_present(self.folder, name, entry)
+        self._check_complete()
+
+    def profile_for(
+        self, *, frames: int, height: int, width: int, decode_chunk: int | None, guided: bool
+    ) -> Profile:
+        """The profile that does this call.  `guided` prefers `batched`.
+
+        decode_chunk: frames that the decoder takes at once; None prefers the most, as diffusers decodes.
+        Raises ProfileError that names what there is and the export command that would do it.
+        """
+        fitting = [
+            p
+            for p in self.manifest.profiles
+            if (p.frames, p.height, p.width) == (frames, height, width)
+            and decode_chunk in (None, p.decode_chunk)
+        ]
+        if not fitting:
+            chunk = f" and decode chunk {decode_chunk}" if decode_chunk else ""
+            flag = f" --decode-chunk {decode_chunk}" if decode_chunk else ""
+            raise ProfileError(
+                f"bundle {self.folder}",
+                expected=f"one of its profiles ({'; '.join(map(str, self.manifest.profiles))})",
+                got=f"{frames} frames of {height}x{width}{chunk}",
+                remedy=f"Ask for one of these, or run: svd-export onnx {self.manifest.export_source} "
+                f"-o NEW_BUNDLE --frames {frames} --height {height} --width {width}{flag} "
+                f"--dtype {DTYPE_OPTIONS[self.manifest.dtype]}",
+            )
+        wanted: Guidance = "batched" if guided else "single"
+        return min(fitting, key=lambda p: (p.guidance != wanted, -p.decode_chunk))
+
+    def entry(self, spec: NetworkSpec) -> NetworkEntry:
+        """Raises BundleError when the manifest's table differs from `spec`."""
+        entry = self._entries.get(spec.key)
+        if entry is None or entry.spec != spec:
+            raise BundleError(
+                f"network {spec.key} of bundle {self.folder}",
+                expected=_table(spec),
+                got=_table(entry.spec) if entry else f"only {', '.join(self._entries)}",
+                remedy="Export the bundle again with this version of svd-engine.",
+            )
+        return entry
+
+    def dtype_of(self, spec: NetworkSpec) -> str:
+        return self.entry(spec).dtype
+
+    def graph(self, spec: NetworkSpec, runtime: Runtime, memory: int | None = None) -> Path:
+        """Path of the network's ONNX graph for `runtime`, checked for all that can be known before.
+
+        Its files' hashes, where its weights lie, its inputs and output, and what it allocates: no run of it
+        may need more than `memory` bytes; None leaves that to the runtime.  Raises BundleError, also when
+        the bundle holds no graph for that runtime.
+        """
+        entry = self.entry(spec)
+        graph = self.graph_name(spec, runtime)
+        for name in (graph, entry.weights):
+            self._check_hash(name)
+        path = self.folder / graph
+        model = read_graph(path)
+        check_external_data(path, model, entry.weights)
+        check_limits(path, model, spec, self.manifest.files[entry.weights].bytes, memory)
+        return path
+
+    def graph_name(self, spec: NetworkSpec, runtime: Runtime) -> str:
+        """File name of the graph for `runtime`.  Raises BundleError when there is none."""
+        graphs = self.entry(spec).graphs
+        if runtime not in graphs:
+            raise BundleError(
+                f"bundle {self.folder}, {self.manifest.dtype}",
+                expected=f"graphs for {RUNTIME_NAMES[runtime]}, which bundles in half precision hold",
+                got=f"only for {', '.join(RUNTIME_NAMES[held] for held in graphs)}",
+                remedy=f"Run: {self._export_command('--dtype fp16')}",
+            )
+        return graphs[runtime]
+
+    def _export_command(self, changes: str) -> str:
+        """Makes this bundle again with `changes`."""
+        profiles = self.manifest.profiles
+        p = profiles[0]
+        frames = "".join(f" --frames {n}" for n in dict.fromkeys(p.frames for p in profiles))
+        modes = "".join(f" --guidance {g}" for g in dict.fromkeys(p.guidance for p in profiles))
+        batch = f" --batch {p.batch}" if p.batch > 1 else ""
+        chunks = dict.fromkeys(p.decode_chunk for p in profiles)
+        whole = all(p.decode_chunk == p.frames for p in profiles)
+        chunk = "" if whole else "".join(f" --decode-chunk {n}" for n in chunks)
+        return (
+            f"svd-export onnx {self.manifest.export_source} -o NEW_BUNDLE{frames} --height {p.height} "
+            f"--width {p.width}{batch}{modes}{chunk} {changes}"
+        )
+
+    def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
+        """The TensorRT plans of a network, for whatever machine."""
+        return [plan for plan in self.manifest.plans if plan.network == spec.key]
+
+    def spec(self, plan: PlanEntry) -> NetworkSpec:
+        """The table of the network that a plan runs."""
+        return self._entries[plan.network].spec
+
+    def read_plan(self, plan: PlanEntry) -> bytes:
+        """The content of a plan.  A plan is code, so these very bytes are what was hashed.
+
+        Raises BundleError when they are not what the manifest says.
+        """
+        content = (self.folder / plan.file).read_bytes()
+        self._compare(plan.file, hashlib.sha256(content).hexdigest())
+        return content
+
+    def check_hashes(self) -> None:
+        """Hashes every file.  Raises BundleError for the first that differs."""
+        for name in self.manifest.files:
+            self._check_hash(name)
+
+    def _check_hash(self, name: str) -> None:
+        if name in self._hashed:
+            return
+        self._compare(name, sha256_of(self.folder / name))
+        self._hashed.add(name)
+
+    def _compare(self, name: str, got: str) -> None:
+        expected = self.manifest.files[name].sha256
+        if got != expected:
+            raise BundleError(
+                f"file {name} of bundle {self.folder}",
+                expected=f"sha256 {expected}",
+                got=f"sha256 {got}",
+                remedy="The file was altered or damaged: copy or export the bundle again.",
+            )
+
+    def _check_complete(self) -> None:
+        for profile in self.manifest.profiles:
+            for spec in specs_of(profile, self.manifest.model.architecture):
+                entry = self.entry(spec)
+                self._check_listed(f"network {spec.key}", *entry.graphs.values(), entry.weights)
+        for plan in self.manifest.plans:
+            self._check_listed(f"plan {plan.file}", plan.file)
+            if plan.network not in self._entries:
+                raise BundleError(
+                    f"plan {plan.file} in {self.folder / MANIFEST}",
+                    expected=f"one of the bundle's networks ({', '.join(self._entries)})",
+                    got=plan.network,
+                    remedy="Export the bundle again.",
+                )
+
+    def _check_listed(self, what: str, *names: str) -> None:
+        unlisted = set(names) - self.manifest.files.keys()
+        if unlisted:
+            raise BundleError(
+                f"{what} in {self.folder / MANIFEST}",
+                expected="files that the manifest lists with their hash",
+                got=f"{', '.join(sorted(unlisted))} without one",
+                remedy="Export the bundle again.",
+            )
+
+
+def _table(spec: NetworkSpec) -> str:
+    return f"{', '.join(map(str, spec.inputs))} -> {spec.output}"
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_present(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder / name
+    if PureWindowsPath(name).name != name or path.is_symlink():  # of both kinds of separator, and drives
+        got = "a link" if path.is_symlink() else "a path that leaves the bundle"
+    elif not path.is_file():
+        got = "no such file"
+    elif path.stat().st_size != entry.bytes:
+        got = f"{path.stat().st_size} bytes"
+    else:
+        return
+    raise BundleError(
+        f"file {name} of bundle {folder}",
+        expected=f"a regular file inside the bundle of {entry.bytes} bytes",
+        got=got,
+        remedy="Copy the whole bundle again, links resolved, or export it again.",
+    )

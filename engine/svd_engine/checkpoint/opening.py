@@ -1,0 +1,238 @@
+"""Finds a checkpoint, checks that it is SVD, and loads its networks.  Knows no ONNX and no TensorRT.
+
+A checkpoint is a folder as diffusers saves it, a Hugging Face hub repository of the same layout, or
+random weights.  When it is opened its configs are read and its weight files are chosen; weights are
+read, and from the hub fetched, when a network is loaded.  Never reads pickles and never runs code from a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from svd_engine.checkpoint.configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
+from svd_engine.checkpoint.random_weights import RandomWeights, small_configs, svd_configs
+from svd_engine.checkpoint.weight_files import choose, describe_file, shard_names, shards
+from svd_engine.checkpoint.weights import Shapes, Weights, build, fill, read_tensors
+from svd_engine.errors import CheckpointError
+from svd_engine.spec.model import Model
+from svd_engine.spec.weights import COMPONENTS, Component, Family, WeightFile
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+__all__ = ["Checkpoint", "Component", "open_checkpoint", "random_checkpoint"]
+
+HUB = {
+    "svd": "stabilityai/stable-video-diffusion-img2vid",
+    "svd-xt": "stabilityai/stable-video-diffusion-img2vid-xt",
+    "svd-xt-1-1": "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
+}
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "assets" / DEMO  # trained; its README.md is the model card
+FAMILIES = get_args(Family)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    model: Model
+    source: str  # as the user named it
+    configs: Configs = field(repr=False)
+    weights: Weights = field(repr=False)
+    variant: str | None = None  # of the weight files, as the user asked for it
+
+    def load(self, component: Component, dtype: torch.dtype) -> nn.Module:
+        """diffusers' or transformers' own module: on the CPU, in `dtype`, eval mode, no gradients.
+
+        The same files serve every dtype: those that diffusers reads for this variant.  Each call makes a
+        new module.  Raises CheckpointError when weights are missing, damaged or of other shapes.
+        """
+        module = build(component, self.configs[component])
+        expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        return fill(module, self.weights.tensors(component, expected, dtype))
+
+    def weight_files(self, component: Component) -> tuple[WeightFile, ...]:
+        """The files that `load` reads, hashed; from the hub they are fetched.  Empty for random weights."""
+        return tuple(describe_file(component, file) for file in self.weights.files(component))
+
+    def digest(self) -> str:
+        """sha256 over the configs and the names, sizes and contents of the weight files that are read.
+
+        The same for a hub repository and a copy of it in a folder.  For random weights the seed counts.
+        """
+        digest = hashlib.sha256(json.dumps(self.configs, sort_keys=True).encode())
+        for piece in self.weights.identity():
+            digest.update(piece)
+        return digest.hexdigest()
+
+
+def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoint:
+    """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, or a hub id "owner/name".
+
+    variant: of the weight files, as in diffusers' `from_pretrained`: "fp16" reads the components that
+    have such files from them, and the others from those without a variant.  None reads no variant.
+
+    "demo" is the built-in checkpoint; a folder of that name is "./demo".  What exists, is absolute,
+    begins with ".", "/" or "~", or is a Path, is a folder, never looked up on the hub.  Of a hub id, the
+    commit found on opening is loaded.  Raises CheckpointError.
+    """
+    if isinstance(source, Path):
+        source = os.path.join(".", source.expanduser())  # an absolute path stays as it is
+    if source == DEMO:
+        return _from_folder(DEMO, DEMO_FOLDER, variant)
+    if source in HUB:
+        return _from_hub(source, HUB[source], source, variant)
+    path = Path(source).expanduser()
+    if path.exists() or path.is_absolute() or source.startswith((".", "/", "~")):
+        return _from_folder(source, path, variant)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return _from_hub(source, source, source.rpartition("/")[2], variant)
+    raise CheckpointError(
+        f"checkpoint {source!r}",
+        expected=f"{', '.join(HUB)}, {DEMO}, a folder, or a hub id owner/name",
+        got="none of these",
+        remedy="Check the spelling; write a folder's path with ./ before it.",
+    )
+
+
+def random_checkpoint(family: Family) -> Checkpoint:
+    """The real architecture with seeded random weights: right shapes, sizes and speed, no meaning.
+
+    "small" has SVD's blocks at a fraction of the width, 14 frames of 128x192: seconds on a CPU.
+
+    Raises CheckpointError for another family.
+    """
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f"random weights for {family!r}",
+            expected=" or ".join(FAMILIES),
+            got=repr(family),
+            remedy="Ask for one of these; svd-xt-1-1 has the architecture of svd-xt.",
+        )
+    configs = small_configs() if family == "small" else svd_configs(14 if family == "svd" else 25)
+    source = f"random:{family}"
+    return Checkpoint(
+        describe(family, source, configs, random_weights=True), source, configs, RandomWeights()
+    )
+
+
+def _from_folder(source: str, path: Path, variant: str | None) -> Checkpoint:
+    if not path.is_dir():
+        single = path.exists()
+        raise CheckpointError(
+            f"checkpoint {source}",
+            expected=f"a folder with {INDEX}, as diffusers saves it",
+            got="a single file" if single else "no such folder",
+            remedy="Single files do not load yet: take the same checkpoint as a diffusers folder from the "
+            f"Hugging Face hub, {', '.join(HUB)} or owner/name."
+            if single
+            else "Pass the folder that diffusers' save_pretrained wrote.",
+        )
+    configs = read_configs(path)
+    model = describe(path.resolve().name, source, configs)
+    listing = _paths(path)
+    weights = FileWeights(
+        {part: choose(listing, part, variant, source) for part in COMPONENTS}, lambda _: path
+    )
+    return Checkpoint(model, source, configs, weights, variant)
+
+
+def _from_hub(source: str, repository: str, name: str, variant: str | None) -> Checkpoint:
+    folder = _download(repository, [INDEX, *FILES.values(), *OPTIONAL.values()])
+    configs = read_configs(folder)
+    model = describe(name, repository, configs)
+    listing = _listing(repository, folder)
+    weights = FileWeights(
+        {part: choose(listing, part, variant, repository) for part in COMPONENTS},
+        lambda files: _download(repository, files, revision=folder.name),  # the snapshot's commit
+    )
+    return Checkpoint(model, source, configs, weights, variant)
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """safetensors files of a folder or of a hub repository."""
+
+    chosen: Mapping[Component, str]  # path in the checkpoint: of the one file, or of the index of shards
+    fetch: Callable[[list[str]], Path]  # makes these paths present and gives the folder that holds them
+
+    def files(self, component: Component) -> list[Path]:
+        chosen = self.chosen[component]
+        file = self.fetch([chosen]) / chosen
+        if not file.is_file():  # removed since, or the hub went away and the cache lacks it
+            raise CheckpointError(
+                str(file),
+                expected="the weight file that was there when the checkpoint was opened",
+                got="no such file",
+                remedy="Bring it back, or check the network and open the checkpoint again.",
+            )
+        if file.suffix != ".json":
+            return [file]
+        self.fetch([f"{component}/{name}" for name in shard_names(file)])
+        return shards(file)
+
+    def tensors(self, component: Component, expected: Shapes, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Raises CheckpointError for missing, truncated or mismatched weights."""
+        files = self.files(component)
+        return read_tensors(files[0].parent, files, expected, dtype)
+
+    def identity(self) -> Iterator[bytes]:
+        """Names, sizes and hashes of the files."""
+        for component in COMPONENTS:
+            for file in self.files(component):
+                entry = describe_file(component, file)
+                yield f"\0{component}/{entry.file} {entry.bytes} {entry.sha256}".encode()
+
+
+def _paths(folder: Path) -> set[str]:
+    """The components' files, as paths in the checkpoint."""
+    return {f"{part}/{file.name}" for part in COMPONENTS for file in folder.glob(f"{part}/*")}
+
+
+def _listing(repository: str, folder: Path) -> Collection[str]:
+    """Every file of the snapshot's commit; without the hub, the weight files that are in the cache."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        return set(list_repo_files(repository, revision=folder.name))
+    except Exception as error:  # as in `_download`
+        cached = {path for path in _paths(folder) if path.endswith(".safetensors")}
+        if not cached:
+            remedy = "Check the network and HF_HUB_OFFLINE."
+            raise _refused(repository, f"{type(error).__name__}: {error}", remedy) from error
+        return _paths(folder)
+
+
+def _download(repository: str, files: list[str], revision: str | None = None) -> Path:
+    """The local snapshot that holds these files, fetched where they are not cached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
+    except GatedRepoError as error:
+        remedy = f"Accept its licence at https://huggingface.co/{repository}, then run: hf auth login"
+        raise _refused(repository, "a repository that needs an accepted licence", remedy) from error
+    except RepositoryNotFoundError as error:
+        remedy = "Check the spelling; if it is private, run: hf auth login"
+        raise _refused(repository, "no such repository, or a private one", remedy) from error
+    except Exception as error:  # offline, no route, hub down: the classes differ between hub versions
+        remedy = "Check the network and HF_HUB_OFFLINE."
+        raise _refused(repository, f"{type(error).__name__}: {error}", remedy) from error
+
+
+def _refused(repository: str, got: str, remedy: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {repository} on the Hugging Face hub",
+        expected="an SVD repository that can be downloaded",
+        got=got,
+        remedy=f"{remedy} A local folder works without the hub.",
+    )

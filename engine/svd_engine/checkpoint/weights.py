@@ -1,0 +1,157 @@
+"""A network's weights: from safetensors files into diffusers' or transformers' own module, on the CPU.
+
+Knows tensor names and shapes.  Knows nothing of where a file came from (`weight_files` chooses it), of
+the hub, or of what the networks compute.  The module is built without memory (torch's meta device) and
+takes its tensors one at a time, already in their dtype, so that loading needs little more than the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from svd_engine.errors import CheckpointError
+from svd_engine.spec.weights import Component
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# A buffer that transformers before 4.31 saved with CLIP; the module makes it itself.
+HARMLESS = {"vision_model.embeddings.position_ids"}
+FLOATS = {"F16", "BF16", "F32", "F64"}
+
+
+class Weights(Protocol):
+    """Where the tensors of a checkpoint come from."""
+
+    def tensors(self, component: Component, expected: Shapes, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Exactly the tensors that `expected` names, in `dtype`, each in memory of its own."""
+        ...
+
+    def files(self, component: Component) -> list[Path]:
+        """The files that `tensors` reads; none where the tensors are made."""
+        ...
+
+    def identity(self) -> Iterator[bytes]:
+        """Bytes that differ whenever the weights do."""
+        ...
+
+
+def build(component: Component, config: Mapping[str, Any]) -> nn.Module:
+    """The component's module on torch's meta device: shapes without memory.
+
+    Raises CheckpointError when the class cannot be made from the config.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            if component == "image_encoder":
+                from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+                module = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(config)))
+            elif component == "vae":
+                from diffusers import AutoencoderKLTemporalDecoder
+
+                module = AutoencoderKLTemporalDecoder.from_config(dict(config))
+            else:
+                from diffusers import UNetSpatioTemporalConditionModel
+
+                module = UNetSpatioTemporalConditionModel.from_config(dict(config))
+    except Exception as error:  # whatever third-party constructors raise over a value they cannot take
+        raise CheckpointError(
+            f"config.json of the {component}",
+            expected="values from which its class can be made",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            remedy="Pass an unmodified SVD checkpoint.",
+        ) from error
+    built: nn.Module = module
+    return built
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Puts the tensors into a module from `build`; eval mode, no gradients.
+
+    Raises CheckpointError when something is left without a value, which a library version that this
+    project was not tested with can cause.
+    """
+    import torch
+
+    module.load_state_dict(dict(tensors), strict=True, assign=True)
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta and name.endswith("position_ids"):  # 0 .. n - 1, never saved
+            owner = module.get_submodule(name.rpartition(".")[0])
+            owner.register_buffer("position_ids", torch.arange(buffer.shape[-1])[None], persistent=False)
+    left = [name for name, t in (*module.named_parameters(), *module.named_buffers()) if t.is_meta]
+    if left:
+        raise CheckpointError(
+            f"{type(module).__name__} from installed libraries",
+            expected="a value for every tensor",
+            got=f"none for {', '.join(left[:5])}",
+            remedy="Install the versions of torch, diffusers and transformers in constraints.txt.",
+        )
+    return module.eval().requires_grad_(False)
+
+
+def read_tensors(
+    where: Path, files: Sequence[Path], expected: Shapes, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Exactly the tensors that `expected` names, out of a component's `files`; `where` is its folder.
+
+    Raises CheckpointError for truncated or mismatched weights.
+    """
+    found: dict[str, Path] = {}
+    problems = []
+    for file in files:
+        for name, shape, kind in _header(file):
+            if name in HARMLESS:
+                continue
+            if name in found:
+                problems.append(f"{name} in both {found[name].name} and {file.name}")
+            elif name not in expected:
+                problems.append(f"unexpected {name} {shape}")
+            elif shape != list(expected[name]):
+                problems.append(f"{name} {shape} instead of {list(expected[name])}")
+            elif kind not in FLOATS:
+                problems.append(f"{name} in {kind}")
+            found[name] = file
+    problems += [f"no {name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"weights in {where}",
+            expected=f"the {len(expected)} floating-point tensors of its config.json",
+            got="; ".join(problems[:5]) + more,
+            remedy="Pass weights that belong to this config, not quantised; download the folder again.",
+        )
+    return {name: _read(found[name], name, dtype) for name in expected}
+
+
+def _header(file: Path) -> list[tuple[str, list[int], str]]:
+    """Name, shape and dtype of every tensor in a file, after safetensors checked its sizes."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as tensors:
+            slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
+            return [(name, part.get_shape(), part.get_dtype()) for name, part in slices]
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            str(file),
+            expected="a whole safetensors file",
+            got=f"{error} ({file.stat().st_size} bytes)",
+            remedy="Download it again; in a git clone run: git lfs pull",
+        ) from error
+
+
+def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:
+    """One tensor.  The file is opened for each, because an open one keeps all it read in memory."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        stored: Tensor = tensors.get_tensor(name)
+        return stored.to(dtype, copy=True)

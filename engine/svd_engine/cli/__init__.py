@@ -1,0 +1,1 @@
+"""Command `svd-engine`: arguments in, progress and exit codes out; what the other commands share."""

@@ -1,0 +1,45 @@
+"""The options of `svd-engine generate` for the parameters of a call, made from their list (`request`)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from svd_engine.cli.options import integer
+from svd_engine.request import PARAMETERS, FitMode, Parameter, Real
+
+
+def call_options(command: Callable[..., None]) -> Callable[..., None]:
+    """In place of the command's `**call`, an option for every parameter that has one.
+
+    `call` then holds their values under the names that `VideoEngine.__call__` has, and `seed`.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    made = [_option(parameter) for parameter in PARAMETERS if parameter.option]
+    command.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
+    return command
+
+
+def _option(parameter: Parameter) -> inspect.Parameter:
+    value, parser = _read_as(parameter)
+    default = parameter.call_default
+    option = typer.Option(parameter.option, help=parameter.describe(), parser=parser)
+    return inspect.Parameter(
+        parameter.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[value | None if default is None else value, option],
+    )
+
+
+def _read_as(parameter: Parameter) -> tuple[Any, Callable[[str], int] | None]:
+    """The type that typer shows and converts to, and what reads it in typer's place."""
+    if isinstance(parameter.kind, FitMode):
+        choices = {choice: choice for choice in parameter.kind.choices}
+        return StrEnum(parameter.name, choices), None
+    return (float, None) if isinstance(parameter.kind, Real) else (int, integer)

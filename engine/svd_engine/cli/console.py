@@ -1,0 +1,118 @@
+"""What the three commands share: how they report errors, and how they write small files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from svd_engine._version import __version__
+from svd_engine.errors import OutputError, SvdEngineError
+from svd_engine.shell import quoted
+
+OPTIONS = {  # how a remedy of the library names a setting: the option that sets it
+    "VideoEngine.from_bundle": "--bundle",
+    "VideoEngine.from_checkpoint": "--checkpoint",
+    "backend": "--backend",
+    "checkpoint": "--checkpoint",
+    "device": "--device",
+    "dtype": "--dtype",
+    "flavour": "--flavour",
+    "target": "--target",
+    "variant": "--variant",
+    "write": "--no-write",
+}
+SETTING = re.compile(
+    r"""(?P<name>[\w.]+) (?: ="(?P<text>[^"]*)" | =(?P<word>\w+) | \((?P<value>[A-Z]+)\))""", re.X
+)
+
+
+def run(app: Callable[[], object], options: Mapping[str, str] = OPTIONS) -> None:
+    """Run a command: print an error of ours as one line on stderr, exit with the code of its class."""
+    try:
+        app()
+    except SvdEngineError as error:
+        print(f"error: {error.problem}. {in_options(error.remedy, options)}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def in_options(remedy: str, options: Mapping[str, str] = OPTIONS) -> str:
+    """Word a library's remedy for the command line: `dtype="bf16"` becomes `--dtype bf16`."""
+
+    def option(setting: re.Match[str]) -> str:
+        if setting["name"] not in options:
+            return setting[0]
+        flag, value = options[setting["name"]], setting["text"] or setting["word"] or setting["value"]
+        return flag if value in ("True", "False") else f"{flag} {quoted(value)}"
+
+    return SETTING.sub(option, remedy)
+
+
+def version_option(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise SystemExit(0)
+
+
+class _Notices(logging.Handler):
+    """To stderr as it is now: a progress bar may have taken its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+def show_notices() -> None:
+    """What the engine says while it works, such as that it compiles kernels, goes to stderr."""
+    notices = logging.getLogger("svd_engine.notices")
+    notices.setLevel(logging.INFO)
+    notices.propagate = False
+    if not notices.handlers:
+        notices.addHandler(_Notices())
+
+
+def check_folder(path: Path, otherwise: str = "choose another path") -> None:
+    """Before the work starts: the folder of a file to be written must exist and take files.
+
+    Raises OutputError; `otherwise` ends its remedy.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir() or path.is_dir():
+        raise OutputError(
+            f"file {path}",
+            expected="a file name in an existing folder",
+            got="a folder" if path.is_dir() else f"no folder {folder}",
+            remedy=f"Make the folder first, or {otherwise}.",
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permission bits do not tell of a read-only disk
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"file {path}",
+            expected="a folder that can be written",
+            got=str(error),
+            remedy=f"Make {folder} writable, or {otherwise}.",
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all.  Raises OutputError."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(aside, path)
+    except OSError as error:
+        raise OutputError(
+            f"file {path}",
+            expected="a place that can be written",
+            got=str(error),
+            remedy="Choose another path, or free space.",
+        ) from error
+    finally:
+        with suppress(OSError):  # it is gone after the rename
+            aside.unlink()

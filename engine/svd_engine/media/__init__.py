@@ -1,0 +1,1 @@
+"""Pixels in, videos out.  Knows no networks."""

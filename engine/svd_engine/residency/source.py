@@ -1,0 +1,149 @@
+"""What an engine runs over: the networks of a bundle or of a checkpoint, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from svd_engine.arguments import torch_dtype
+from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
+from svd_engine.backends.registry import BACKENDS
+from svd_engine.backends.tensorrt.jit_cache import check_folder, default_folder
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
+from svd_engine.errors import SettingsError
+from svd_engine.request import Settings
+from svd_engine.spec.model import Model
+from svd_engine.spec.network import Backend
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.weights import WeightFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    name: str  # as the user gave it
+    model: Model
+    backend: Backend
+    choice: Choice
+    default: Profile  # of a call that says nothing of size and frames
+    profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
+    rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
+    weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
+    without_rewrites: Collection[str] = ()
+    swap_networks: bool = False
+
+
+def of_bundle(
+    folder: str | Path,
+    backend: str,
+    device: str | torch.device,
+    swap_networks: bool,
+    jit_cache: str | Path | None,
+) -> Source:
+    """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
+    from svd_engine.residency.swapped import SwappedBackend
+
+    _check_place("bundle", folder, "the path of a folder that svd-export wrote")
+    kept = default_folder() if jit_cache == "auto" else jit_cache and check_folder(Path(jit_cache))
+    bundle = Bundle(folder)
+    choice = choose_for_bundle(backend, device, bundle)
+    made = BACKENDS[choice.backend].open(bundle, choice.device, kept or None)
+    manifest = bundle.manifest
+
+    def profile_for(settings: Settings, _videos: int) -> Profile:
+        return bundle.profile_for(
+            frames=settings.frames,
+            height=settings.height,
+            width=settings.width,
+            decode_chunk=settings.decode_chunk_size and min(settings.decode_chunk_size, settings.frames),
+            guided=settings.guided,
+        )
+
+    return Source(
+        name=str(folder),
+        model=manifest.model,
+        backend=SwappedBackend(made) if swap_networks else made,
+        choice=choice,
+        default=manifest.profiles[0],
+        profile_for=profile_for,
+        rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
+        weights=lambda: list(manifest.source.weights),
+        without_rewrites=manifest.without_rewrites,
+        swap_networks=swap_networks,
+    )
+
+
+def of_checkpoint(
+    checkpoint: str | Path | Checkpoint,
+    backend: str,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    without_rewrites: Collection[str],
+    swap_networks: bool,
+    variant: str | None = None,
+) -> Source:
+    """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
+    from svd_engine.networks.modules import Modules
+    from svd_engine.networks.rewrites import check_names, rewrites_for
+
+    if not isinstance(checkpoint, Checkpoint):
+        _check_place("checkpoint", checkpoint, "a name, the path of a diffusers folder, or a hub id")
+    choice = choose_for_checkpoint(backend, device)
+    if swap_networks and choice.device.type == "cpu":
+        raise SettingsError(
+            "swap_networks",
+            expected="a GPU, or a bundle",
+            got="a checkpoint on the CPU, where networks that wait lie in the same memory",
+            remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
+        )
+    if isinstance(checkpoint, Checkpoint) and variant is not None:
+        raise SettingsError(
+            "variant",
+            expected="None with a checkpoint that is open already",
+            got=repr(variant),
+            remedy="Open it with open_checkpoint(source, variant).",
+        )
+    weights_dtype = torch_dtype(dtype, choice.device)
+    rewrites = rewrites_for(choice.backend, choice.device.type)
+    check_names(without_rewrites, rewrites)
+    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant)
+    modules = Modules(opened, weights_dtype, choice.device, without_rewrites, rewrites, swap_networks)
+
+    def profile_for(settings: Settings, videos: int) -> Profile:
+        return Profile(
+            settings.frames,
+            settings.height,
+            settings.width,
+            videos,
+            "batched" if settings.guided else "single",
+            min(settings.decode_chunk_size or settings.frames, settings.frames),
+        )
+
+    model = opened.model
+    return Source(
+        name=opened.source,
+        model=model,
+        backend=BACKENDS[choice.backend].open(modules, choice.device, None),
+        choice=choice,
+        default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
+        profile_for=profile_for,
+        rewrites=modules.places,
+        weights=lambda: list(chain(*modules.weight_files.values())),
+        without_rewrites=without_rewrites,
+        swap_networks=swap_networks,
+    )
+
+
+def _check_place(what: str, given: object, expected: str) -> None:
+    """Raises SettingsError for what is neither a str nor a Path, such as a pipeline object of diffusers."""
+    if not isinstance(given, (str, Path)):
+        raise SettingsError(
+            what,
+            expected=expected,
+            got=f"an object of type {type(given).__name__}",
+            remedy="A pipeline of diffusers becomes a folder with pipeline.save_pretrained(FOLDER).",
+        )

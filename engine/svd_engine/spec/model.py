@@ -1,0 +1,51 @@
+"""What everything downstream of a checkpoint needs to know of it: constants, no weights, no torch.
+
+Plain types only, because a bundle's manifest holds a `Model` too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from svd_engine.spec.bounds import (
+    ChannelMean,
+    Channels,
+    ClipPixels,
+    Divisor,
+    Finite,
+    Frames,
+    LatentChannels,
+    NoiseLevel,
+    Pixels,
+    Rho,
+    Scale,
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the tensor tables need to know of a checkpoint's networks.  Defaults are SVD's."""
+
+    clip_size: ClipPixels = 224  # pixels, height and width of the image encoder's input
+    embedding_dim: Channels = 1024
+    latent_channels: LatentChannels = 4
+    vae_scale: Scale = 8  # pixels per latent pixel
+    size_multiple: Scale = 64  # pixels: vae_scale times the UNet's own downsampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    name: str  # "svd-xt", or the name of the folder or hub repository
+    architecture: Architecture
+    frames: Frames  # of the videos that it was trained on
+    height: Pixels  # native size
+    width: Pixels
+    sigma_min: NoiseLevel  # noise levels of the Karras schedule
+    sigma_max: NoiseLevel  # above sigma_min
+    rho: Rho = 7.0  # Karras et al. 2022, eq. 5; diffusers holds it constant
+    latent_scale: Divisor  # the decoder takes latents divided by this
+    clip_mean: tuple[ChannelMean, ChannelMean, ChannelMean]  # of RGB in [0, 1]
+    clip_std: tuple[Divisor, Divisor, Divisor]
+    random_weights: bool
+    min_guidance_scale: Finite = 1.0  # of a call that names none: SVD's are diffusers' defaults
+    max_guidance_scale: Finite = 3.0
