@@ -22,7 +22,7 @@ bundles/demo/manifest.json: $(wildcard $(DEMO)/*.json $(DEMO)/*/*) | setup
 	$(BIN)/svd-export onnx demo --output bundles/demo
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -p no:benchmark
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder -p no:benchmark
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

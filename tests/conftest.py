@@ -33,12 +33,27 @@ HEIGHT, WIDTH = 32, 48  # pixels, of every tiny video
 FRAMES, CHUNK = 3, 2  # the chunk does not divide the frames
 
 
+LONGEST = ("tests/triton", "tests/export/test_tensorrt_rtx.py", "tests/examples")  # begun first
+
+
+def group(nodeid: str) -> str:
+    """Tests of one group run in one worker: a file's share its fixtures, Triton's ask one server."""
+    return "tests/triton" if nodeid.startswith("tests/triton/") else nodeid.partition("::")[0]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one worker, for they share its fixtures; all that ask the Triton server do so in
-    one, too."""
-    for item in items:
-        whole = item.path.parent if item.path.parent.name == "triton" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(whole.relative_to(ROOT))))
+    items.sort(key=lambda item: not group(item.nodeid).startswith(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")

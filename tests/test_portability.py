@@ -19,8 +19,9 @@ import pytest
 from svd_bench.environment import anonymous
 from svd_bench.gpu_check import OutOfTime, deadline
 from svd_engine import info, report, shell
+from svd_engine.bundle.flavours import Host, card_target
 from svd_engine.bundle.manifest import read_manifest
-from svd_engine.bundle.plans import Machine, plan_file
+from svd_engine.bundle.plans import plan_file
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BundleError, CheckpointError, SettingsError
@@ -187,8 +188,8 @@ def test_a_bundle_names_no_file_outside_by_windows_rules(
 
 
 def test_names_of_files_are_names_on_windows(tiny_bundle: Path) -> None:
-    machine = Machine("10.14.1", 'NVIDIA "RTX": 5090/Ti', (12, 0))
-    plan = plan_file("denoiser-3x32x48", machine, "none", "float32")
+    card = card_target(Host("tensorrt", "10.14.1", 'NVIDIA "RTX": 5090/Ti', (12, 0)))
+    plan = plan_file("denoiser-3x32x48", "tensorrt", "10.14.1", card, "float16")
     for name in [*read_manifest(tiny_bundle).files, plan]:
         assert re.fullmatch(r"[a-z0-9._-]+[a-z0-9]", name)
         assert not PureWindowsPath(name).is_reserved()

@@ -283,7 +283,7 @@ def test_a_plan_for_another_card_or_version(
 def test_plans_of_the_other_flavour_are_no_reason(trt: TensorRT, folder: Path) -> None:
     """TensorRT proper, asked for, says that there is none of its own."""
     assert "no plan" in choose.refusal(
-        Bundle(folder), denoiser(folder), Host("tensorrt", "10.13.3.9", GPU, (8, 9))
+        Bundle(folder), denoiser(folder), Host("tensorrt", "10.14.1.48", GPU, (8, 9))
     )
 
 

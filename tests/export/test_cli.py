@@ -181,7 +181,7 @@ def test_verify_of_random_weights_makes_them_again(
     damage.edit(folder, lambda m: m["source"].update(checkpoint="random:svd"))
     message = refused("verify", folder, "--device", "cpu", code=1)
     assert message.startswith("error: checkpoint random:svd: expected the one that")
-    assert "Pass the original with --checkpoint." in message
+    assert "Use --checkpoint ORIGINAL" in message
 
 
 @pytest.mark.parametrize(

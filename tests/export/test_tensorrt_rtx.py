@@ -97,7 +97,7 @@ def test_turing_takes_all_but_the_float32_products_of_the_vae_encoder(demo: Path
     assert list(plans(folder)) == others
     code, _, err = build(folder, "--target", "sm75")
     assert code == 1
-    assert "Leave sm75 out of --target" in err
+    assert "Leave sm75 out of the target" in err
     assert list(plans(folder)) == others
 
 

@@ -72,7 +72,7 @@ def test_named_targets_in_ascending_order() -> None:
 @pytest.mark.parametrize(
     ("text", "got", "remedy"),
     [
-        ("sm90", "'sm90'", "H100, H200, B200 and their like run --flavour tensorrt"),
+        ("sm90", "'sm90'", 'H100, H200, B200 and their like run flavour="tensorrt"'),
         ("sm86,sm87", "'sm87'", "Choose of these."),
         ("", "''", "Choose of these."),
         ("portable,sm86", "'portable'", "Choose of these."),

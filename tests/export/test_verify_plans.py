@@ -16,6 +16,7 @@ from svd_export.cli import main
 from svd_export.to_tensorrt import build_plans
 from svd_export.verify_plans import verify_plans
 from tests.support.commands import call
+from tests.support.tensorrt_double import VERSION
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
@@ -44,7 +45,7 @@ def test_within_tolerance(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatc
     found = rows(trt, folder, monkeypatch, 1e-6)
     assert len(found) == 4
     assert all(row.relative == pytest.approx(1e-6, rel=0.1) for row in found)
-    assert all(row.backend == "TensorRT 10.13.3.9 cuda:0" for row in found)
+    assert all(row.backend == f"TensorRT {VERSION} cuda:0" for row in found)
 
 
 def test_beyond_tolerance(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

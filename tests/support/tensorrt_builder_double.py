@@ -91,7 +91,7 @@ class Builder(Recorded):
         stripped = BuilderFlag.STRIP_PLAN in config.flags
         weights = weight_types(graph) if stripped else None
         plan = plan_of(spec_of(graph), DEVICE_MEMORY, weights)
-        config.cache = Memory(config.cache + graph.stem.encode() + b";")
+        config.cache = Memory(config.cache + key_of(graph).encode() + b";")
         if not self.trt.phases(config.progress_monitor):
             return None
         return self._call("build_serialized_network", graph.name, returns=Memory(json.dumps(plan).encode()))
@@ -180,7 +180,7 @@ def spec_of(graph: Path) -> NetworkSpec:
         for value in values:
             yield TensorSpec(value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim))
 
-    return NetworkSpec("any", graph.stem, tuple(table(read.input)), *table(read.output))
+    return NetworkSpec("any", key_of(graph), tuple(table(read.input)), *table(read.output))
 
 
 def forget_polygraphy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,3 +224,8 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = tensorrt_double.VERS
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: trt.call("cuda.set_device", device))
     return trt  # type: ignore[no-any-return]
+
+
+def key_of(graph: Path) -> str:
+    """The network's key in the name of its graph."""
+    return graph.stem.removesuffix(".tensorrt")
