@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from svd_engine.errors import SettingsError
+from svd_engine.observer import Observer
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 CALLBACK_TENSORS = ("latents",)  # what `callback_on_step_end_tensor_inputs` may name
@@ -60,6 +61,24 @@ def check_callback(callback: object, tensor_inputs: object) -> None:
         )
     for name in tensor_inputs:
         one_of("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
+
+
+def check_watchers(cancel: object, observer: object) -> None:
+    """Raises SettingsError unless `cancel` has an `is_set` to ask, and `observer` is an Observer."""
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise SettingsError(
+            "cancel",
+            expected="a threading.Event, or an object with its is_set",
+            got=type(cancel).__name__,
+            remedy="Pass the event that another thread sets.",
+        )
+    if observer is not None and not isinstance(observer, Observer):
+        raise SettingsError(
+            "observer",
+            expected="an svd_engine.observer.Observer",
+            got=type(observer).__name__,
+            remedy="Derive its class from Observer.",
+        )
 
 
 def returned_tensors(returned: object) -> Mapping[str, object]:

@@ -20,6 +20,7 @@ from svd_engine.arguments import (
     OUTPUT_TYPES,
     check_callback,
     check_generators,
+    check_watchers,
     one_of,
     returned_tensors,
 )
@@ -165,6 +166,7 @@ class VideoEngine(Steered, DiffusersNames):
         settings = self._settings(locals())  # the arguments: nothing else is there yet
         one_of("output_type", output_type, OUTPUT_TYPES)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        check_watchers(cancel, observer)
         observer = UNOBSERVED if observer is None else observer
 
         with self._calls.turn(cancel) as turn:

@@ -121,6 +121,11 @@ def noise_video(
 
 def latents_of(name: str, given: object, shape: torch.Size, device: torch.device) -> Tensor:
     """A caller's latents as float32 on `device`.  Raises SettingsError unless a tensor of `shape`."""
+    if isinstance(given, Tensor) and (given.is_complex() or not bool(given.isfinite().all())):
+        raise SettingsError(
+            name, expected="finite real numbers", got=f"{given.dtype}, or NaN or infinity in it",
+            remedy="Draw them with torch.randn.",
+        )  # fmt: skip
     if not isinstance(given, Tensor) or given.shape != shape:
         raise SettingsError(
             name,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from svd_engine.errors import SettingsError
+from svd_engine.errors import NotOffered, SettingsError
 from svd_engine.values import finite
 
 if TYPE_CHECKING:
@@ -70,6 +70,22 @@ def _version(scale: Scale) -> int | None:
     if not isinstance(scale, Tensor):
         return 0
     return None if scale.is_inference() else scale._version
+
+
+# of `Steered`, what belongs to a call
+CALL_NAMES = (
+    "num_timesteps", "guidance_scale", "_guidance_scale", "do_classifier_free_guidance", "interrupt",
+    "_interrupt", "_call",
+)  # fmt: skip
+
+
+def no_call() -> NotOffered:
+    return NotOffered(
+        "guidance, interrupt and num_timesteps",
+        expected="a call of the engine, to which they belong",
+        got="none so far",
+        remedy="Read and set them in callback_on_step_end, or while another thread's call runs.",
+    )
 
 
 class Steered:
@@ -145,5 +161,5 @@ class Steered:
     @property
     def _call(self) -> Steering:
         if self._steering is None:
-            raise AttributeError("no call yet: guidance, interrupt and num_timesteps belong to a call")
+            raise no_call()
         return self._steering

@@ -12,6 +12,7 @@ import torch
 from svd_engine.backends.choose import resolve
 from svd_engine.errors import NotOffered
 from svd_engine.spec.network import Backend
+from svd_engine.steering import CALL_NAMES, no_call
 
 _OPEN = "Open it with VideoEngine.from_checkpoint(CHECKPOINT, dtype=..., device=...), or from_bundle(BUNDLE)."
 _SWAP = (
@@ -65,6 +66,8 @@ class DiffusersNames:
     if not TYPE_CHECKING:  # a type checker knows all the attributes that there are
 
         def __getattr__(self, name: str) -> NoReturn:
+            if name in CALL_NAMES:  # its property found no call
+                raise no_call()
             if name in OUR_WAY:
                 raise not_offered(name)
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

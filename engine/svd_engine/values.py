@@ -5,9 +5,10 @@ Which parameter has which range, `request` says.  Knows no tensors.
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Iterable
+from decimal import Decimal
+from fractions import Fraction
 from itertools import pairwise
 from math import isfinite
 from typing import Literal, get_args
@@ -15,6 +16,7 @@ from typing import Literal, get_args
 from svd_engine.errors import SettingsError
 
 Fit = Literal["stretch", "crop", "pad"]
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 FITS: tuple[Fit, ...] = get_args(Fit)
 
 
@@ -26,9 +28,10 @@ def check_fit(fit: object) -> None:
 
 def check_seed(seed: object) -> int:
     """torch's generators take 64 bits, and wrap negative seeds around.  Raises SettingsError."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+    number = _plain(seed)
+    if not isinstance(number, int) or not 0 <= number < 2**64:  # a float does not hold 64 bits
         raise _refusal("seed", "a whole number from 0 to 2^64 - 1", seed)
-    return seed
+    return number
 
 
 def at_least(name: str, value: object, low: int) -> int:
@@ -43,15 +46,16 @@ def finite(name: str, value: object, low: float | None = None, high: float | Non
     """A real number of any kind as a float.  Raises SettingsError outside `low` to `high`, NaN included."""
     number = _plain(value)
     if number is None or not _is_finite(number):
-        raise _refusal(name, "a finite number", value)
+        held = isinstance(number, int) or (number is not None and isfinite(number))
+        raise _refusal(name, "a number that float32 holds" if held else "a finite number", value)
     if (low is not None and number < low) or (high is not None and number > high):
         raise _refusal(name, f"{low} or more" if high is None else f"{low} to {high}", value)
     return float(number)
 
 
 def _is_finite(number: float) -> bool:
-    """Whether it is, and within float64: networks are told every number in floating point."""
-    return abs(number) <= sys.float_info.max  # False for NaN; an int of any length can be compared
+    """Whether it is, and within float32: networks are told every number in it."""
+    return abs(number) <= FLOAT32_MAX  # False for NaN; an int of any length can be compared
 
 
 def _plain(value: object) -> int | float | None:
@@ -61,6 +65,8 @@ def _plain(value: object) -> int | float | None:
             value = value.item()
         except (TypeError, ValueError, RuntimeError):  # several elements: NumPy and torch raise differently
             return None
+    if isinstance(value, (Fraction, Decimal)):
+        return int(value) if value == value // 1 else float(value)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 

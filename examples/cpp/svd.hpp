@@ -121,6 +121,10 @@ class Bundle {
       if (!manifest.at("format").is_number_integer() || manifest["format"] != 2)
         throw bad("bundle format 2", "format " + manifest["format"].dump());
       read_model();
+      std::set<std::string> keys;
+      for (const auto& one : manifest.at("networks"))
+        if (!keys.insert(one.at("spec").at("key")).second)
+          throw bad("every network once", one.at("spec").at("key").dump() + " twice");
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
       for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
     } catch (const json::exception& error) {

@@ -146,8 +146,8 @@ def sparse() -> onnx.ModelProto:
 
 
 def untrue() -> onnx.ModelProto:
-    """The graph states a shape of 4 for what has 40."""
-    graph = of_shape(40)
+    """The graph states a shape of 4 for what only a run could know: nothing that it states is believed."""
+    graph = dynamic()
     graph.graph.value_info.append(value("z", 4))
     return graph
 
@@ -168,7 +168,7 @@ def unknown() -> onnx.ModelProto:
         (branching, "a graph inside If"),
         (calling, "a function 'f'"),
         (sparse, "a sparse tensor 'z'"),
-        (untrue, "expected shapes that agree"),
+        (untrue, "expected static shapes of every tensor, got none of 'z'"),
         (dynamic, "expected static shapes of every tensor, got none of 'z'"),
         (unknown, "expected static shapes of every tensor, got none of 'z'"),
     ],

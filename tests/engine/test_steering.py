@@ -74,7 +74,7 @@ def test_given_sigmas_count_as_steps(tiny_engine: VideoEngine) -> None:
 def test_before_the_first_call_there_is_nothing_to_read() -> None:
     for name in ("num_timesteps", "guidance_scale", "do_classifier_free_guidance", "interrupt"):
         assert not hasattr(Steered(), name)
-        with pytest.raises(AttributeError, match="no call yet"):
+        with pytest.raises(AttributeError, match="expected a call of the engine"):
             getattr(Steered(), name)
 
 
@@ -115,11 +115,12 @@ def test_a_callback_ends_guidance(tiny_engine: VideoEngine, guidance: str) -> No
             pipe._guidance_scale = 0.0
             assert (pipe.guidance_scale, pipe.do_classifier_free_guidance) == (0.0, False)
 
+    latent: dict[str, Any] = {"output_type": "latent"}  # in pixels of tiny networks less is seen
     ended, by_one = (
-        frames(engine, end),
-        frames(engine, lambda pipe, step: setattr(pipe, "_guidance_scale", 1.0)),
+        frames(engine, end, **latent),
+        frames(engine, lambda pipe, step: setattr(pipe, "_guidance_scale", 1.0), **latent),
     )
-    guided, without = frames(engine), frames(engine, max_guidance_scale=1.0)
+    guided, without = frames(engine, **latent), frames(engine, max_guidance_scale=1.0, **latent)
     assert distance(ended, guided) > 1e-3
     assert distance(ended, without) > 1e-3
     assert distance(by_one, guided) > 1e-3

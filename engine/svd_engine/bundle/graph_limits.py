@@ -96,8 +96,11 @@ def _sizes(graph: Path, model: Any) -> dict[str, int]:
 
     for what in _hidden(model):
         raise _refused(graph, "operators alone, and dense weights", what)
+    bare = type(model)()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]  # what a graph says of its own tensors may be untrue
     try:  # without data propagation, which would compute what this function is to find
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+        inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True).graph
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise _refused(graph, "shapes that agree", str(error).strip()) from error
     sizes = {

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from svd_engine.bundle.flavours import FlavourName, Target
 from svd_engine.errors import BundleError, SettingsError
 from svd_engine.shell import quoted
-from svd_engine.spec.bounds import Bytes, Count, Finite, Opset, OptimizationLevel, Positive, Sha256
+from svd_engine.spec.bounds import Bytes, Count, Finite, Opset, OptimizationLevel, Positive, Sha256, Text
 from svd_engine.spec.model import Architecture, Model
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import too_large
@@ -42,9 +42,9 @@ class FileEntry(_Strict):
 
 
 class Source(_Strict):
-    checkpoint: str  # as the user named it
-    digest: str  # Checkpoint.digest(): sha256 over its weights and configs
-    variant: str | None = None  # of the weight files, as the user asked for it
+    checkpoint: Text  # as the user named it
+    digest: Text  # Checkpoint.digest(): sha256 over its weights and configs
+    variant: Text | None = None  # of the weight files, as the user asked for it
     weights: tuple[WeightFile, ...] = ()  # that were read; none for random weights
 
 
@@ -56,8 +56,8 @@ class NetworkEntry(_Strict):
 
 
 class RewriteEntry(_Strict):
-    network: str
-    name: str
+    network: Text
+    name: Text
     places: Count
     left_alone: tuple[str, ...] = ()
 
@@ -65,8 +65,8 @@ class RewriteEntry(_Strict):
 class ParityEntry(_Strict):
     """One network of this bundle against eager torch in float32, same weights, same inputs."""
 
-    network: str  # key
-    backend: str
+    network: Text  # key
+    backend: Text
     max_abs: Finite
     relative: Finite  # max_abs over the largest absolute value of the reference
     cosine: Finite
@@ -89,7 +89,7 @@ class PlanEntry(_Strict):
     network: str  # key
     file: str  # name; its size and sha256 stand in `files`
     flavour: FlavourName
-    version: str  # of that TensorRT; no other reads it
+    version: Text  # of that TensorRT; no other reads it
     target: Target  # the cards that it runs on
     dtype: DType  # of weights and activations; the boundary is float32
     graph_sha256: Sha256  # of the ONNX graph and weights that it was built from
@@ -113,7 +113,7 @@ class Manifest(_Strict):
     files: dict[str, FileEntry]
     rewrites: tuple[RewriteEntry, ...] = ()
     without_rewrites: tuple[str, ...] = ()
-    versions: dict[str, str]
+    versions: dict[Text, Text]
     parity: tuple[ParityEntry, ...] = ()
     plans: tuple[PlanEntry, ...] = ()
 
@@ -123,6 +123,9 @@ class Manifest(_Strict):
             raise ValueError(
                 f"sigma_min {self.model.sigma_min} is not below sigma_max {self.model.sigma_max}"
             )
+        keys = [entry.spec.key for entry in self.networks]
+        if len(set(keys)) < len(keys):
+            raise ValueError("a network that stands twice")
         for profile in self.profiles:
             if fault := too_large(profile, self.model.architecture):
                 raise ValueError(fault)

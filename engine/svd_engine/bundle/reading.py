@@ -58,7 +58,7 @@ class Bundle:
             p
             for p in self.manifest.profiles
             if (p.frames, p.height, p.width) == (frames, height, width)
-            and decode_chunk in (None, p.decode_chunk)
+            and (decode_chunk is None or min(decode_chunk, frames) == p.decode_chunk)
         ]
         if not fitting:
             chunk = f" and decode chunk {decode_chunk}" if decode_chunk else ""

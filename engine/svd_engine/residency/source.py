@@ -59,7 +59,7 @@ def of_bundle(
             frames=settings.frames,
             height=settings.height,
             width=settings.width,
-            decode_chunk=settings.decode_chunk_size and min(settings.decode_chunk_size, settings.frames),
+            decode_chunk=settings.decode_chunk_size,
             guided=settings.guided,
         )
 
@@ -92,6 +92,13 @@ def of_checkpoint(
 
     if not isinstance(checkpoint, Checkpoint):
         _check_place("checkpoint", checkpoint, "a name, the path of a diffusers folder, or a hub id")
+    if isinstance(without_rewrites, str) or not isinstance(without_rewrites, Collection):
+        raise SettingsError(
+            "without_rewrites",
+            expected="a list of names of rewrites",
+            got=repr(without_rewrites),
+            remedy='Pass a list, such as ["fused-qkv"].',
+        )
     choice = choose_for_checkpoint(backend, device)
     if swap_networks and choice.device.type == "cpu":
         raise SettingsError(

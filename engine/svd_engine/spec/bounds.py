@@ -28,8 +28,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NoiseLevel = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]  # sigma; the data has deviation 1
 Rho = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]  # sigma ** (1 / rho) stays finite
 Divisor = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]  # of pixels or latents
+GuidanceScale = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 ChannelMean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
+# of one line that is printed: no control characters, which a terminal would obey
+Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 VIDEO_PIXELS = 2**30  # of all frames and videos of one call: 1024 frames of 1024x1024

@@ -12,13 +12,14 @@ from svd_engine.spec.bounds import (
     Channels,
     ClipPixels,
     Divisor,
-    Finite,
     Frames,
+    GuidanceScale,
     LatentChannels,
     NoiseLevel,
     Pixels,
     Rho,
     Scale,
+    Text,
 )
 
 
@@ -35,7 +36,7 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    name: str  # "svd-xt", or the name of the folder or hub repository
+    name: Text  # "svd-xt", or the name of the folder or hub repository
     architecture: Architecture
     frames: Frames  # of the videos that it was trained on
     height: Pixels  # native size
@@ -47,5 +48,5 @@ class Model:
     clip_mean: tuple[ChannelMean, ChannelMean, ChannelMean]  # of RGB in [0, 1]
     clip_std: tuple[Divisor, Divisor, Divisor]
     random_weights: bool
-    min_guidance_scale: Finite = 1.0  # of a call that names none: SVD's are diffusers' defaults
-    max_guidance_scale: Finite = 3.0
+    min_guidance_scale: GuidanceScale = 1.0  # of a call that names none: SVD's are diffusers' defaults
+    max_guidance_scale: GuidanceScale = 3.0
