@@ -76,7 +76,7 @@ def test_rewrites_by_component(run: dict[str, Any]) -> None:
 
 def test_versions(run: dict[str, Any]) -> None:
     assert run["versions"]["svd-engine"] == __version__
-    installed = {found.metadata["Name"].lower(): found.version for found in distributions()}
+    installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in distributions()}
     listed = {name: installed[name] for name in report.PACKAGES if name in installed}
     assert {name: run["versions"].get(name) for name in report.PACKAGES if name in run["versions"]} == listed
     assert {"torch", "diffusers", "transformers", "onnx", "numpy", "av"} <= listed.keys()
