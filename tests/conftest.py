@@ -27,6 +27,14 @@ from tests.support.shared import made_once
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
     torch.set_num_threads(1)
+    import onnxruntime
+
+    class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    onnxruntime.SessionOptions = OneThread
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
 HEIGHT, WIDTH = 32, 48  # pixels, of every tiny video

@@ -27,7 +27,7 @@ MEASURE = """
 import json, sys, threading
 import psutil, torch
 from PIL import Image
-from svd_engine import image
+from svd_engine.media import image
 def run(picture):
     image.to_clip_pixels(image.cover(picture, 576, 1024), 224, [0.5] * 3, [0.5] * 3)
     image.to_vae_pixels(image.cover(picture, 576, 1024), 576, 1024)

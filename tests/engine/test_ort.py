@@ -14,7 +14,7 @@ import torch
 from svd_engine.backends import onnxruntime as ort
 from svd_engine.backends.onnxruntime import OrtBackend, OrtNetwork, load_runtime
 from svd_engine.bundle.reading import Bundle
-from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.errors import BackendError, BackendUnavailable, BundleError
 from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
 from svd_engine.spec.tables import specs_of
@@ -78,6 +78,7 @@ def test_a_session_that_fell_back_is_an_error(tiny_bundle: Path, monkeypatch: py
 
     session = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
+    monkeypatch.setattr(ort, "_memory", lambda device: 2**40)
     with pytest.raises(BackendUnavailable) as caught:
         OrtBackend(Bundle(tiny_bundle), CUDA).open(encoder(tiny_bundle))
     assert "expected CUDAExecutionProvider, got CPUExecutionProvider" in str(caught.value)
@@ -91,11 +92,8 @@ def test_a_graph_that_it_cannot_load(bundle: Path) -> None:
     model.graph.node[0].op_type = "NoSuchOperator"
     (bundle / name).write_bytes(model.SerializeToString())
     damage.trust(bundle, name)
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(BundleError, match="expected static shapes of every tensor"):
         OrtBackend(Bundle(bundle), CPU).open(encoder(bundle))
-    assert f"loading {name}: expected a graph that it can run, got " in str(caught.value)
-    assert "NoSuchOperator" in caught.value.got
-    assert "--dtype fp32" in caught.value.remedy
 
 
 def test_weights_that_are_cut_off(bundle: Path) -> None:
@@ -103,8 +101,9 @@ def test_weights_that_are_cut_off(bundle: Path) -> None:
     weights = bundle / "image_encoder.bin"
     weights.write_bytes(weights.read_bytes()[:4096])
     damage.trust(bundle, weights.name)
-    with pytest.raises(BackendError, match="expected a graph that it can run"):
+    with pytest.raises(BackendError, match="expected a graph that it can run") as caught:
         OrtBackend(Bundle(bundle), CPU).open(encoder(bundle))
+    assert "--dtype fp32" in caught.value.remedy
 
 
 def test_an_error_while_it_runs(tiny_bundle: Path) -> None:
