@@ -99,10 +99,13 @@ def _order(
     target: str | None,
     progress: Callable[[str], None],
 ) -> Order:
-    chosen = choose_flavour(flavour, target)
+    given = asdict(options) | {
+        "timing_cache": timing_cache,
+        "hardware_compatibility": _beyond(options),
+    }
+    chosen = choose_flavour(flavour, target, given)
     version = require(chosen.flavour)
-    given = asdict(options) | {"timing_cache": timing_cache}
-    check_options(chosen.flavour, given | {"hardware_compatibility": _beyond(options)})
+    check_options(chosen.flavour, given)
     cards = choose_target(chosen.flavour, target, options.hardware_compatibility)
     progress(f"{chosen.flavour.title} {version} ({chosen.reason}), for {cards.cards}")
     if chosen.flavour.builds_without_gpu:  # without these options
