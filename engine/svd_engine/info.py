@@ -146,7 +146,7 @@ def _where(bundle: Bundle, plan: PlanEntry, hosts: dict[str, Host]) -> str:
     if fitting:
         return f"runs on {', '.join(fitting)}"
     why_not = "; ".join(dict.fromkeys(reasons.values()))
-    return f"not here: {why_not}; run: {build_command(bundle.folder, plan.flavour)}"
+    return f"not here: {why_not}; run: {build_command(bundle, next(iter(hosts.values())))}"
 
 
 def _refused_by_library(bundle: Bundle, plan: PlanEntry, device: str) -> str:

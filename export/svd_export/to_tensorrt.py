@@ -151,7 +151,7 @@ def _finished(bundle: Bundle, entry: NetworkEntry, order: Order) -> PlanEntry | 
             order.options.refittable,
             order.options.stripped,
         )
-        if not (same and alike) or stale(bundle, entry.spec, row):
+        if not (same and alike) or stale(bundle, entry.spec, row) or bundle.damage(row.file):
             continue
         if sha256_of(bundle.folder / row.file) == bundle.manifest.files[row.file].sha256:
             return row

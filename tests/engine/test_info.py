@@ -144,7 +144,8 @@ def test_plans_on_a_machine_that_runs_some(planned: Path, monkeypatch: pytest.Mo
         "float32, 0.0 MiB, on the GPU 0.0 MiB of activations; runs on cuda:0, cuda:1"
     )
     assert second.endswith(
-        f"; not here: built by TensorRT 10.15.1.29, here is 10.14.1.48; run: svd-export tensorrt {planned}"
+        f"; not here: built by TensorRT 10.15.1.29, here is 10.14.1.48; "
+        f"run: svd-export tensorrt {planned} --flavour tensorrt"
     )
     assert "(profile 1), TensorRT" in third
     assert "for sm90, " in third
