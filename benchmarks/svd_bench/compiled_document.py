@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -97,14 +97,8 @@ def overview(document: CompiledDocument) -> Table:
 def changes(old: CompiledDocument, new: CompiledDocument) -> Table:
     """Networks that both have.  Raises SettingsError when there is none."""
     before = {network.network: network for network in old.networks}
+    check_common(before, [n.network for n in new.networks])
     pairs = [(before[n.network], n) for n in new.networks if n.network in before]
-    if not pairs:
-        raise SettingsError(
-            "networks to compare",
-            expected=f"one of {', '.join(before)}",
-            got=", ".join(n.network for n in new.networks),
-            remedy="Compare bundles of the same profile.",
-        )
     rows = []
     for a, b in pairs:
         moved = [x.figures.read_bytes + x.figures.written_bytes for x in (a, b)]
@@ -122,6 +116,17 @@ def changes(old: CompiledDocument, new: CompiledDocument) -> Table:
         ("network", "kernels", "read and written", "activations", "attention fused"),
         rows,
     )
+
+
+def check_common(before: Collection[str], after: Collection[str]) -> None:
+    """Raises SettingsError when no key is in both."""
+    if not set(before) & set(after):
+        raise SettingsError(
+            "networks to compare",
+            expected=f"one of {', '.join(before)}",
+            got=", ".join(after),
+            remedy="Compare bundles of the same profile.",
+        )
 
 
 def size(count: int) -> str:

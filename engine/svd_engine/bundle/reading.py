@@ -125,7 +125,7 @@ class Bundle:
         return graphs[runtime]
 
     def plans_command(self, flavour: FlavourName | None = None) -> str:
-        """The command that builds plans here; where there are no graphs for it, the export that makes them."""
+        """The command that builds plans here; without graphs for them, the export that makes these."""
         if not all("tensorrt" in entry.graphs for entry in self.manifest.networks):
             return self._export_command("--dtype fp16")
         option = f" --flavour {flavour}" if flavour else ""
