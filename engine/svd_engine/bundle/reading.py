@@ -24,6 +24,7 @@ from svd_engine.bundle.manifest import (
     NetworkEntry,
     PlanEntry,
     Runtime,
+    export_command,
     read_manifest,
 )
 from svd_engine.errors import BundleError, ProfileError
@@ -133,18 +134,7 @@ class Bundle:
 
     def _export_command(self, changes: str) -> str:
         """Makes this bundle again with `changes`."""
-        profiles = self.manifest.profiles
-        p = profiles[0]
-        frames = "".join(f" --frames {n}" for n in dict.fromkeys(p.frames for p in profiles))
-        modes = "".join(f" --guidance {g}" for g in dict.fromkeys(p.guidance for p in profiles))
-        batch = f" --batch {p.batch}" if p.batch > 1 else ""
-        chunks = dict.fromkeys(p.decode_chunk for p in profiles)
-        whole = all(p.decode_chunk == p.frames for p in profiles)
-        chunk = "" if whole else "".join(f" --decode-chunk {n}" for n in chunks)
-        return (
-            f"svd-export onnx {self.manifest.export_source} -o NEW_BUNDLE{frames} --height {p.height} "
-            f"--width {p.width}{batch}{modes}{chunk} {changes}"
-        )
+        return export_command(self.manifest.export_source, self.manifest.profiles, changes)
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""
