@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from svd_bench.results import Environment
-from svd_bench.table import GIB, Table, figure
+from svd_bench.table import Table, figure
 from svd_engine.bundle.manifest import CompiledFigures, DType
 from svd_engine.errors import SettingsError
+from svd_engine.report import size
 
 
 class _Strict(BaseModel):
@@ -127,11 +128,6 @@ def check_common(before: Collection[str], after: Collection[str]) -> None:
             got=", ".join(after),
             remedy="Compare bundles of the same profile.",
         )
-
-
-def size(count: int) -> str:
-    """Bytes, in GiB from a tenth of one on."""
-    return f"{count / GIB:,.1f} GiB" if count >= 0.1 * GIB else f"{count / 2**20:,.1f} MiB"
 
 
 def _made(document: CompiledDocument) -> str:

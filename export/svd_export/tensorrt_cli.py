@@ -38,7 +38,8 @@ def check(
         ),
     ] = None,
     target: Annotated[
-        Card | None, typer.Option(help="Check TensorRT for RTX's rules of this kind of card too.")
+        Card | None,
+        typer.Option(case_sensitive=False, help="Check TensorRT for RTX's rules of this kind of card too."),
     ] = None,
 ) -> None:
     """Check whether TensorRT takes a bundle's graphs; needs no GPU.  Says who answered."""

@@ -81,6 +81,7 @@ def test_named_targets_in_ascending_order() -> None:
     target = named_target(TENSORRT_RTX, "sm120, sm86,sm89,sm86")
     assert target.capabilities == ((8, 6), (8, 9), (12, 0))
     assert target.label == "sm86-sm89-sm120"
+    assert named_target(TENSORRT_RTX, "SM120,sm86,Sm89") == target
     portable = named_target(TENSORRT_RTX, "portable")
     assert (portable.label, portable.capabilities) == ("portable", ((8, 6), (8, 9), (12, 0)))
 
@@ -91,7 +92,7 @@ def test_named_targets_in_ascending_order() -> None:
         ("sm90", "'sm90'", 'H100, H200, B200 and their like run flavour="tensorrt"'),
         ("sm86,sm87", "'sm87'", "Choose of these."),
         ("", "''", "Choose of these."),
-        ("portable,sm86", "'portable'", "Choose of these."),
+        ("portable,sm86", "'portable'", "Name cards, or portable alone, which is sm86,sm89,sm120."),
         ("here,sm86", "'here'", "Choose of these."),
     ],
 )

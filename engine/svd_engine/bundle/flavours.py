@@ -157,7 +157,8 @@ def named_target(flavour: Flavour, text: str) -> Target:
 
     Raises SettingsError for a name that the flavour cannot compile for.
     """
-    if text == "portable" and flavour.portable:
+    text = text.lower()
+    if text.strip() == "portable" and flavour.portable:
         return Target("portable", flavour.portable)
     known = {sm(capability): capability for capability in flavour.targets}
     names = [name.strip() for name in text.split(",")]
@@ -180,6 +181,8 @@ def _other_target(flavour: Flavour, unknown: list[str]) -> str:
             f"{flavour.title} builds on the GPU that runs the plan: run the command there. "
             f'{rtx.title} (flavour="{rtx.name}") compiles for other cards.'
         )
+    if "portable" in unknown:
+        return f"Name cards, or portable alone, which is {','.join(map(sm, flavour.portable))}."
     if any(name in ("sm90", "sm100", "sm103") for name in unknown):
         return 'H100, H200, B200 and their like run flavour="tensorrt", built on such a card.'
     return "Choose of these."

@@ -4,7 +4,7 @@
     inputs -> fixed buffers -> launch -> output buffer
 
 Addresses never change, so the denoiser's launch is recorded as a CUDA graph on its second call (the
-first one lets TensorRT settle) and replayed from then on; TensorRT for RTX records its own (`trt_jit`).
+first one lets TensorRT settle) and replayed from then on; TensorRT for RTX records its own (`jit`).
 Activations of all contexts share one block.  Nothing waits for the GPU between calls: work is ordered by
 streams alone.
 """
