@@ -207,8 +207,9 @@ def export_command(source: str, profiles: Sequence[Profile], changes: str) -> st
 def _export_of(document: object) -> str:
     """What makes the bundle of a manifest of whatever format again, as far as its fields can be read."""
     fields = document if isinstance(document, dict) else {}
-    source, dtype = _checkpoint_of(fields.get("source")), fields.get("dtype")
-    precision = f"--dtype {DTYPE_OPTIONS[dtype]}" if dtype in get_args(DType) else ""
+    source = _checkpoint_of(fields.get("source"))
+    written = (option for dtype, option in DTYPE_OPTIONS.items() if dtype == fields.get("dtype"))
+    precision = " ".join(f"--dtype {option}" for option in written)
     try:
         listed = json.dumps(fields.get("profiles"))
         profiles = TypeAdapter(Annotated[list[Profile], Field(min_length=1)]).validate_json(listed)
