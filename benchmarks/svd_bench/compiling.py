@@ -48,8 +48,8 @@ def compiled_in_child(case: CompileCase) -> CompiledNetwork:
             [sys.executable, "-m", "svd_bench.compiling"],
             stdin=subprocess.PIPE, stdout=out, stderr=said, text=True,
         )  # fmt: skip
+        assert child.stdin is not None
         try:
-            assert child.stdin is not None
             with suppress(BrokenPipeError):  # its exit code tells more
                 child.stdin.write(f"{case.model_dump_json()}\n")
                 child.stdin.flush()  # and stays open: the child ends when it closes
@@ -59,7 +59,9 @@ def compiled_in_child(case: CompileCase) -> CompiledNetwork:
             child.wait()
             with suppress(BrokenPipeError):
                 child.stdin.close()
-        made, complaints = (file.seek(0) or file.read() for file in (out, said))
+        out.seek(0)
+        said.seek(0)
+        made, complaints = out.read(), said.read()
     if child.returncode:
         killed = "killed, as when memory runs out" if child.returncode == -9 else ""
         words = complaints.strip().splitlines() or [f"exit code {child.returncode}"]
