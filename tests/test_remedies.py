@@ -181,6 +181,7 @@ LIBRARY = [
 ]
 PARTS_OF_COMMANDS = {
     "--dtype fp16",
+    f"--dtype {HOLE}",
     f"--random-weights {HOLE}",
     *(f" --{name} {HOLE}" for name in ("batch", "decode-chunk", "flavour", "frames", "guidance", "variant")),
 }

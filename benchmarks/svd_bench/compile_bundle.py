@@ -46,6 +46,15 @@ def compile_bundle(
     return _document(bundle, target, made)
 
 
+def keys_of(folder: Path, networks: Collection[str]) -> list[str]:
+    """What `compile_bundle` would compile.  Raises BundleError, also without graphs for TensorRT."""
+    bundle = Bundle(folder)
+    specs = [entry.spec for entry in bundle.manifest.networks if entry.spec.network in networks]
+    for spec in specs:
+        bundle.graph_name(spec, "tensorrt")
+    return [spec.key for spec in specs]
+
+
 def compile_forms(folder: Path, target: str, network: str, progress: Progress) -> CompiledDocument:
     """Every form of the first graph of `network`.  Raises as `compile_bundle`.
 

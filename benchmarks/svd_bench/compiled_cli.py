@@ -30,8 +30,8 @@ def compiled_command(
 ) -> None:
     """Counts what TensorRT's compiler makes of a bundle: kernels, memory traffic, memory.  Needs no GPU."""
     from svd_bench import plots
-    from svd_bench.compile_bundle import compile_bundle
-    from svd_bench.compiled_document import changes, read_compiled, tables
+    from svd_bench.compile_bundle import compile_bundle, keys_of
+    from svd_bench.compiled_document import changes, check_common, read_compiled, tables
     from svd_bench.recorder import out_folder
     from svd_engine.arguments import one_of
     from svd_engine.cli import console
@@ -42,21 +42,20 @@ def compiled_command(
         one_of("network", name, NETWORKS)
     if out is not None:
         out_folder(out)
+    other = read_compiled(against) if against is not None and against.is_file() else None
+    if against is not None:  # refused before minutes are spent
+        before = [n.network for n in other.networks] if other else keys_of(against, wanted)
+        check_common(before, keys_of(bundle, wanted))
     document = compile_bundle(bundle, target, wanted, _progress())
-    shown = tables(document)
-    if against is not None:
-        other = (
-            read_compiled(against)
-            if against.is_file()
-            else compile_bundle(against, target, wanted, _progress())
-        )
-        shown.append(changes(other, document))
-    for table in shown:
-        typer.echo(f"{table.markdown() if markdown else table.text()}\n")
     text = document.model_dump_json()
     if out is not None:
         console.write_text(out / "compiled.json", text + "\n")
         console.write_text(out / "compiled.svg", plots.compiled(document))
+    shown = tables(document)
+    if against is not None:
+        shown.append(changes(other or compile_bundle(against, target, wanted, _progress()), document))
+    for table in shown:
+        typer.echo(f"{table.markdown() if markdown else table.text()}\n")
     typer.echo(text)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from svd_bench.results import Environment
-from svd_bench.table import GIB, Table, figure
+from svd_bench.table import Table, figure
 from svd_engine.bundle.manifest import CompiledFigures, DType
 from svd_engine.errors import SettingsError
+from svd_engine.report import size
 
 
 class _Strict(BaseModel):
@@ -97,14 +98,8 @@ def overview(document: CompiledDocument) -> Table:
 def changes(old: CompiledDocument, new: CompiledDocument) -> Table:
     """Networks that both have.  Raises SettingsError when there is none."""
     before = {network.network: network for network in old.networks}
+    check_common(before, [n.network for n in new.networks])
     pairs = [(before[n.network], n) for n in new.networks if n.network in before]
-    if not pairs:
-        raise SettingsError(
-            "networks to compare",
-            expected=f"one of {', '.join(before)}",
-            got=", ".join(n.network for n in new.networks),
-            remedy="Compare bundles of the same profile.",
-        )
     rows = []
     for a, b in pairs:
         moved = [x.figures.read_bytes + x.figures.written_bytes for x in (a, b)]
@@ -124,9 +119,15 @@ def changes(old: CompiledDocument, new: CompiledDocument) -> Table:
     )
 
 
-def size(count: int) -> str:
-    """Bytes, in GiB from a tenth of one on."""
-    return f"{count / GIB:,.1f} GiB" if count >= 0.1 * GIB else f"{count / 2**20:,.1f} MiB"
+def check_common(before: Collection[str], after: Collection[str]) -> None:
+    """Raises SettingsError when no key is in both."""
+    if not set(before) & set(after):
+        raise SettingsError(
+            "networks to compare",
+            expected=f"one of {', '.join(before)}",
+            got=", ".join(after),
+            remedy="Compare bundles of the same profile.",
+        )
 
 
 def _made(document: CompiledDocument) -> str:

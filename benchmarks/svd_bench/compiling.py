@@ -6,10 +6,14 @@ memory back and can be ended.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,23 +40,38 @@ class CompileCase(BaseModel):
 
 def compiled_in_child(case: CompileCase) -> CompiledNetwork:
     """Raises ExportError with the child's last words when it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "svd_bench.compiling"],
-        input=case.model_dump_json(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        killed = "killed, as when memory runs out" if done.returncode == -9 else ""
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+    ):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "svd_bench.compiling"],
+            stdin=subprocess.PIPE, stdout=out, stderr=said, text=True,
+        )  # fmt: skip
+        assert child.stdin is not None
+        try:
+            with suppress(BrokenPipeError):  # its exit code tells more
+                child.stdin.write(f"{case.model_dump_json()}\n")
+                child.stdin.flush()  # and stays open: the child ends when it closes
+            child.wait()
+        finally:
+            child.kill()
+            child.wait()
+            with suppress(BrokenPipeError):
+                child.stdin.close()
+        out.seek(0)
+        said.seek(0)
+        made, complaints = out.read(), said.read()
+    if child.returncode:
+        killed = "killed, as when memory runs out" if child.returncode == -9 else ""
+        words = complaints.strip().splitlines() or [f"exit code {child.returncode}"]
         raise ExportError(
             f"network {case.network} for {case.target}",
             expected="a graph that TensorRT compiles",
             got=killed or words[-1],
             remedy="Free memory, or choose a smaller profile or another --target.",
         )
-    return CompiledNetwork.model_validate_json(done.stdout.strip().splitlines()[-1])
+    return CompiledNetwork.model_validate_json(made.strip().splitlines()[-1])
 
 
 def compile_case(case: CompileCase) -> CompiledNetwork:
@@ -82,7 +101,17 @@ def _groups(traffic: Mapping[str, Traffic]) -> dict[str, Group]:
 
 
 def main() -> None:
-    print(compile_case(CompileCase.model_validate_json(sys.stdin.read())).model_dump_json())
+    case = CompileCase.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    print(compile_case(case).model_dump_json())
+
+
+def end_with_parent() -> None:
+    """The compiler takes no interrupt: end when stdin closes, as it does when the parent is gone."""
+    with suppress(OSError):
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ COMPILERS = {  # torch.compile's own choice, and how it is had
     "win32": ("cl", "install Visual Studio's C++ build tools"),
     "darwin": ("clang++", "run `xcode-select --install`"),
 }
+CUDA_BUILDS = {  # where `pip install torch` brings none
+    "win32": "choose a CUDA build at https://pytorch.org/get-started/locally/",
+    "darwin": "there is none for macOS",
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def _plan(bundle: Bundle, plan: PlanEntry) -> str:
     compiled = plan.compiled
     weights = f"{compiled.weights_bytes / 2**20:.1f} MiB of weights and " if compiled else ""
     moved = compiled.read_bytes + compiled.written_bytes if compiled else 0
-    kernels = f", {compiled.kernels} kernels that move {moved / 2**30:.2f} GiB" if compiled else ""
+    kernels = f", {compiled.kernels} kernels that move {report.size(moved)}" if compiled else ""
     return (
         f"{plan.network} (profile {profiles}), {FLAVOURS[plan.flavour].title} {plan.version}, "
         f"for {only}{target.cards}, {plan.dtype}, "
@@ -146,7 +150,7 @@ def _where(bundle: Bundle, plan: PlanEntry, hosts: dict[str, Host]) -> str:
     if fitting:
         return f"runs on {', '.join(fitting)}"
     why_not = "; ".join(dict.fromkeys(reasons.values()))
-    return f"not here: {why_not}; run: {build_command(bundle.folder, plan.flavour)}"
+    return f"not here: {why_not}; run: {build_command(bundle, next(iter(hosts.values())))}"
 
 
 def _refused_by_library(bundle: Bundle, plan: PlanEntry, device: str) -> str:
@@ -221,6 +225,6 @@ def _no_compiler() -> str:
 
 def _no_gpu() -> str:
     if torch.version.cuda is None:
-        install = "run `pip install --force-reinstall torch`"
+        install = CUDA_BUILDS.get(sys.platform, "run `pip install --force-reinstall torch`")
         return f"none usable: torch {torch.__version__} is built without CUDA ({install})"
     return "none found by torch: check the NVIDIA driver with nvidia-smi"

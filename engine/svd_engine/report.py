@@ -76,6 +76,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def size(count: int) -> str:
+    """Bytes in words: in GiB from a tenth of one on, below in MiB."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:,.1f} MiB"
+
+
 def peak_host_bytes() -> int:
     """Resident memory of this process at its highest."""
     try:

@@ -22,13 +22,14 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from svd_engine.backends.tensorrt.library import library, require
+from svd_engine.bundle.flavours import TENSORRT_RTX
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
 
 if TYPE_CHECKING:
     import tensorrt_rtx
 
-INSTALL = "pip install 'svd-engine[tensorrt-rtx]'"
 FUSED_ATTENTION = "_gemm_mha"  # in the name of a kernel that attends without writing the scores
 BYTES = {
     "Float": 4, "Half": 2, "BFloat16": 2, "Int64": 8, "Int32": 4, "Int8": 1, "UInt8": 1, "Bool": 1, "FP8": 1
@@ -233,16 +234,8 @@ def _traffic(kernels: Iterable[Kernel]) -> Traffic:
 
 def _require() -> Any:
     """The module.  Raises BackendUnavailable."""
-    try:
-        import tensorrt_rtx
-    except (ImportError, OSError) as error:  # OSError: the package without its libraries
-        raise BackendUnavailable(
-            "TensorRT's compiler",
-            expected="the package tensorrt-rtx",
-            got=str(error),
-            remedy=f"Run: {INSTALL}",
-        ) from error
-    return tensorrt_rtx
+    require(TENSORRT_RTX)
+    return library(TENSORRT_RTX)
 
 
 @contextmanager

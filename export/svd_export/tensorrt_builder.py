@@ -92,7 +92,7 @@ def build(
             raise _failure(
                 graph, "a graph that TensorRT's parser takes", log(flavour).errors_so_far()
             ) from error
-        monitor = _monitor(flavour, Progress(graph.stem, say))
+        monitor = _monitor(flavour, Progress(graph.stem.removesuffix(".tensorrt"), say))
         config = _config(network, flavour, target, options, monitor)
         if not flavour.compiles_at_first_launch:
             _use_timings(config, timings, say)

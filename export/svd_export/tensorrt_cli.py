@@ -37,7 +37,10 @@ def check(
             help="TensorRT version whose table to ask. Default: an installed parser, else the table of 11."
         ),
     ] = None,
-    target: Annotated[Card | None, typer.Option(help="Check the rules of this kind of card too.")] = None,
+    target: Annotated[
+        Card | None,
+        typer.Option(case_sensitive=False, help="Check TensorRT for RTX's rules of this kind of card too."),
+    ] = None,
 ) -> None:
     """Check whether TensorRT takes a bundle's graphs; needs no GPU.  Says who answered."""
     from svd_engine.bundle.reading import Bundle
@@ -45,6 +48,8 @@ def check(
     from svd_export import compiled
     from svd_export.graph_check import check_graph
 
+    if tensorrt is not None and target is not None:
+        raise typer.BadParameter("--target asks for the rules of TensorRT for RTX: leave out --tensorrt")
     opened = Bundle(bundle)
     parser = compiled.installed() if tensorrt is None else None
     version = tensorrt or Version.v11
@@ -71,7 +76,7 @@ def check(
             got=f"{findings}, above",
             remedy="Report this with the versions in the manifest."
             if target is None
-            else "Build for another kind of card, or export in another precision (dtype).",
+            else f"Build without {target.value}; TensorRT (--flavour tensorrt) builds on such a card.",
         )
 
 
@@ -167,11 +172,15 @@ def tensorrt(
     )
     opened = Bundle(bundle)
     started = time.monotonic()
-    plans = build_plans(
-        opened, options, networks or NETWORKS, timing_cache,
-        lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
-        flavour.value if flavour else None, target,
-    )  # fmt: skip
+    try:
+        plans = build_plans(
+            opened, options, networks or NETWORKS, timing_cache,
+            lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
+            flavour.value if flavour else None, target,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished plans are kept; run the same command to resume", err=True)
+        raise
     for plan in plans:
         size = (bundle / plan.file).stat().st_size
         typer.echo(

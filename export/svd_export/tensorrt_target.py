@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +32,10 @@ class Chosen:
     reason: str
 
 
-def choose_flavour(name: str | None, target: str | None) -> Chosen:
+def choose_flavour(name: str | None, target: str | None, given: Mapping[str, object] | None = None) -> Chosen:
     """The flavour of that name, or else the one installed; with both, the one for the card here.
 
+    given: options of the build; one that only TensorRT has chooses it.
     Raises SettingsError for a name that is none, BackendUnavailable when neither is installed.
     """
     if name is not None:
@@ -52,14 +54,13 @@ def choose_flavour(name: str | None, target: str | None) -> Chosen:
         return Chosen(found[0], "the one that is installed")
     if target not in (None, "here"):
         return Chosen(TENSORRT_RTX, "both are installed, and it compiles for cards that are not here")
+    if impossible := _impossible(TENSORRT_RTX, given or {}):
+        return Chosen(TENSORRT, f"both are installed, and only it has the option {next(iter(impossible))}")
     if not torch.cuda.device_count():
         return Chosen(TENSORRT_RTX, "both are installed, and it needs no GPU")
     here = torch.cuda.get_device_capability(torch.cuda.current_device())
-    if here in TENSORRT_RTX.targets:
-        return Chosen(TENSORRT_RTX, f"both are installed, and it compiles for {sm(here)}, the card here")
-    return Chosen(
-        TENSORRT, f"both are installed, and TensorRT for RTX has no target {sm(here)}, the card here"
-    )
+    chosen = TENSORRT_RTX if here in TENSORRT_RTX.preferred else TENSORRT
+    return Chosen(chosen, f"both are installed, and it is the one for {sm(here)}, the card here")
 
 
 def choose_target(flavour: Flavour, text: str | None, compatibility: HardwareCompatibility) -> Target:
@@ -102,14 +103,21 @@ def _target_here(flavour: Flavour, here: Host, compatibility: HardwareCompatibil
     return card_target(here) if compatibility == "none" else capability_target((here.compute_capability,))
 
 
-def check_options(flavour: Flavour, given: dict[str, object]) -> None:
+def check_options(flavour: Flavour, given: Mapping[str, object]) -> None:
     """Raises SettingsError for an option that the flavour cannot do, with the reason."""
-    for option, value in given.items():
-        left_out = value is None or value is False or value == ""
-        if option in flavour.cannot and not left_out:
-            raise SettingsError(
-                f"{option} with {flavour.title}",
-                expected="it to be left out",
-                got=str(value),
-                remedy=f"Leave it out: {flavour.cannot[option]}.",
-            )
+    for option, value in _impossible(flavour, given).items():
+        raise SettingsError(
+            f"{option} with {flavour.title}",
+            expected="it to be left out",
+            got=str(value),
+            remedy=f"Leave it out: {flavour.cannot[option]}.",
+        )
+
+
+def _impossible(flavour: Flavour, given: Mapping[str, object]) -> dict[str, object]:
+    """The options that were given, and that the flavour cannot do."""
+    return {
+        option: value
+        for option, value in given.items()
+        if option in flavour.cannot and not (value is None or value is False or value == "")
+    }

@@ -99,10 +99,13 @@ def _order(
     target: str | None,
     progress: Callable[[str], None],
 ) -> Order:
-    chosen = choose_flavour(flavour, target)
+    given = asdict(options) | {
+        "timing_cache": timing_cache,
+        "hardware_compatibility": _beyond(options),
+    }
+    chosen = choose_flavour(flavour, target, given)
     version = require(chosen.flavour)
-    given = asdict(options) | {"timing_cache": timing_cache}
-    check_options(chosen.flavour, given | {"hardware_compatibility": _beyond(options)})
+    check_options(chosen.flavour, given)
     cards = choose_target(chosen.flavour, target, options.hardware_compatibility)
     progress(f"{chosen.flavour.title} {version} ({chosen.reason}), for {cards.cards}")
     if chosen.flavour.builds_without_gpu:  # without these options
@@ -148,7 +151,7 @@ def _finished(bundle: Bundle, entry: NetworkEntry, order: Order) -> PlanEntry | 
             order.options.refittable,
             order.options.stripped,
         )
-        if not (same and alike) or stale(bundle, entry.spec, row):
+        if not (same and alike) or stale(bundle, entry.spec, row) or bundle.damage(row.file):
             continue
         if sha256_of(bundle.folder / row.file) == bundle.manifest.files[row.file].sha256:
             return row

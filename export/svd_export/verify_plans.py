@@ -51,8 +51,7 @@ def verify_plans(
                 f"network {row.network} on {row.backend}",
                 expected=f"a difference of at most {row.tolerance:g} of ONNX Runtime's largest value",
                 got=f"{row.relative:g} (max abs {row.max_abs:g}, cosine {row.cosine:.6f})",
-                remedy=f"Build the plan again ({build_command(bundle.folder, flavour.name)}), or export with "
-                'dtype="bf16".',
+                remedy=f'Build the plan again ({build_command(bundle, here)}), or export with dtype="bf16".',
             )
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from svd_bench import compiling, plots
+from svd_bench import plots
 from svd_bench.arithmetic import flop_of
 from svd_bench.cli import main
 from svd_bench.compile_bundle import candidate
@@ -189,11 +190,47 @@ def test_what_the_compiler_refuses_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "words"), [(-9, "killed, as when memory runs out"), (3, "exit code 3")])
 def test_a_compiler_that_dies(code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = SimpleNamespace(returncode=code, stdout="", stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    ended = SimpleNamespace(returncode=code, stdin=io.StringIO(), wait=lambda: code, kill=lambda: None)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: ended)
     with pytest.raises(ExportError, match=words):
         compiled_in_child(CompileCase(network="n", graph=tmp_path, target="sm89"))
-    assert compiling.subprocess.run is subprocess.run
+
+
+def test_an_interrupt_ends_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen[str]):
+        def wait(self, timeout: float | None = None) -> int:
+            children.append(self)
+            if len(children) == 1:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compiled_in_child(CompileCase(network="n", graph=tmp_path, target="sm89"))
+    assert children[0].poll() is not None
+
+
+def test_a_compiler_ends_with_its_parent() -> None:
+    """Its stdin closes when the parent is killed."""
+    program = (
+        "import threading, time; from svd_bench.compiling import end_with_parent as end; "
+        "threading.Thread(target=end, daemon=True).start(); time.sleep(100)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, timeout=90, check=False)
+    assert ended.returncode == 1
+
+
+@pytest.mark.parametrize("bad", ["nothing", "text", "others"])
+def test_a_bad_comparison_is_refused_before_compiling(
+    tiny_half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    monkeypatch.setattr("svd_bench.compile_bundle.compiled_in_child", lambda case: pytest.fail("compiled"))
+    if bad != "nothing":
+        text = "{}" if bad == "text" else document(network("other")).model_dump_json()
+        (tmp_path / bad).write_text(text)
+    assert call(main, "compiled", tiny_half_bundle, "--against", tmp_path / bad) in (1, 2)
 
 
 def test_changes() -> None:

@@ -85,7 +85,24 @@ def test_another_format(bundle: Path, document: object) -> None:
 )
 def test_another_format_names_what_makes_it_anew(bundle: Path, checkpoint: object, argument: str) -> None:
     damage.edit(bundle, lambda m: m.update(format=1, source={"checkpoint": checkpoint}))
-    assert f"Export it again: svd-export onnx {argument} -o NEW_BUNDLE" in refusal(bundle)
+    assert f"Export it again: svd-export onnx {argument} -o NEW_BUNDLE" in refusal_of_format(bundle)
+
+
+def test_another_format_is_exported_again_as_it_was(bundle: Path) -> None:
+    """Size, frames, guidance and precision are read where they can be."""
+    damage.edit(bundle, lambda m: m.update(format=1, source={"checkpoint": "x", "variant": "fp16"}))
+    message = refusal_of_format(bundle)
+    assert f"svd-export onnx x --variant fp16 -o NEW_BUNDLE --frames {FRAMES} --height " in message
+    assert "--guidance batched --guidance single" in message
+    assert message.endswith("--dtype fp32")
+    damage.edit(bundle, lambda m: m.update(profiles=[{"frames": "all"}]))
+    assert refusal_of_format(bundle).endswith("svd-export onnx x --variant fp16 -o NEW_BUNDLE --dtype fp32")
+
+
+def refusal_of_format(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        Bundle(folder)
+    return str(caught.value)
 
 
 PARITY: dict[str, Any] = {

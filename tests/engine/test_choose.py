@@ -19,7 +19,9 @@ from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.install import install_line
 from tests.support import damage, tensorrt_double
 
-WITHOUT_PLANS: Any = SimpleNamespace(folder=Path("my bundle"), manifest=SimpleNamespace(plans=()))
+WITHOUT_PLANS: Any = SimpleNamespace(
+    manifest=SimpleNamespace(plans=()), plans_command=lambda: "svd-export tensorrt 'my bundle'"
+)
 
 
 def choose_for_bundle(backend: str, device: str) -> Choice:
@@ -61,8 +63,8 @@ def test_auto_with_a_gpu(gpu: Callable[..., None]) -> None:
     assert (checkpoint.backend, checkpoint.device) == ("compiled", CUDA)
     assert "a CUDA GPU" in checkpoint.reason
     assert bundle.reason == (
-        "a bundle of ONNX graphs, and a CUDA GPU; no TensorRT plans (svd-export tensorrt 'my bundle' builds "
-        "them); torch.compile runs checkpoints only"
+        "a bundle of ONNX graphs, and a CUDA GPU; no TensorRT plans (run: svd-export tensorrt 'my "
+        "bundle'); torch.compile runs checkpoints only"
     )
     asked = choose_for_bundle("onnxruntime", "auto")
     assert asked == Choice("onnxruntime", CUDA, "a bundle of ONNX graphs, and a CUDA GPU")
@@ -90,7 +92,8 @@ def test_auto_says_which_network_has_no_plan(
     assert (choice.backend, choice.device) == ("onnxruntime", CUDA)
     assert choice.reason == (
         f"a bundle of ONNX graphs, and a CUDA GPU; no TensorRT plan of {plan.network}: {plan.file} built for "
-        f"Other, here is NVIDIA Any 80GB (svd-export tensorrt {planned}); torch.compile runs checkpoints only"
+        f"Other, here is NVIDIA Any 80GB (run: svd-export tensorrt {planned} --flavour tensorrt); "
+        "torch.compile runs checkpoints only"
     )
 
 

@@ -15,7 +15,7 @@ from svd_engine import info
 from svd_engine.bundle.flavours import Host, capability_target
 from svd_engine.bundle.manifest import ParityEntry
 from svd_engine.bundle.reading import Bundle
-from svd_engine.cli.main import main
+from svd_engine.cli.main import _lines, main
 from svd_engine.install import install_line
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support import damage, tensorrt_double, tensorrt_plans
@@ -70,6 +70,21 @@ def test_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert able["eager", "cpu"] == able["onnxruntime", "cpu"] == ""
     assert able["eager", "cuda"] == able["compiled", "cuda"] == missing
     assert install_line("cuda") in able["onnxruntime", "cuda"]
+
+
+@pytest.mark.parametrize(("platform", "advice"), [("win32", "pytorch.org"), ("darwin", "none for macOS")])
+def test_where_pip_brings_no_cuda_build(monkeypatch: pytest.MonkeyPatch, platform: str, advice: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(sys, "platform", platform)
+    missing = info.machine_facts()["GPU"]
+    assert advice in missing
+    assert "pip install" not in missing
+
+
+def test_names_and_values_stay_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    _lines({"GPU": "a", "a name longer than the column": "b"})
+    assert capsys.readouterr().out == "GPU             a\na name longer than the column  b\n"
 
 
 def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +159,8 @@ def test_plans_on_a_machine_that_runs_some(planned: Path, monkeypatch: pytest.Mo
         "float32, 0.0 MiB, on the GPU 0.0 MiB of activations; runs on cuda:0, cuda:1"
     )
     assert second.endswith(
-        f"; not here: built by TensorRT 10.15.1.29, here is 10.14.1.48; run: svd-export tensorrt {planned}"
+        f"; not here: built by TensorRT 10.15.1.29, here is 10.14.1.48; "
+        f"run: svd-export tensorrt {planned} --flavour tensorrt"
     )
     assert "(profile 1), TensorRT" in third
     assert "for sm90, " in third

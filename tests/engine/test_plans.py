@@ -34,7 +34,8 @@ def test_a_bundle_without_plans_says_what_builds_them(folder: Path) -> None:
         fitting_plan(Bundle(folder), denoiser(folder), HOST)
     assert str(caught.value) == (
         f"TensorRT plan of {denoiser(folder).key} in bundle {folder}: expected one for "
-        f"TensorRT 10.14.1.48 on NVIDIA Any 80GB, sm90, got no plan. Run: svd-export tensorrt {folder}"
+        f"TensorRT 10.14.1.48 on NVIDIA Any 80GB, sm90, got no plan. "
+        f"Run: svd-export tensorrt {folder} --flavour tensorrt"
     )
 
 
@@ -74,7 +75,7 @@ def test_a_plan_for_another_machine(folder: Path, target: Target, here: Host, re
     with pytest.raises(BackendUnavailable) as caught:
         fitting_plan(Bundle(folder), denoiser(folder), here)
     assert caught.value.got == f"{plan.file} {reason}"
-    assert caught.value.remedy == f"Run: svd-export tensorrt {folder}"
+    assert caught.value.remedy == f"Run: svd-export tensorrt {folder} --flavour tensorrt"
 
 
 @pytest.mark.parametrize(("field", "file"), [("graph_sha256", "graph"), ("weights_sha256", "weights")])
@@ -135,6 +136,66 @@ def test_a_plan_altered_after_it_was_read_once(folder: Path) -> None:
     damage.flip(folder / plan.file)
     with pytest.raises(BundleError, match="altered or damaged"):
         bundle.read_plan(plan)
+
+
+RTX = Host("tensorrt-rtx", "1.7.1.116", "NVIDIA Any", (8, 9))
+
+
+def test_rtx_plans_are_advised_on_its_own_cards(folder: Path) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        fitting_plan(Bundle(folder), denoiser(folder), RTX)
+    assert caught.value.remedy == f"Run: svd-export tensorrt {folder} --flavour tensorrt-rtx"
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0), (10, 0)])
+def test_on_other_cards_tensorrt_is_advised(folder: Path, capability: tuple[int, int]) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        fitting_plan(Bundle(folder), denoiser(folder), replace(RTX, compute_capability=capability))
+    assert caught.value.remedy == (
+        f'Run `svd-export tensorrt {folder} --flavour tensorrt`, then use backend="tensorrt".'
+    )
+
+
+@pytest.mark.parametrize("host", [HOST, RTX, replace(RTX, compute_capability=(9, 0))])
+def test_a_bundle_that_can_have_no_plans_is_exported_again(tiny_bundle: Path, host: Host) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        fitting_plan(Bundle(tiny_bundle), denoiser(tiny_bundle), host)
+    assert "svd-export onnx" in caught.value.remedy
+    assert "--dtype fp16" in caught.value.remedy
+    assert "svd-export tensorrt" not in caught.value.remedy
+
+
+DAMAGES = {
+    "file missing": lambda path: path.unlink(),
+    "2 bytes instead of": lambda path: path.write_bytes(b"{}"),
+}
+
+
+@pytest.mark.parametrize(("reason", "spoil"), DAMAGES.items())
+def test_a_damaged_plan_leaves_the_rest_of_the_bundle(folder: Path, reason: str, spoil: Any) -> None:
+    spec = denoiser(folder)
+    plan = add_plan(folder, spec)
+    whole = Bundle(folder)
+    spoil(folder / plan.file)
+    bundle = Bundle(folder)
+    assert bundle.graph(spec, "onnxruntime").is_file()
+    with pytest.raises(BackendUnavailable) as unfit:
+        fitting_plan(bundle, spec, HOST)
+    assert f"{plan.file} {reason}" in unfit.value.got
+    command = f"Run: svd-export tensorrt {folder} --flavour tensorrt"
+    assert unfit.value.remedy == command
+    for refused in (bundle.check_hashes, lambda: whole.read_plan(plan)):
+        with pytest.raises(BundleError, match=f"file {re.escape(plan.file)} of bundle") as caught:
+            refused()
+        assert command in caught.value.remedy
+
+
+def test_a_plan_that_is_a_link(folder: Path, tmp_path: Path) -> None:
+    plan = add_plan(folder, denoiser(folder))
+    (folder / plan.file).rename(tmp_path / "elsewhere")
+    (folder / plan.file).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="got a link"):
+        Bundle(folder)
 
 
 def test_a_plan_without_a_hash(folder: Path) -> None:

@@ -66,7 +66,7 @@ def test_no_plan_fits(folder: Path, trt: TensorRT) -> None:
     damage.edit(folder, lambda manifest: manifest["plans"][0]["target"].update(gpu="Other"))
     error = refusal(folder, kind=BackendUnavailable)
     assert error.got.endswith(f"built for Other, here is {HOST.gpu}")
-    assert error.remedy == f"Run: svd-export tensorrt {folder}"
+    assert error.remedy == f"Run: svd-export tensorrt {folder} --flavour tensorrt"
     assert trt.calls == []
 
 
@@ -102,7 +102,7 @@ def test_what_loading_gives_nothing(folder: Path, trt: TensorRT, call: str, expe
     if says == NO_MEMORY:
         assert "Free the GPU's memory, or export a smaller profile (a smaller decode chunk" in error.remedy
     else:
-        assert error.remedy == f"Run: svd-export tensorrt {folder}"
+        assert error.remedy == f"Run: svd-export tensorrt {folder} --flavour tensorrt"
 
 
 Row = dict[str, Any]
@@ -138,7 +138,7 @@ def test_a_plan_with_another_table(
     assert f"tensors of {file}: expected input embedding float32 [1, 1, 32], input first_latent" in str(error)
     assert got in error.got
     assert got not in error.expected
-    assert error.remedy == f"Run: svd-export tensorrt {folder}"
+    assert error.remedy == f"Run: svd-export tensorrt {folder} --flavour tensorrt"
     assert trt.called("IExecutionContext.set_tensor_address", "cuda.empty") == []
 
 

@@ -45,7 +45,7 @@ def strip(folder: Path, **changed: str) -> dict[str, str]:
 def refusal(folder: Path) -> BackendError:
     with pytest.raises(BackendError) as caught:
         TrtBackend(Bundle(folder), CPU).open(denoiser(folder))
-    assert caught.value.remedy == f"Run: svd-export tensorrt {folder}"
+    assert caught.value.remedy == f"Run: svd-export tensorrt {folder} --flavour tensorrt"
     return caught.value
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from svd_engine.backends.tensorrt import jit_cache
 from svd_engine.backends.tensorrt.network import TrtBackend, TrtNetwork
 from svd_engine.bundle.flavours import TENSORRT_RTX, Host, capability_target
 from svd_engine.bundle.reading import Bundle
-from svd_engine.errors import BackendError, BackendUnavailable, OutputError
+from svd_engine.errors import BackendError, BackendUnavailable, OutputError, SettingsError
 from svd_engine.networks.parity import example_inputs
 from tests.support import damage, tensorrt_double, tensorrt_plans
 from tests.support.tensorrt_double import GPU, EngineValidity, Fault, TensorRT
@@ -188,10 +189,29 @@ def test_a_folder_that_cannot_be_written(
     assert "cannot be written" in said.text or "cannot be read" in said.text
 
 
-def test_a_folder_that_was_named_must_be_writable(trt: TensorRT, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_was_named_must_be_writable(
+    trt: TensorRT, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
+    here = choose.Choice("tensorrt-rtx", CPU, "asked for")
+    monkeypatch.setattr("svd_engine.residency.source.choose_for_bundle", lambda *_: here)
     with pytest.raises(OutputError, match="of the JIT cache: expected a folder that can be written"):
         VideoEngine.from_bundle(folder, backend="tensorrt-rtx", jit_cache=tmp_path / "file" / "kept")
+
+
+def test_no_folder_for_a_backend_that_compiles_nothing(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with pytest.raises(SettingsError, match="jit_cache with backend onnxruntime: expected it to be left out"):
+        VideoEngine.from_bundle(folder, backend="onnxruntime", jit_cache=kept)
+    with VideoEngine.from_bundle(folder, device="cpu", jit_cache=kept) as engine:
+        assert engine.choice.backend == "onnxruntime"
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("wrong", [7, True, "", ["a"]])
+def test_a_jit_cache_that_is_no_folder(folder: Path, wrong: Any) -> None:
+    with pytest.raises(SettingsError, match='jit_cache: expected "auto", the path of a folder'):
+        VideoEngine.from_bundle(folder, jit_cache=wrong)
 
 
 def test_a_full_disk_leaves_no_partial_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
+from svd_engine.install import install_line
 from svd_export.compiled import BYTES, Compiled, Kernel, compile_graph, parse_errors, read_log, targets
 
 HALF = TensorProto.FLOAT16
@@ -131,7 +133,7 @@ def test_without_the_compiler(work: Any, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(
         BackendUnavailable,
-        match=r"TensorRT's compiler: expected .* Run: pip install 'svd-engine\[tensorrt-rtx\]'",
+        match=rf"backend tensorrt-rtx: expected .*Run: {re.escape(install_line('tensorrt-rtx'))}",
     ):
         work(attention(tmp_path))
 

@@ -102,8 +102,10 @@ def test_a_card_has_rules_of_its_own(half_bundle: Path, capsys: pytest.CaptureFi
     assert (
         "of type FLOAT, which TensorRT for RTX does not build for sm75" in out
     )  # the VAE encoder's products
-    assert "Build for another kind of card" in err
+    assert "Build without sm75" in err
     assert call(main, "check", half_bundle, "--target", "sm86") == 0
+    assert call(main, "check", half_bundle, "--target", "sm75", "--tensorrt", "11") == 2
+    assert "leave out --tensorrt" in re.sub(r"\s+", " ", capsys.readouterr().err)
 
 
 def test_a_float32_bundle_has_no_graph_for_tensorrt(

@@ -35,8 +35,12 @@ def have(monkeypatch: pytest.MonkeyPatch, *flavours: Flavour) -> None:
     ("capability", "target", "flavour", "why"),
     [
         (None, None, TENSORRT_RTX, "it needs no GPU"),
-        ((9, 0), None, TENSORRT, "no target sm90"),
-        ((8, 9), None, TENSORRT_RTX, "it compiles for sm89"),
+        ((7, 5), None, TENSORRT, "the one for sm75"),
+        ((8, 0), None, TENSORRT, "the one for sm80"),
+        ((9, 0), None, TENSORRT, "the one for sm90"),
+        ((8, 6), None, TENSORRT_RTX, "the one for sm86"),
+        ((8, 9), None, TENSORRT_RTX, "the one for sm89"),
+        ((12, 1), "here", TENSORRT_RTX, "the one for sm121"),
         ((9, 0), "sm86", TENSORRT_RTX, "cards that are not here"),
     ],
 )
@@ -48,6 +52,18 @@ def test_with_both_the_one_for_the_card_here(
     chosen = choose_flavour(None, target)
     assert chosen.flavour is flavour
     assert why in chosen.reason
+
+
+@pytest.mark.parametrize("option", TENSORRT_RTX.cannot)
+def test_with_both_an_option_chooses_the_one_that_has_it(
+    card: Any, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    have(monkeypatch, TENSORRT, TENSORRT_RTX)
+    card((8, 9))
+    chosen = choose_flavour(None, None, {option: 1})
+    assert chosen.flavour is TENSORRT
+    assert f"only it has the option {option}" in chosen.reason
+    assert choose_flavour(None, None, {option: None}).flavour is TENSORRT_RTX
 
 
 def test_the_one_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +81,7 @@ def test_named_targets_in_ascending_order() -> None:
     target = named_target(TENSORRT_RTX, "sm120, sm86,sm89,sm86")
     assert target.capabilities == ((8, 6), (8, 9), (12, 0))
     assert target.label == "sm86-sm89-sm120"
+    assert named_target(TENSORRT_RTX, "SM120,sm86,Sm89") == target
     portable = named_target(TENSORRT_RTX, "portable")
     assert (portable.label, portable.capabilities) == ("portable", ((8, 6), (8, 9), (12, 0)))
 
@@ -75,7 +92,7 @@ def test_named_targets_in_ascending_order() -> None:
         ("sm90", "'sm90'", 'H100, H200, B200 and their like run flavour="tensorrt"'),
         ("sm86,sm87", "'sm87'", "Choose of these."),
         ("", "''", "Choose of these."),
-        ("portable,sm86", "'portable'", "Choose of these."),
+        ("portable,sm86", "'portable'", "Name cards, or portable alone, which is sm86,sm89,sm120."),
         ("here,sm86", "'here'", "Choose of these."),
     ],
 )

@@ -46,6 +46,14 @@ def test_every_network_receives_a_plan_that_fits_here(trt: Any, folder: Path) ->
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"{}")])
+def test_a_plan_that_is_gone_or_cut_is_built_again(trt: Any, folder: Path, spoil: Any) -> None:
+    (row,) = build_plans(Bundle(folder), networks=["denoiser"])
+    spoil(folder / row.file)
+    assert build_plans(Bundle(folder), networks=["denoiser"]) == [row]
+    assert json.loads(Bundle(folder).read_plan(row))["key"] == row.network
+
+
 def test_what_tensorrt_is_asked_for(trt: Any, folder: Path) -> None:
     build_plans(Bundle(folder), networks=["denoiser"])
     graph = damage.network(folder, "denoiser")["graphs"]["tensorrt"]

@@ -50,6 +50,17 @@ def test_an_interrupt_keeps_what_is_finished(trt: Any, folder: Path) -> None:
     assert len(built(trt)) == 4  # none of them twice
 
 
+def test_the_command_says_how_an_interrupted_build_goes_on(
+    trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("svd_export.to_tensorrt.build", interrupted)
+    assert call(main, "tensorrt", folder) == 130
+    assert "interrupted; finished plans are kept; run the same command to resume" in capsys.readouterr().err
+
+
 def test_progress_that_cannot_be_said_ends_the_build(
     trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

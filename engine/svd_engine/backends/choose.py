@@ -65,7 +65,7 @@ def choose_for_bundle(backend: str, device: DeviceName, bundle: Bundle) -> Choic
 def _fitting_flavour(bundle: Bundle, device: torch.device) -> tuple[Flavour | None, str]:
     """The first flavour whose plans run every network of a bundle on a GPU; else none, and why."""
     if not bundle.manifest.plans:
-        return None, f"no TensorRT plans ({build_command(bundle.folder)} builds them)"
+        return None, f"no TensorRT plans (run: {bundle.plans_command()})"
     reasons = []
     for row in PLAN_BACKENDS:
         assert row.flavour is not None
@@ -81,13 +81,13 @@ def _fitting_flavour(bundle: Bundle, device: torch.device) -> tuple[Flavour | No
 def without_plans(bundle: Bundle, device: torch.device, flavour: Flavour) -> str:
     """Why a flavour of TensorRT does not run every network of a bundle on a GPU, and what to do; empty when
     it does."""
-    build = build_command(bundle.folder, flavour.name)
-    if not any(plan.flavour == flavour.name for plan in bundle.manifest.plans):
-        return f"no {flavour.title} plans ({build} builds them)"
     try:
         here = host(flavour, device)
     except BackendUnavailable as error:
         return f"not {error}"
+    build = f"run: {build_command(bundle, here)}"
+    if not any(plan.flavour == flavour.name for plan in bundle.manifest.plans):
+        return f"no {flavour.title} plans ({build})"
     refused = {entry.spec.key: refusal(bundle, entry.spec, here) for entry in bundle.manifest.networks}
     reasons = [f"{key}: {reason}" for key, reason in refused.items() if reason]
     return f"no {flavour.title} plan of {', '.join(reasons)} ({build})" if reasons else ""

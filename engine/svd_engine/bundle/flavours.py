@@ -42,6 +42,7 @@ class Flavour:
     too_new: tuple[int, int]  # first version that is unknown here
     targets: tuple[Capability, ...]  # that it compiles for by name; none: only for the GPU at hand
     portable: tuple[Capability, ...]  # what a plan without named targets runs on
+    preferred: tuple[Capability, ...]  # cards for which it is the one to choose
     builds_without_gpu: bool
     compiles_at_first_launch: bool  # kernels are finished by a JIT compiler, on the card that runs them
     cannot: Mapping[str, str] = field(default_factory=dict, hash=False)  # option -> why
@@ -62,10 +63,11 @@ TENSORRT = Flavour(
     title="TensorRT",
     module="tensorrt",
     prefix="trt",
-    oldest=(10, 12),  # strongly typed networks
+    oldest=(10, 14),  # the oldest whose bindings build and load these plans
     too_new=(12, 0),
     targets=(),
     portable=(),
+    preferred=(),
     builds_without_gpu=False,
     compiles_at_first_launch=False,
 )
@@ -79,6 +81,7 @@ TENSORRT_RTX = Flavour(
     too_new=(2, 0),
     targets=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)),
     portable=((8, 6), (8, 9), (12, 0)),
+    preferred=((8, 6), (8, 9), (12, 0), (12, 1)),
     builds_without_gpu=True,
     compiles_at_first_launch=True,
     cannot={
@@ -154,7 +157,8 @@ def named_target(flavour: Flavour, text: str) -> Target:
 
     Raises SettingsError for a name that the flavour cannot compile for.
     """
-    if text == "portable" and flavour.portable:
+    text = text.lower()
+    if text.strip() == "portable" and flavour.portable:
         return Target("portable", flavour.portable)
     known = {sm(capability): capability for capability in flavour.targets}
     names = [name.strip() for name in text.split(",")]
@@ -177,6 +181,8 @@ def _other_target(flavour: Flavour, unknown: list[str]) -> str:
             f"{flavour.title} builds on the GPU that runs the plan: run the command there. "
             f'{rtx.title} (flavour="{rtx.name}") compiles for other cards.'
         )
+    if "portable" in unknown:
+        return f"Name cards, or portable alone, which is {','.join(map(sm, flavour.portable))}."
     if any(name in ("sm90", "sm100", "sm103") for name in unknown):
         return 'H100, H200, B200 and their like run flavour="tensorrt", built on such a card.'
     return "Choose of these."

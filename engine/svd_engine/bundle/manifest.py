@@ -7,6 +7,7 @@ something else to another reader.  `format` changes when a reader of the old one
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -176,7 +177,7 @@ def read_manifest(folder: Path) -> Manifest:
             str(path),
             expected=f"bundle format {FORMAT}",
             got=f"format {version}",
-            remedy=f"Export it again: svd-export onnx {_checkpoint_of(document)} -o NEW_BUNDLE",
+            remedy=f"Export it again: {_export_of(document)}",
         )
     try:
         return Manifest.model_validate_json(content)  # strict, and JSON has no tuples: not `document`
@@ -191,15 +192,45 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def _checkpoint_of(document: object) -> str:
-    """The checkpoint that a manifest of whatever format names, as an argument; else a placeholder."""
-    source = document.get("source") if isinstance(document, dict) else None
+def export_command(source: str, profiles: Sequence[Profile], changes: str) -> str:
+    """Makes a bundle of these profiles; `source` and `changes` are arguments of `svd-export onnx`."""
+    p = profiles[0]
+    frames = "".join(f" --frames {n}" for n in dict.fromkeys(p.frames for p in profiles))
+    modes = "".join(f" --guidance {g}" for g in dict.fromkeys(p.guidance for p in profiles))
+    batch = f" --batch {p.batch}" if p.batch > 1 else ""
+    chunks = dict.fromkeys(p.decode_chunk for p in profiles)
+    whole = all(p.decode_chunk == p.frames for p in profiles)
+    chunk = "" if whole else "".join(f" --decode-chunk {n}" for n in chunks)
+    return (
+        f"svd-export onnx {source} -o NEW_BUNDLE{frames} --height {p.height} "
+        f"--width {p.width}{batch}{modes}{chunk} {changes}"
+    )
+
+
+def _export_of(document: object) -> str:
+    """What makes the bundle of a manifest of whatever format again, as far as its fields can be read."""
+    fields = document if isinstance(document, dict) else {}
+    source = _checkpoint_of(fields.get("source"))
+    written = (option for dtype, option in DTYPE_OPTIONS.items() if dtype == fields.get("dtype"))
+    precision = " ".join(f"--dtype {option}" for option in written)
+    try:
+        listed = json.dumps(fields.get("profiles"))
+        profiles = TypeAdapter(Annotated[list[Profile], Field(min_length=1)]).validate_json(listed)
+    except (ValidationError, RecursionError):
+        return f"svd-export onnx {source} -o NEW_BUNDLE {precision}".strip()
+    return export_command(source, profiles, precision).strip()
+
+
+def _checkpoint_of(source: object) -> str:
+    """The checkpoint that a manifest's source names, as an argument; else a placeholder."""
     named = source.get("checkpoint") if isinstance(source, dict) else None
     if not isinstance(named, str):
         return "CHECKPOINT"
     kind, _, family = named.partition(":")
     random = kind == "random" and family in get_args(Family)
-    return f"--random-weights {family}" if random else quoted(named)
+    variant = source.get("variant") if isinstance(source, dict) else None
+    option = f" --variant {quoted(variant)}" if isinstance(variant, str) and variant else ""
+    return f"--random-weights {family}" if random else quoted(named) + option
 
 
 def check_profile(profile: Profile, architecture: Architecture) -> None:

@@ -5,13 +5,10 @@ A plan is made by one flavour and version of TensorRT, from one ONNX graph and i
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from svd_engine.bundle.flavours import FLAVOURS, FlavourName, Host, Target, slug
 from svd_engine.bundle.manifest import DType, PlanEntry
-from svd_engine.bundle.reading import Bundle
+from svd_engine.bundle.reading import ABSENT, Bundle
 from svd_engine.errors import BackendUnavailable
-from svd_engine.shell import quoted
 from svd_engine.spec.tensors import NetworkSpec
 
 
@@ -21,10 +18,21 @@ def plan_file(key: str, flavour: FlavourName, version: str, target: Target, dtyp
     return f"{key}.{'-'.join(map(slug, parts))}.plan"
 
 
-def build_command(folder: Path, flavour: FlavourName | None = None) -> str:
-    """What builds the plans that are missing here."""
-    option = f" --flavour {flavour}" if flavour == "tensorrt-rtx" else ""
-    return f"svd-export tensorrt {quoted(folder)}{option}"
+def build_command(bundle: Bundle, host: Host) -> str:
+    """What builds the plans that are missing here, of the flavour that serves the card."""
+    return bundle.plans_command(_serving(host))
+
+
+def build_remedy(bundle: Bundle, host: Host) -> str:
+    """`build_command` as a remedy, with the backend to use when the one asked for does not serve the card."""
+    command, flavour = build_command(bundle, host), _serving(host)
+    return f"Run: {command}" if flavour == host.flavour else f'Run `{command}`, then use backend="{flavour}".'
+
+
+def _serving(host: Host) -> FlavourName:
+    """The flavour asked for, unless it is another that serves cards of this kind."""
+    preferred = FLAVOURS[host.flavour].preferred
+    return host.flavour if not preferred or host.compute_capability in preferred else "tensorrt"
 
 
 def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, host: Host) -> str:
@@ -33,7 +41,15 @@ def misfit(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry, host: Host) -> st
         return f"built by {FLAVOURS[plan.flavour].title}, asked for {FLAVOURS[host.flavour].title}"
     if plan.version != host.version:
         return f"built by {FLAVOURS[plan.flavour].title} {plan.version}, here is {host.version}"
-    return plan.target.misfit(host) or stale(bundle, spec, plan)
+    return plan.target.misfit(host) or stale(bundle, spec, plan) or damaged(bundle, plan)
+
+
+def damaged(bundle: Bundle, plan: PlanEntry) -> str:
+    """Whether a plan's file is missing or of another size, in words; empty when not."""
+    got = bundle.damage(plan.file)
+    if not got:
+        return ""
+    return "file missing" if got == ABSENT else f"{got} instead of {bundle.manifest.files[plan.file].bytes}"
 
 
 def stale(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry) -> str:
@@ -78,6 +94,6 @@ def fitting_plan(bundle: Bundle, spec: NetworkSpec, host: Host) -> PlanEntry:
             f"{flavour.title} plan of {spec.key} in bundle {bundle.folder}",
             expected=f"one for {host}",
             got=refused,
-            remedy=f"Run: {build_command(bundle.folder, host.flavour)}",
+            remedy=build_remedy(bundle, host),
         )
     return fitting_plans(bundle, spec, host)[0]

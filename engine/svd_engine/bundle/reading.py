@@ -16,21 +16,25 @@ import hashlib
 from pathlib import Path, PureWindowsPath
 
 from svd_engine.bundle.external_data import check_external_data, read_graph
+from svd_engine.bundle.flavours import FlavourName
 from svd_engine.bundle.graph_limits import check_limits
 from svd_engine.bundle.manifest import (
     DTYPE_OPTIONS,
     MANIFEST,
-    FileEntry,
     NetworkEntry,
     PlanEntry,
     Runtime,
+    export_command,
     read_manifest,
 )
 from svd_engine.errors import BundleError, ProfileError
+from svd_engine.shell import quoted
 from svd_engine.spec.profile import Guidance, Profile
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
+ABSENT = "no such file"
+COPY_AGAIN = "Copy the whole bundle again, links resolved, or export it again."
 RUNTIME_NAMES: dict[Runtime, str] = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 
 
@@ -42,8 +46,11 @@ class Bundle:
         self.manifest = read_manifest(self.folder)
         self._entries = {entry.spec.key: entry for entry in self.manifest.networks}
         self._hashed: set[str] = set()
-        for name, entry in self.manifest.files.items():
-            _check_present(self.folder, name, entry)
+        plans = {plan.file for plan in self.manifest.plans}
+        for name in self.manifest.files:
+            _check_inside(self.folder, name)
+            if name not in plans:  # a plan is only one way to run the bundle, and is built again
+                self._check_whole(name)
         self._check_complete()
 
     def profile_for(
@@ -118,20 +125,16 @@ class Bundle:
             )
         return graphs[runtime]
 
+    def plans_command(self, flavour: FlavourName | None = None) -> str:
+        """The command that builds plans here; without graphs for them, the export that makes these."""
+        if not all("tensorrt" in entry.graphs for entry in self.manifest.networks):
+            return self._export_command("--dtype fp16")
+        option = f" --flavour {flavour}" if flavour else ""
+        return f"svd-export tensorrt {quoted(self.folder)}{option}"
+
     def _export_command(self, changes: str) -> str:
         """Makes this bundle again with `changes`."""
-        profiles = self.manifest.profiles
-        p = profiles[0]
-        frames = "".join(f" --frames {n}" for n in dict.fromkeys(p.frames for p in profiles))
-        modes = "".join(f" --guidance {g}" for g in dict.fromkeys(p.guidance for p in profiles))
-        batch = f" --batch {p.batch}" if p.batch > 1 else ""
-        chunks = dict.fromkeys(p.decode_chunk for p in profiles)
-        whole = all(p.decode_chunk == p.frames for p in profiles)
-        chunk = "" if whole else "".join(f" --decode-chunk {n}" for n in chunks)
-        return (
-            f"svd-export onnx {self.manifest.export_source} -o NEW_BUNDLE{frames} --height {p.height} "
-            f"--width {p.width}{batch}{modes}{chunk} {changes}"
-        )
+        return export_command(self.manifest.export_source, self.manifest.profiles, changes)
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""
@@ -146,9 +149,18 @@ class Bundle:
 
         Raises BundleError when they are not what the manifest says.
         """
+        self._check_whole(plan.file)
         content = (self.folder / plan.file).read_bytes()
         self._compare(plan.file, hashlib.sha256(content).hexdigest())
         return content
+
+    def damage(self, name: str) -> str:
+        """Whether a listed file is missing or of another size, in words; empty when not."""
+        path, expected = self.folder / name, self.manifest.files[name].bytes
+        if not path.is_file():
+            return ABSENT
+        size = path.stat().st_size
+        return f"{size} bytes" if size != expected else ""
 
     def check_hashes(self) -> None:
         """Hashes every file.  Raises BundleError for the first that differs."""
@@ -158,6 +170,7 @@ class Bundle:
     def _check_hash(self, name: str) -> None:
         if name in self._hashed:
             return
+        self._check_whole(name)
         self._compare(name, sha256_of(self.folder / name))
         self._hashed.add(name)
 
@@ -168,8 +181,23 @@ class Bundle:
                 f"file {name} of bundle {self.folder}",
                 expected=f"sha256 {expected}",
                 got=f"sha256 {got}",
-                remedy="The file was altered or damaged: copy or export the bundle again.",
+                remedy=self._rebuild(name)
+                or "The file was altered or damaged: copy or export the bundle again.",
             )
+
+    def _check_whole(self, name: str) -> None:
+        if got := self.damage(name):
+            raise BundleError(
+                f"file {name} of bundle {self.folder}",
+                expected=f"a regular file inside the bundle of {self.manifest.files[name].bytes} bytes",
+                got=got,
+                remedy=self._rebuild(name) or COPY_AGAIN,
+            )
+
+    def _rebuild(self, name: str) -> str:
+        """The remedy for a damaged plan; empty for another file."""
+        flavour = next((plan.flavour for plan in self.manifest.plans if plan.file == name), None)
+        return f"The plan was altered or damaged. Run: {self.plans_command(flavour)}" if flavour else ""
 
     def _check_complete(self) -> None:
         for profile in self.manifest.profiles:
@@ -206,19 +234,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_present(folder: Path, name: str, entry: FileEntry) -> None:
-    path = folder / name
-    if PureWindowsPath(name).name != name or path.is_symlink():  # of both kinds of separator, and drives
-        got = "a link" if path.is_symlink() else "a path that leaves the bundle"
-    elif not path.is_file():
-        got = "no such file"
-    elif path.stat().st_size != entry.bytes:
-        got = f"{path.stat().st_size} bytes"
-    else:
-        return
-    raise BundleError(
-        f"file {name} of bundle {folder}",
-        expected=f"a regular file inside the bundle of {entry.bytes} bytes",
-        got=got,
-        remedy="Copy the whole bundle again, links resolved, or export it again.",
-    )
+def _check_inside(folder: Path, name: str) -> None:
+    link = (folder / name).is_symlink()
+    if link or PureWindowsPath(name).name != name:  # of both kinds of separator, and drives
+        raise BundleError(
+            f"file {name} of bundle {folder}",
+            expected="a regular file inside the bundle",
+            got="a link" if link else "a path that leaves the bundle",
+            remedy=COPY_AGAIN,
+        )

@@ -243,7 +243,7 @@ def _numbered(path: Path, index: int, of: int) -> Path:
 
 def _lines(facts: dict[str, str]) -> None:
     for name, value in facts.items():
-        typer.echo(f"{name:<16}{value}")
+        typer.echo(f"{name:<14}  {value}")
 
 
 def main() -> None:

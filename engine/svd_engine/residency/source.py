@@ -48,10 +48,11 @@ def of_bundle(
     from svd_engine.residency.swapped import SwappedBackend
 
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
-    kept = default_folder() if jit_cache == "auto" else jit_cache and check_folder(Path(jit_cache))
+    _check_jit_cache(jit_cache, backend)
     bundle = Bundle(folder)
     choice = choose_for_bundle(backend, device, bundle)
-    made = BACKENDS[choice.backend].open(bundle, choice.device, kept or None)
+    kept = _jit_folder(jit_cache) if _compiles(choice.backend) else None
+    made = BACKENDS[choice.backend].open(bundle, choice.device, kept)
     manifest = bundle.manifest
 
     def profile_for(settings: Settings, _videos: int) -> Profile:
@@ -143,6 +144,37 @@ def of_checkpoint(
         without_rewrites=without_rewrites,
         swap_networks=swap_networks,
     )
+
+
+def _compiles(backend: str) -> bool:
+    """Whether a backend finishes kernels on the card, and can keep them."""
+    row = BACKENDS.get(backend)
+    return row is not None and row.flavour is not None and row.flavour.compiles_at_first_launch
+
+
+def _check_jit_cache(given: object, backend: str) -> None:
+    """Raises SettingsError for what names no folder, and for a folder that the backend has no use for."""
+    if given is not None and (not isinstance(given, (str, Path)) or given == ""):
+        raise SettingsError(
+            "jit_cache",
+            expected='"auto", the path of a folder, or None to keep no kernels',
+            got=repr(given),
+            remedy="Pass one of these.",
+        )
+    if backend in BACKENDS and not _compiles(backend) and given not in (None, "auto"):
+        raise SettingsError(
+            f"jit_cache with backend {backend}",
+            expected="it to be left out",
+            got=str(given),
+            remedy=f"Leave it out: {backend} compiles no kernels that are kept.",
+        )
+
+
+def _jit_folder(jit_cache: str | Path | None) -> Path | None:
+    """Raises OutputError for a named folder that cannot be written."""
+    if jit_cache is None:
+        return None
+    return default_folder() if jit_cache == "auto" else check_folder(Path(jit_cache))
 
 
 def _check_place(what: str, given: object, expected: str) -> None:

@@ -4,7 +4,7 @@
     inputs -> fixed buffers -> launch -> output buffer
 
 Addresses never change, so the denoiser's launch is recorded as a CUDA graph on its second call (the
-first one lets TensorRT settle) and replayed from then on; TensorRT for RTX records its own (`trt_jit`).
+first one lets TensorRT settle) and replayed from then on; TensorRT for RTX records its own (`jit`).
 Activations of all contexts share one block.  Nothing waits for the GPU between calls: work is ordered by
 streams alone.
 """
@@ -26,7 +26,7 @@ from svd_engine.backends.tensorrt.library import host, library, log
 from svd_engine.backends.tensorrt.refit import refit
 from svd_engine.bundle.flavours import FLAVOURS, TENSORRT, Flavour
 from svd_engine.bundle.manifest import PlanEntry
-from svd_engine.bundle.plans import build_command, fitting_plan
+from svd_engine.bundle.plans import build_remedy, fitting_plan
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.spec.network import Network, Placement
@@ -187,7 +187,7 @@ class TrtBackend:
 
     @property
     def _rebuild(self) -> str:
-        return f"Run: {build_command(self.bundle.folder, self.flavour.name)}"
+        return build_remedy(self.bundle, self.host)
 
     def _engine(self, plan: PlanEntry) -> tensorrt.ICudaEngine:
         runtime, content = self._loader(plan), self.bundle.read_plan(plan)
