@@ -156,7 +156,7 @@ def test_plans_on_a_machine_that_runs_some(planned: Path, monkeypatch: pytest.Mo
     first, second, third = info.plan_facts(Bundle(planned)).values()
     assert first == (
         "image_encoder-b1 (profile 1, 2), TensorRT 10.14.1.48, for NVIDIA Any 80GB only, sm90, "
-        "float32, 0.0 MiB, on the GPU 0.0 MiB of activations; runs on cuda:0, cuda:1"
+        "float16, 0.0 MiB, on the GPU 0.0 MiB of activations; runs on cuda:0, cuda:1"
     )
     assert second.endswith(
         f"; not here: built by TensorRT 10.15.1.29, here is 10.14.1.48; "
