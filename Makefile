@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= report
 WORKERS ?= 2
 
-.PHONY: setup demo test lint bench full gpu-check clean
+.PHONY: setup demo test lint bench full longest gpu-check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -33,6 +33,9 @@ bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 full: setup
+	$(BIN)/python -m pytest tests/full -m "full and not longest" -s
+
+longest: setup
 	$(BIN)/python -m pytest tests/full -m full -s
 
 # From a checkout, without installing anything: torch and the packages of pyproject must be importable.

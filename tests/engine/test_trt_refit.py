@@ -108,7 +108,7 @@ def test_a_weight_that_the_graph_lacks(folder: Path, trt: TensorRT) -> None:
 
 def test_a_weight_of_another_type(folder: Path, trt: TensorRT) -> None:
     name = next(iter(weight_types(Bundle(folder).graph(denoiser(folder), "tensorrt"))))
-    strip(folder, **{name: "HALF"})
+    strip(folder, **{name: "BF16"})
     assert refusal(folder).got.startswith(f"{name} (refused); {name} (missing)")
 
 

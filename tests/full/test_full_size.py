@@ -1,4 +1,5 @@
-"""SVD's and SVD-XT's real networks, with random weights, on an ordinary machine.  Run with `make full`."""
+"""SVD's and SVD-XT's real networks, with random weights, on an ordinary machine.  Run with `make full`,
+which CI does too; `make longest` adds what CI has no minutes for."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ finally:
 """
 
 
-@pytest.mark.parametrize(("family", "frames"), [("svd", 14), ("svd-xt", 25)])
+@pytest.mark.parametrize(
+    ("family", "frames"), [pytest.param("svd", 14, marks=pytest.mark.longest), ("svd-xt", 25)]
+)
 def test_exports_in_half_precision(family: str, frames: int, tmp_path: Path) -> None:
     """576x1024, fp16: under 8 GiB, every graph checked by onnx as it is written, nothing run."""
     target = tmp_path / family
@@ -66,7 +69,7 @@ APART = {"image_encoder": {}, "vae_encoder": {512: 1}, "denoiser": {}, "vae_deco
 
 
 def hold_against_the_compiler(bundle: Bundle) -> None:
-    """TensorRT's table fits all; its compiler takes the large two for sm89 in 6 minutes and 12 GiB."""
+    """TensorRT's table fits all; its compiler takes the large two for sm89 in 12 GiB."""
     versions: tuple[Version, ...] = ("10.14", "11")
     for entry in bundle.manifest.networks:
         network, graph = entry.spec.network, bundle.graph(entry.spec, "tensorrt")
@@ -79,7 +82,6 @@ def hold_against_the_compiler(bundle: Bundle) -> None:
             compiled = compiled_in_child(case)
             print(compiled.model_dump_json(exclude={"kinds", "names"}))
             assert compiled.fused_attentions == sum(FUSED[network].values())
-            assert compiled.seconds < 360
             assert compiled.peak_host_bytes < 12 * GIB
 
 
