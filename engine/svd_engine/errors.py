@@ -20,7 +20,7 @@
 
 A message has four parts, so that a user can act on it: what is wrong and where, what was expected,
 what was got, and what to do.  The remedy names settings as Python does (`dtype="bf16"`) and commands in
-backticks or after "Run:"; the command line words the settings with its options (`console.in_options`).
+backticks or after "Run:"; the command line words the settings with its options (`cli.console.in_options`).
 """
 
 from __future__ import annotations
