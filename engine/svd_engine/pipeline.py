@@ -116,16 +116,19 @@ def noise_video(
     shape = torch.Size((n, settings.frames, *latent))
     if given is None:
         return draw(shape, generator, first_latent.device)
-    return latents_of("latents", given, shape, first_latent.device)
+    noise = latents_of("latents", given, shape, first_latent.device)
+    if given.is_complex() or not bool(noise.isfinite().all()):
+        raise SettingsError(
+            "latents",
+            expected="finite real numbers",
+            got=f"{given.dtype}" if given.is_complex() else "NaN or infinity in them",
+            remedy="Draw them with torch.randn.",
+        )
+    return noise
 
 
 def latents_of(name: str, given: object, shape: torch.Size, device: torch.device) -> Tensor:
     """A caller's latents as float32 on `device`.  Raises SettingsError unless a tensor of `shape`."""
-    if isinstance(given, Tensor) and (given.is_complex() or not bool(given.isfinite().all())):
-        raise SettingsError(
-            name, expected="finite real numbers", got=f"{given.dtype}, or NaN or infinity in it",
-            remedy="Draw them with torch.randn.",
-        )  # fmt: skip
     if not isinstance(given, Tensor) or given.shape != shape:
         raise SettingsError(
             name,

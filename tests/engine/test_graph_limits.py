@@ -152,6 +152,15 @@ def untrue() -> onnx.ModelProto:
     return graph
 
 
+def normalising() -> onnx.ModelProto:
+    """Of GroupNormalization onnx infers nothing: the statement is believed, if it is its input's size."""
+    scale = numpy_helper.from_array(np.ones(4, np.float32), "one")
+    node = helper.make_node("GroupNormalization", ["x", "one", "one"], ["z"], num_groups=2)
+    graph = model([node], [scale])
+    graph.graph.value_info.append(value("z", 1, 2))
+    return graph
+
+
 def dynamic() -> onnx.ModelProto:
     return model([helper.make_node("NonZero", ["x"], ["z"])])
 
@@ -169,6 +178,7 @@ def unknown() -> onnx.ModelProto:
         (calling, "a function 'f'"),
         (sparse, "a sparse tensor 'z'"),
         (untrue, "expected static shapes of every tensor, got none of 'z'"),
+        (normalising, "got z"),
         (dynamic, "expected static shapes of every tensor, got none of 'z'"),
         (unknown, "expected static shapes of every tensor, got none of 'z'"),
     ],

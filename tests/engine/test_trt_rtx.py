@@ -31,9 +31,9 @@ CARDS = capability_target(((8, 6), (8, 9), (12, 0)))
 
 
 @pytest.fixture
-def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
+def folder(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     """A bundle with a plan of every network for three kinds of RTX cards."""
-    folder = damage.copy(tiny_bundle, tmp_path)
+    folder = damage.copy(tiny_half_bundle, tmp_path)
     for spec in specs(folder):
         tensorrt_plans.add_plan(folder, spec, host=HOST, target=CARDS)
     return folder

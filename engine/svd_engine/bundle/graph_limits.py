@@ -96,9 +96,12 @@ def _sizes(graph: Path, model: Any) -> dict[str, int]:
 
     for what in _hidden(model):
         raise _refused(graph, "operators alone, and dense weights", what)
+    alike = [node for node in model.graph.node if node.op_type == "GroupNormalization" and not node.domain]
+    known = {node.output[0] for node in alike}  # onnx infers nothing of them: held against the input below
     bare = type(model)()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]  # what a graph says of its own tensors may be untrue
+    bare.graph.value_info.extend(value for value in model.graph.value_info if value.name in known)
     try:  # without data propagation, which would compute what this function is to find
         inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True).graph
     except (onnx.shape_inference.InferenceError, ValueError) as error:
@@ -117,6 +120,9 @@ def _sizes(graph: Path, model: Any) -> dict[str, int]:
     for name in (*(value.name for value in inferred.input), *made):
         if name not in sizes:
             raise _refused(graph, "static shapes of every tensor", f"none of {name!r}")
+    for node in alike:
+        if sizes[node.output[0]] != sizes[node.input[0]]:
+            raise _refused(graph, "an output of its input's size from GroupNormalization", node.output[0])
     return sizes
 
 
