@@ -153,7 +153,8 @@ def _built(network: Any, config: tensorrt.IBuilderConfig, monitor: Any) -> tenso
     with ThreadPoolExecutor(1, initializer=select) as pool:
         building = pool.submit(engine_bytes_from_network, network, config)
         try:
-            return building.result()
+            plan: tensorrt.IHostMemory | None = building.result()
+            return plan
         except PolygraphyException:  # no plan; TensorRT's log says why
             return None
         except BaseException as error:

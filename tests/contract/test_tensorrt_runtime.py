@@ -10,7 +10,7 @@ from tests.contract.bindings import RTX, Bindings
 RUNTIME = """
 import torch
 import tensorrt as trt
-from svd_engine.backends import trt_library
+from svd_engine.backends.tensorrt import library as trt_library
 from svd_engine.bundle.flavours import TENSORRT
 
 print(trt_library.require(TENSORRT))
@@ -51,7 +51,7 @@ def test_what_the_double_takes_for_granted(real: Bindings) -> None:
 RTX_RUNTIME = """
 import torch
 import tensorrt_rtx as trt
-from svd_engine.backends import trt_library
+from svd_engine.backends.tensorrt import library as trt_library
 from svd_engine.backends.tensorrt.jit import invalidity
 from svd_engine.bundle.flavours import TENSORRT_RTX
 

@@ -59,7 +59,7 @@ def test_opening_a_network(trt: TensorRT, planned: Path) -> None:
     assert trt.called("IExecutionContext.set_tensor_address") == [(n, buffers[n].data_ptr()) for n in names]
     plan = Bundle(planned).plans(network.spec)[0]
     assert network.placement.backend == "tensorrt"
-    assert network.placement.dtype == "float32"
+    assert network.placement.dtype == "float16"
     assert network.placement.detail == f"TensorRT 10.14.1.48, {plan.file}"
 
 

@@ -7,7 +7,7 @@ allocation may not be captured from outside, and its runtime knows when kernels 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from svd_engine.backends.tensorrt.jit_cache import JitCache, notices
 
@@ -31,7 +31,7 @@ class Jit:
         self.is_warm = True
         if self.cache is not None:
             compiled = self.kernels.serialize()
-            content = b"" if compiled is None else bytes(memoryview(compiled))
+            content = b"" if compiled is None else bytes(memoryview(cast(Any, compiled)))
             if content and len(content) != self.known:
                 self.cache.write(content)
 
