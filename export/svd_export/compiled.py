@@ -197,7 +197,8 @@ def capability(target: str) -> tensorrt_rtx.ComputeCapability:
         raise SettingsError(
             "target", expected=f"one of {', '.join(known)}", got=repr(target), remedy="Choose one of these."
         )
-    return getattr(_require().ComputeCapability, target.upper())
+    found: tensorrt_rtx.ComputeCapability = getattr(_require().ComputeCapability, target.upper())
+    return found
 
 
 def _kernel(found: re.Match[str]) -> Kernel:
