@@ -138,7 +138,7 @@ def test_a_network_that_gives_nan_is_named(monkeypatch: pytest.MonkeyPatch) -> N
             patch.setitem(fake.FUNCTIONS, network, broken)
             with pytest.raises(
                 NonFiniteOutput,
-                match=rf"output of {network} \(fake, float32\): expected finite .* got NaN .* Try",
+                match=rf"output of {network} \(fake, float32\): expected finite .* got NaN .* Use dtype=",
             ):
                 run()
 

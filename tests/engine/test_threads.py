@@ -352,6 +352,7 @@ def test_python_ends_while_a_daemon_thread_calls(tiny_bundle: Path) -> None:
     done = script(
         """
 begun, ends = threading.Event(), []
+engine.set_progress_bar_config(disable=True)
 def step(_, step, __, tensors):
     begun.set()
     return tensors
