@@ -70,6 +70,8 @@ def small(context: Context, flavour: Flavour = TENSORRT) -> Found:
 def small_rtx(context: Context) -> Found:
     """As `small`, by TensorRT for RTX, where it has a target for the card."""
     check_tensorrt(TENSORRT_RTX)
+    if not torch.cuda.is_available():
+        raise Skipped(f"{TENSORRT_RTX.title} runs on a CUDA GPU, and torch finds none")
     capability = torch.cuda.get_device_capability(context.device)
     if capability not in TENSORRT_RTX.targets:
         raise Skipped(f"{TENSORRT_RTX.title} has no {sm(capability).upper()} target, as this card would need")

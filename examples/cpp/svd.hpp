@@ -18,12 +18,14 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iomanip>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -53,6 +55,16 @@ inline std::string join(const std::vector<std::string>& parts, const std::string
   std::string all;
   for (const auto& part : parts) all += (all.empty() ? "" : between) + part;
   return all;
+}
+
+/// Text of a file that may be anything, for a message: other bytes than ASCII's as \xNN.
+inline std::string printable(const std::string& text) {
+  std::ostringstream all;
+  all << std::hex << std::setfill('0');
+  for (const unsigned char byte : text)
+    if (byte >= ' ' && byte <= '~') all << char(byte);
+    else all << "\\x" << std::setw(2) << int(byte);
+  return all.str();
 }
 
 struct Tensor {
@@ -128,7 +140,7 @@ class Bundle {
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
       for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
     } catch (const json::exception& error) {
-      throw bad("JSON that follows manifest.schema.json", error.what());
+      throw bad("JSON that follows manifest.schema.json", printable(error.what()));
     }
   }
 

@@ -20,8 +20,8 @@ from svd_engine.spec.network import Placement
 from tests.bench import documents
 
 CEILING = Ceiling(
-    matmul_flops={"float32": 1e9, "bfloat16": 2e9},
-    conv_flops={"float32": 4e9, "bfloat16": 1e9},
+    matmul_flops={"float32": 1e9, "bfloat16": 2e9, "float16": 2e9},
+    conv_flops={"float32": 4e9, "bfloat16": 1e9, "float16": 1e9},
     copy_bytes=1e9,
 )
 ATTEMPT = Attempt(

@@ -266,11 +266,7 @@ def test_the_child_needs_no_gpu_and_prints_one_document(tiny_half_bundle: Path) 
     bundle = Bundle(tiny_half_bundle)
     graph = bundle.graph(bundle.manifest.networks[0].spec, "tensorrt")
     case = CompileCase(network="n", graph=graph, target="sm89")
-    done = subprocess.run(
-        [sys.executable, "-m", "svd_bench.compiling"], input=case.model_dump_json(), capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
-    assert CompiledNetwork.model_validate_json(done.stdout).network == "n"
+    assert compiled_in_child(case).network == "n"
 
 
 RESULTS = ROOT / "benchmarks" / "svd_bench" / "results" / "compiled"

@@ -97,8 +97,8 @@ def test_the_command_fails_when_a_figure_does(
     monkeypatch.setattr(quality, "measure", measured)
     out = tmp_path / "quality.json"
     assert call(main, "quality", "--photographs", 2, "--only", "targets", "--out", out) == code
-    ((source, count, _, only),) = asked
-    assert (source, count, only) == ("demo", 2, "targets")
+    ((source, count, _, only, variant),) = asked
+    assert (source, count, only, variant) == ("demo", 2, "targets", None)
     printed = capsys.readouterr().out
     assert "Quality on held-out photographs" in printed
     assert "Settings that are not exact" not in printed
@@ -108,8 +108,16 @@ def test_the_command_fails_when_a_figure_does(
 def test_figures_are_printed_before_a_place_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quality, "measure", lambda *_: (FIGURES[:1], [], []))
-    assert call(main, "quality", "--out", tmp_path / "missing" / "quality.json") != 0
+    """The folder goes away while it measures; one that is missing at the start is refused before."""
+    folder = tmp_path / "going"
+    folder.mkdir()
+
+    def measured(*_: Any) -> tuple[list[Figure], list[Motion], list[Difference]]:
+        folder.rmdir()
+        return FIGURES[:1], [], []
+
+    monkeypatch.setattr(quality, "measure", measured)
+    assert call(main, "quality", "--out", folder / "quality.json") != 0
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1])["checkpoint"] == "demo"
     assert "a place that can be written" in printed.err
@@ -119,6 +127,9 @@ def test_videos_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
 
     class Engine:
+        def set_progress_bar_config(self, **how: object) -> None:
+            assert how == {"disable": True}
+
         def __call__(self, image: object, **settings: Any) -> Any:
             calls.append(settings)
             return type("Output", (), {"frames": np.zeros((1, 2, 4, 4, 3), np.float32)})()
@@ -132,5 +143,5 @@ def test_videos_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_out, "find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailable, match=r"package skimage.*not installed.*svd-engine\[bench\]"):
+    with pytest.raises(BackendUnavailable, match=r"package skimage.*not installed.*\[bench\]"):
         held_out.held_out(64, 64)

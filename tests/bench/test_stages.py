@@ -21,6 +21,7 @@ from svd_bench.recorder import Recorder
 from svd_bench.results import Setting
 from svd_bench.stages import check_video, measure_stages, panning
 from svd_bench.subjects import Case, checkpoint_of, subjects
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.errors import BackendError, BackendUnavailable, SettingsError
 from svd_engine.install import install_line
 from svd_engine.media.video import write_video
@@ -95,7 +96,7 @@ def test_the_sampler_alone_needs_no_peer(tiny_checkpoint: Path) -> None:
 
 
 def test_a_wrong_sampler_is_never_timed(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sampling, "c_skip", lambda sigma: 1 / (sigma**2 + 2))
+    monkeypatch.setattr(module, "c_skip", lambda sigma: 1 / (sigma**2 + 2))
     here = bench()
     chosen = subjects(["eager"], ["diffusers"], str(tiny_checkpoint), "cpu", "float32", None)
     with pytest.raises(BackendError, match="output of sampler"):
@@ -136,9 +137,7 @@ def test_a_compiled_peer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["openvino", "Eager", ""])
 def test_a_backend_that_there_is_not(name: str) -> None:
-    with pytest.raises(
-        SettingsError, match="backend: expected eager, compiled, onnxruntime, tensorrt, got '"
-    ):
+    with pytest.raises(SettingsError, match=f"backend: expected {', '.join(BACKENDS)}, got '"):
         subjects([name], [], "demo", "cpu", "float32", None)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnxruntime
 import torch
 
 from svd_engine import VideoEngine
+from svd_engine.bundle.manifest import Runtime
 from svd_engine.checkpoint.configs import describe
 from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.media.image import cover, load_image, to_clip_pixels, to_vae_pixels
@@ -55,7 +57,9 @@ def test_fields_are_the_manifests(tiny_bundle: Path) -> None:
     schema = json.loads((tiny_bundle / "manifest.schema.json").read_text())
     known = {name for part in [schema, *schema["$defs"].values()] for name in part.get("properties", {})}
     named = set(re.findall(r"`([a-z_]+)`", PAGE))
-    assert named - known == {"batched", "single", "first_latent", "embedding"}
+    values = {"batched", "single", "first_latent", "embedding", *get_args(Runtime)}
+    functions_and_libraries = {"generate", "libnvinfer", "libtensorrt_rtx"}
+    assert named - known == values | functions_and_libraries
     assert f"`format` is {json.loads((tiny_bundle / 'manifest.json').read_text())['format']}." in PAGE
 
 
