@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svd_bench import compiled_cli, quality_cli, report_cli
+from svd_bench.commands import compiled as compiled_cli
+from svd_bench.commands import quality as quality_cli
+from svd_bench.commands import results as report_cli
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.cli import console
 from svd_engine.cli.options import DType, Family, Variant, Version
 
 if TYPE_CHECKING:
-    from svd_bench.results import Results
+    from svd_bench.documents.results import Results
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -86,9 +88,9 @@ def run(
     if bundle is not None and dtype is not DType.auto:
         raise typer.BadParameter("--dtype belongs to a checkpoint; a bundle has its own")
 
-    from svd_bench.running import Asked, measure_run
-    from svd_bench.scopes import scopes
-    from svd_bench.views import VIEWS
+    from svd_bench.contest.runs import Asked, measure_run
+    from svd_bench.documents.scopes import scopes
+    from svd_bench.report.views import VIEWS
 
     asked = Asked(
         bundle=bundle,
@@ -147,8 +149,8 @@ def ladder(
     if variant and checkpoint is None:
         raise typer.BadParameter("--variant belongs to --checkpoint")
 
-    from svd_bench.ladder import ladder_tables
-    from svd_bench.running import Asked, measure_rungs
+    from svd_bench.contest.ladder import ladder_tables
+    from svd_bench.contest.runs import Asked, measure_rungs
 
     asked = Asked(
         bundle=None,
@@ -193,7 +195,7 @@ def gpu_check(
     if rehearse and device not in ("auto", "cpu"):
         raise typer.BadParameter("--rehearse runs on the CPU: leave --device out")
 
-    from svd_bench.gpu_check import check
+    from svd_bench.gpu.check import check
 
     raise SystemExit(check(out, device, limit_s, names(only), command(), rehearse=rehearse))
 

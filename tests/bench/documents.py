@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from svd_bench.results import Ceiling, Environment, Kind, Misfit, Ratio, Results, Row, Setting, Spread
+from svd_bench.documents.results import (
+    Ceiling,
+    Environment,
+    Kind,
+    Misfit,
+    Ratio,
+    Results,
+    Row,
+    Setting,
+    Spread,
+)
 
 GIB = 2**30
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svd_bench.capped import Attempt
-from svd_bench.contest import Bench
-from svd_bench.harness import Timer
-from svd_bench.memory import Peaks
-from svd_bench.recorder import Recorder
-from svd_bench.results import Ceiling
-from svd_bench.subjects import Case, Subject
+from svd_bench.contest.contest import Bench
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import Ceiling
+from svd_bench.measuring.timing import Timer
+from svd_bench.memory.capped import Attempt
+from svd_bench.memory.peaks import Peaks
+from svd_bench.subjects.cases import Case, Subject
 from svd_engine.spec.network import Placement
 from tests.bench import documents
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from svd_bench import cli
-from svd_bench.compare import Change, compare, table
-from svd_bench.results import Results, Row, Spread
+from svd_bench.documents.results import Results, Row, Spread
+from svd_bench.report.compare import Change, compare, table
 from svd_engine.errors import SettingsError
 from tests.bench.documents import GIB, environment, ladder, results, row, run, setting, spread, tiers
 from tests.support.commands import call

@@ -15,11 +15,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from svd_bench import plots
-from svd_bench.arithmetic import flop_of
 from svd_bench.cli import main
-from svd_bench.compile_bundle import candidate
-from svd_bench.compiled_document import (
+from svd_bench.compiled.arithmetic import flop_of
+from svd_bench.compiled.compile_bundle import candidate
+from svd_bench.compiled.compiling import CompileCase, compiled_in_child
+from svd_bench.compiled.document import (
     CompiledDocument,
     CompiledNetwork,
     Group,
@@ -28,7 +28,7 @@ from svd_bench.compiled_document import (
     read_compiled,
     tables,
 )
-from svd_bench.compiling import CompileCase, compiled_in_child
+from svd_bench.report import plots
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import ExportError, SettingsError
@@ -151,7 +151,7 @@ def test_forms(
         cases.append(case)
         return network(case.network)
 
-    monkeypatch.setattr("svd_bench.compile_bundle.compiled_in_child", compiled)
+    monkeypatch.setattr("svd_bench.compiled.compile_bundle.compiled_in_child", compiled)
     assert call(main, "forms", tiny_half_bundle, "--network", "vae_decoder", "--out", tmp_path) == 0
     assert len(cases) == 3  # three normalisations; it has no attention that is one operator
     assert {case.target for case in cases} == {"sm89"}
@@ -215,7 +215,7 @@ def test_an_interrupt_ends_the_compiler(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_compiler_ends_with_its_parent() -> None:
     """Its stdin closes when the parent is killed."""
     program = (
-        "import threading, time; from svd_bench.compiling import end_with_parent as end; "
+        "import threading, time; from svd_bench.compiled.compiling import end_with_parent as end; "
         "threading.Thread(target=end, daemon=True).start(); time.sleep(100)"
     )
     ended = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, timeout=90, check=False)
@@ -226,7 +226,9 @@ def test_a_compiler_ends_with_its_parent() -> None:
 def test_a_bad_comparison_is_refused_before_compiling(
     tiny_half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
-    monkeypatch.setattr("svd_bench.compile_bundle.compiled_in_child", lambda case: pytest.fail("compiled"))
+    monkeypatch.setattr(
+        "svd_bench.compiled.compile_bundle.compiled_in_child", lambda case: pytest.fail("compiled")
+    )
     if bad != "nothing":
         text = "{}" if bad == "text" else document(network("other")).model_dump_json()
         (tmp_path / bad).write_text(text)
@@ -267,8 +269,8 @@ def test_the_child_needs_no_gpu_and_prints_one_document(tiny_half_bundle: Path) 
     graph = bundle.graph(bundle.manifest.networks[0].spec, "tensorrt")
     case = CompileCase(network="n", graph=graph, target="sm89")
     done = subprocess.run(
-        [sys.executable, "-m", "svd_bench.compiling"], input=case.model_dump_json(), capture_output=True,
-        text=True, check=True,
+        [sys.executable, "-m", "svd_bench.compiled.compiling"], input=case.model_dump_json(),
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert CompiledNetwork.model_validate_json(done.stdout).network == "n"
 

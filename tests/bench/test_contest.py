@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from svd_bench.contest import Bench, contest
-from svd_bench.memory import Peaks
-from svd_bench.nvml import Gpu
-from svd_bench.results import Row, read_results
-from svd_bench.subjects import Case
+from svd_bench.contest.contest import Bench, contest
+from svd_bench.documents.results import Row, read_results
+from svd_bench.measuring.nvml import Gpu
+from svd_bench.memory.peaks import Peaks
+from svd_bench.subjects.cases import Case
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
 from svd_engine.spec.network import Placement
 from tests.bench.fakes import FakeClock, FakeRunning, bench, case

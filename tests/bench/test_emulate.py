@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_bench import cli, emulate, environment
-from svd_bench.capped import Answer, Attempt
-from svd_bench.cards import TIERS, Tier
-from svd_bench.emulate import CONTEXT, Tried, smaller_tiers, walk
-from svd_bench.recorder import Recorder
-from svd_bench.results import read_results
+from svd_bench import cli
+from svd_bench.cards.cards import TIERS, Tier
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import read_results
+from svd_bench.measuring import environment
+from svd_bench.memory import emulate
+from svd_bench.memory.capped import Answer, Attempt
+from svd_bench.memory.emulate import CONTEXT, Tried, smaller_tiers, walk
 from svd_engine.backends import choose
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendUnavailable, SettingsError

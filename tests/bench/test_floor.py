@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svd_bench import floor
-from svd_bench.floor import best_rate, measure_ceiling, network_flop, share, stage_flop
+from svd_bench.subjects import floor
+from svd_bench.subjects.floor import best_rate, measure_ceiling, network_flop, share, stage_flop
 from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.profile import Profile

@@ -17,14 +17,14 @@ import torch
 
 from svd_bench import cli
 from svd_bench.cli import names
-from svd_bench.gpu_check import REHEARSAL, OutOfTime, attempt, check, deadline, found, run
-from svd_bench.gpu_context import Context, DeviceWeights, Skipped
-from svd_bench.gpu_stage import Found, Stage
-from svd_bench.gpu_stages import STAGES, onnxruntime
-from svd_bench.harness import timer_for
-from svd_bench.recorder import Recorder
-from svd_bench.results import read_results
-from svd_bench.subjects import Case
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import read_results
+from svd_bench.gpu.check import REHEARSAL, OutOfTime, attempt, check, deadline, found, run
+from svd_bench.gpu.context import Context, DeviceWeights, Skipped
+from svd_bench.gpu.stage import Found, Stage
+from svd_bench.gpu.stages import STAGES, onnxruntime
+from svd_bench.measuring.timing import timer_for
+from svd_bench.subjects.cases import Case
 from svd_engine.checkpoint.random_weights import statistics
 from tests.bench import documents
 from tests.support.commands import call

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd_bench import gpu_stage, gpu_tensorrt
-from svd_bench.floor import profile_of
-from svd_bench.gpu_context import Context, Skipped, tiny_checkpoint
-from svd_bench.gpu_stages import ceiling
+from svd_bench.gpu import stage as gpu_stage
+from svd_bench.gpu import tensorrt_stages as gpu_tensorrt
+from svd_bench.gpu.context import Context, Skipped, tiny_checkpoint
+from svd_bench.gpu.stages import ceiling
+from svd_bench.subjects.floor import profile_of
 from svd_engine.backends.choose import Choice
 from svd_engine.bundle.flavours import TENSORRT_RTX
 from svd_engine.checkpoint.opening import Checkpoint

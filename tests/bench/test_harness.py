@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from svd_bench.harness import Lap, Timer, interleave, mean_joules, paired, spread, timer_for
+from svd_bench.measuring.timing import Lap, Timer, interleave, mean_joules, paired, spread, timer_for
 from tests.bench.fakes import FakeClock
 
 

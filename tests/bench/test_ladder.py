@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from svd_bench.contest import Bench
-from svd_bench.harness import timer_for
-from svd_bench.ladder import ladder_tables, measure_ladder, steps_of
-from svd_bench.memory import Peaks
-from svd_bench.one_graph import exported
-from svd_bench.opening import open_case, stage_spec
-from svd_bench.recorder import Recorder
-from svd_bench.results import Ratio
-from svd_bench.subjects import Case, checkpoint_of
+from svd_bench.contest.contest import Bench
+from svd_bench.contest.ladder import ladder_tables, measure_ladder, steps_of
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import Ratio
+from svd_bench.measuring.timing import timer_for
+from svd_bench.memory.peaks import Peaks
+from svd_bench.subjects.cases import Case, checkpoint_of
+from svd_bench.subjects.one_graph import exported
+from svd_bench.subjects.opening import open_case, stage_spec
 from svd_engine.networks.rewrites import REWRITES, rewrites_for
 from tests.bench import documents
 from tests.bench.fakes import CEILING, subject

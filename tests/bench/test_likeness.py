@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from svd_bench.held_out import HELD_OUT, held_out
-from svd_bench.likeness import (
+from svd_bench.quality.held_out import HELD_OUT, held_out
+from svd_bench.quality.metrics import (
     Frames,
     contrast_kept,
     flow_difference,

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from svd_bench.environment import clock_warning, clocks
-from svd_bench.nvml import Gpu, open_gpu
-from svd_bench.results import Clocks
+from svd_bench.documents.results import Clocks
+from svd_bench.measuring.environment import clock_warning, clocks
+from svd_bench.measuring.nvml import Gpu, open_gpu
 
 CUDA = torch.device("cuda", 0)
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from svd_bench import held_out, quality
 from svd_bench.cli import main
-from svd_bench.quality import Videos, of_motions
-from svd_bench.quality_document import BUCKETS, Difference, Document, Figure, Motion, tables
+from svd_bench.quality import evaluate as quality
+from svd_bench.quality import held_out
+from svd_bench.quality.document import BUCKETS, Difference, Document, Figure, Motion, tables
+from svd_bench.quality.evaluate import Videos, of_motions
 from svd_engine.errors import BackendUnavailable
 from tests.bench import documents
 from tests.support.commands import call

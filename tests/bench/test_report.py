@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from svd_bench import report, views
-from svd_bench.plots import PLOTS
-from svd_bench.report import Figure, Heading, Lines
-from svd_bench.results import Outcome, Ratio, Results, Row, Spread
-from svd_bench.scopes import scopes
-from svd_bench.table import Table, figure, gibibytes, milliseconds, percent
-from svd_bench.views import VIEWS
+from svd_bench.documents.results import Outcome, Ratio, Results, Row, Spread
+from svd_bench.documents.scopes import scopes
+from svd_bench.documents.table import Table, figure, gibibytes, milliseconds, percent
+from svd_bench.report import pages as report
+from svd_bench.report import views
+from svd_bench.report.pages import Figure, Heading, Lines
+from svd_bench.report.plots import PLOTS
+from svd_bench.report.views import VIEWS
 from svd_engine.errors import SettingsError
 from tests.bench import documents
 from tests.bench.documents import GIB, environment, ratio, results, row, setting, spread

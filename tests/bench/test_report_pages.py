@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from svd_bench import cli, report
-from svd_bench.plots import PLOTS
-from svd_bench.report import Figure, Heading
-from svd_bench.table import Table
+from svd_bench import cli
+from svd_bench.documents.table import Table
+from svd_bench.report import pages as report
+from svd_bench.report.pages import Figure, Heading
+from svd_bench.report.plots import PLOTS
 from svd_engine.errors import BackendUnavailable, OutputError
 from tests.bench import documents
 from tests.bench.documents import results, row

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from svd_bench import predict, tiers
-from svd_bench.cards import CARDS, TIERS, Card, card_named
-from svd_bench.results import Row, Setting
-from svd_bench.work import PUBLISHED, Published, Stage, Work, video
+from svd_bench.cards import overview as tiers
+from svd_bench.cards import predict
+from svd_bench.cards.cards import CARDS, TIERS, Card, card_named
+from svd_bench.cards.work import PUBLISHED, Published, Stage, Work, video
+from svd_bench.documents.results import Row, Setting
 from svd_engine.errors import SettingsError
 from tests.bench.documents import environment, results, row, setting
 

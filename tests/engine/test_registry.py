@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_bench import subjects
+from svd_bench.subjects import cases as subjects
 from svd_engine import info
 from svd_engine.backends.registry import BACKENDS, NAMES, PLAN_BACKENDS, check_name, names
 from svd_engine.bundle.flavours import FLAVOURS, Flavour
