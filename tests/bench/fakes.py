@@ -12,9 +12,9 @@ from torch import Tensor
 from svd_bench.contest.contest import Bench
 from svd_bench.documents.recorder import Recorder
 from svd_bench.documents.results import Ceiling
+from svd_bench.measuring.memory import Peaks
 from svd_bench.measuring.timing import Timer
 from svd_bench.memory.capped import Attempt
-from svd_bench.memory.peaks import Peaks
 from svd_bench.subjects.cases import Case, Subject
 from svd_engine.spec.network import Placement
 from tests.bench import documents

@@ -10,8 +10,8 @@ import torch
 
 from svd_bench.contest.contest import Bench, contest
 from svd_bench.documents.results import Row, read_results
+from svd_bench.measuring.memory import Peaks
 from svd_bench.measuring.nvml import Gpu
-from svd_bench.memory.peaks import Peaks
 from svd_bench.subjects.cases import Case
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
 from svd_engine.spec.network import Placement

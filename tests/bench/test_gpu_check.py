@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from svd_bench import cli
-from svd_bench.cli import names
+from svd_bench.commands.arguments import names
 from svd_bench.documents.recorder import Recorder
 from svd_bench.documents.results import read_results
 from svd_bench.gpu.check import REHEARSAL, OutOfTime, attempt, check, deadline, found, run

@@ -16,7 +16,7 @@ from svd_bench.gpu import stage as gpu_stage
 from svd_bench.gpu import tensorrt_stages as gpu_tensorrt
 from svd_bench.gpu.context import Context, Skipped, tiny_checkpoint
 from svd_bench.gpu.stages import ceiling
-from svd_bench.subjects.floor import profile_of
+from svd_bench.subjects.cases import profile_of
 from svd_engine.backends.choose import Choice
 from svd_engine.bundle.flavours import TENSORRT_RTX
 from svd_engine.checkpoint.opening import Checkpoint

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from svd_bench.contest.contest import Bench
-from svd_bench.contest.ladder import ladder_tables, measure_ladder, steps_of
+from svd_bench.contest.ladder import measure_ladder, steps_of
 from svd_bench.documents.recorder import Recorder
 from svd_bench.documents.results import Ratio
+from svd_bench.measuring.memory import Peaks
 from svd_bench.measuring.timing import timer_for
-from svd_bench.memory.peaks import Peaks
+from svd_bench.report.ladder import ladder_tables
 from svd_bench.subjects.cases import Case, checkpoint_of
 from svd_bench.subjects.one_graph import exported
 from svd_bench.subjects.opening import open_case, stage_spec

@@ -17,8 +17,8 @@ from svd_bench.contest.contest import Bench
 from svd_bench.contest.stages import check_video, measure_stages, panning
 from svd_bench.documents.recorder import Recorder
 from svd_bench.documents.results import Setting
+from svd_bench.measuring.memory import Peaks
 from svd_bench.measuring.timing import timer_for
-from svd_bench.memory.peaks import Peaks
 from svd_bench.subjects.cases import Case, checkpoint_of, subjects
 from svd_bench.subjects.opening import open_case, stage_spec, video_call
 from svd_engine.errors import BackendError, BackendUnavailable, SettingsError

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from svd_bench.commands.arguments import progress, show_tables
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -46,16 +46,15 @@ def compiled_command(
     if against is not None:  # refused before minutes are spent
         before = [n.network for n in other.networks] if other else keys_of(against, wanted)
         check_common(before, keys_of(bundle, wanted))
-    document = compile_bundle(bundle, target, wanted, _progress())
+    document = compile_bundle(bundle, target, wanted, progress())
     text = document.model_dump_json()
     if out is not None:
         console.write_text(out / "compiled.json", text + "\n")
         console.write_text(out / "compiled.svg", plots.compiled(document))
     shown = tables(document)
     if against is not None:
-        shown.append(changes(other or compile_bundle(against, target, wanted, _progress()), document))
-    for table in shown:
-        typer.echo(f"{table.markdown() if markdown else table.text()}\n")
+        shown.append(changes(other or compile_bundle(against, target, wanted, progress()), document))
+    show_tables(shown, markdown)
     typer.echo(text)
 
 
@@ -79,15 +78,9 @@ def forms_command(
     one_of("network", network, ("denoiser", "vae_decoder"))
     if out is not None:
         out_folder(out)
-    document = compile_forms(bundle, target, network, _progress())
-    table = overview(document)
-    typer.echo(f"{table.markdown() if markdown else table.text()}\n")
+    document = compile_forms(bundle, target, network, progress())
+    show_tables([overview(document)], markdown)
     text = document.model_dump_json()
     if out is not None:
         console.write_text(out / f"forms-{network}.json", text + "\n")
     typer.echo(text)
-
-
-def _progress() -> Callable[[str], None]:
-    started = time.monotonic()
-    return lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from svd_bench.commands.arguments import command_line, progress, show_tables
 from svd_engine.cli import console
 from svd_engine.cli.options import Variant
 
@@ -53,21 +52,18 @@ def quality_command(
     from svd_bench.quality.document import Document, tables
     from svd_bench.quality.evaluate import measure
 
-    where = environment(torch.device("cpu"), None, ["svd-bench", *sys.argv[1:]])
-    started = time.monotonic()
+    where = environment(torch.device("cpu"), None, command_line())
     figures, motions, settings = measure(
         checkpoint,
         photographs,
-        lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
+        progress(),
         only.value,
         variant,
     )
     document = Document(
         environment=where, checkpoint=checkpoint, figures=figures, motions=motions, settings=settings
     )
-    for table in tables(document):
-        if table.rows:
-            typer.echo(f"{table.markdown() if markdown else table.text()}\n")
+    show_tables([table for table in tables(document) if table.rows], markdown)
     text = document.model_dump_json()
     typer.echo(text)
     if out is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from svd_bench.commands.arguments import command_line, names
 from svd_engine.cli.options import Variant
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ def tiers_command(
         raise typer.BadParameter("with --run pass --random-weights or --checkpoint, and no --measured")
     if variant and checkpoint is None:
         raise typer.BadParameter("--variant belongs to --checkpoint")
-    counts = _names(frames)
+    counts = names(frames)
     if not all(count.isdecimal() and int(count) for count in counts):
         raise typer.BadParameter("--frames must be numbers of at least 1, such as 14,25")
     source = f"random:{random_weights.value}" if random_weights else checkpoint or ""
     _emulate(
-        source, variant, device, _names(tiers), _names(backends), [int(c) for c in counts], steps, repeat, out
+        source, variant, device, names(tiers), names(backends), [int(c) for c in counts], steps, repeat, out
     )
 
 
@@ -123,11 +123,6 @@ def compare(
         raise typer.Exit(1)
 
 
-def _names(value: str) -> list[str]:
-    """ "a, b" as a list."""
-    return [name.strip() for name in value.split(",") if name.strip()]
-
-
 def _overview(measured: Path | None, steps: int) -> None:
     from svd_bench.cards import overview as tiers
     from svd_bench.cards import predict
@@ -163,7 +158,7 @@ def _emulate(
     where, model = resolve(device), checkpoint_of(source, variant).model
     gpu, without = open_gpu(where)
     path = None if out is None else out_folder(out) / "tiers.json"
-    recorder = Recorder("tiers", environment(where, gpu, ["svd-bench", *sys.argv[1:]]), path)
+    recorder = Recorder("tiers", environment(where, gpu, command_line()), path)
     recorder.warn(without)
     base = emulate.attempt(source, str(where), model, steps, repeat, variant)
     tried = []

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from svd_bench.compiled.arithmetic import flop_of
 from svd_bench.compiled.document import CompiledNetwork, Group
-from svd_bench.memory.peaks import PeakSampler
+from svd_bench.measuring.memory import PeakSampler
 from svd_engine.cli import console
 from svd_engine.errors import ExportError
 from svd_export.compiled import Traffic, compile_graph

@@ -17,11 +17,10 @@ from svd_bench.documents.recorder import Recorder
 from svd_bench.documents.results import Ceiling, Clocks, Ratio, Row
 from svd_bench.measuring.check import check_output, check_placement, tolerance
 from svd_bench.measuring.environment import clock_warning, clocks
+from svd_bench.measuring.memory import Peaks
 from svd_bench.measuring.nvml import Gpu
 from svd_bench.measuring.timing import Lap, Timer, interleave, mean_joules, paired, spread
-from svd_bench.memory.peaks import Peaks
 from svd_bench.subjects.cases import Case, Running
-from svd_bench.subjects.floor import share
 from svd_engine.errors import BackendError
 
 
@@ -159,7 +158,7 @@ def _put(bench: Bench, one: Started, flop: float | None) -> None:
         latency_ms=latency,
         first_call_ms=one.first_ms,
         flop=flop,
-        share_of_ceiling=share(bench.ceiling, case.dtype, flop, latency.median),
+        share_of_ceiling=bench.ceiling.share(case.dtype, flop, latency.median),
         peak_driver_bytes=one.peaks.driver,
         peak_torch_bytes=one.peaks.torch,
         peak_host_bytes=one.peaks.host,

@@ -9,12 +9,9 @@ import torch
 
 from svd_bench.contest.contest import Bench, contest
 from svd_bench.contest.stages import reference_output
-from svd_bench.documents.results import Results, Row, Setting
-from svd_bench.documents.table import Table, gibibytes, milliseconds, percent
-from svd_bench.report.remarks import of_times
-from svd_bench.report.views import RATIO, how_compared, of_diffusers
+from svd_bench.documents.results import Setting
 from svd_bench.subjects.cases import Case, Subject, checkpoint_of
-from svd_bench.subjects.floor import best_rate, stage_flop
+from svd_bench.subjects.flop import stage_flop
 from svd_bench.subjects.one_graph import exported
 from svd_bench.subjects.opening import stage_spec
 from svd_engine.networks.rewrites import rewrites_for
@@ -86,45 +83,3 @@ def steps_of(backend: str, rungs: Rungs, device: torch.device) -> list[tuple[str
     names = tuple(rewrite.name for rewrite in rewrites_for(backend, device.type))
     added = [(f"+ {name}", names[number + 1 :]) for number, name in enumerate(names)]
     return added if backend == "eager" else [("no rewrites", names), *added]
-
-
-def ladder_tables(results: Results) -> list[Table]:
-    """One table a network; the last column but one is the share of what this machine can do at most."""
-    tables = []
-    for stage in dict.fromkeys(row.stage for row in results.rows):
-        rows = [row for row in results.rows if row.stage == stage]
-        tables.append(_table(results, stage, rows))
-    return tables
-
-
-def _table(results: Results, stage: str, rows: Sequence[Row]) -> Table:
-    first, ceiling = rows[0], results.ceiling
-    note = ""
-    if ceiling is not None and first.flop is not None:
-        rate = best_rate(ceiling, first.dtype)
-        floor = milliseconds(first.flop / rate * 1e3)
-        note = (
-            f"Floor {floor}: {first.flop / 1e12:.3g} TFLOP, counted over diffusers' module, at "
-            f"{rate / 1e12:.3g} TFLOP/s, the best that {first.dtype} products and convolutions reached here."
-        )
-    s = first.setting
-    title = f"{stage}, {s.model}, {s.frames} frames, {s.height}x{s.width}, {first.device}"
-    if stage == "vae_decoder":
-        title = title.replace(f"{s.frames} frames", f"{s.decode_chunk} frames")
-    cells = [
-        [
-            row.note or "as published", f"{row.subject} {row.backend} {row.dtype}",
-            milliseconds(row.latency_ms.median),
-            f"{milliseconds(row.latency_ms.p10)} to {milliseconds(row.latency_ms.p90)}",
-            of_diffusers(row), percent(row.share_of_ceiling),
-            "-" if row.max_abs_difference is None else f"{row.max_abs_difference:.1e}",
-            gibibytes(row.peak_driver_bytes or row.peak_host_bytes),
-        ]
-        for row in rows
-    ]  # fmt: skip
-    header = [
-        "rung", "", "median", "p10 to p90", RATIO, "of the floor's rate", "max difference",
-        "peak",
-    ]  # fmt: skip
-    notes = [note, how_compared(rows), *of_times(rows)]
-    return Table(title, header, cells, left=2, note="\n".join(filter(None, notes)))

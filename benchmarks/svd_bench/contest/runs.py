@@ -12,15 +12,24 @@ import torch
 
 from svd_bench.contest.contest import Bench
 from svd_bench.contest.ladder import LADDERS, STAGE_OF, Rungs, measure_ladder
-from svd_bench.contest.stages import STAGES, measure_stages
+from svd_bench.contest.stages import measure_stages
 from svd_bench.documents.recorder import Recorder, out_folder
-from svd_bench.documents.results import Kind, Results, Setting
+from svd_bench.documents.results import STAGES, Kind, Results, Setting
+from svd_bench.measuring.ceiling import measure_ceiling
 from svd_bench.measuring.environment import environment
+from svd_bench.measuring.memory import Peaks
 from svd_bench.measuring.nvml import open_gpu
 from svd_bench.measuring.timing import timer_for
-from svd_bench.memory.peaks import Peaks, peaks_in_child
-from svd_bench.subjects.cases import BUNDLED, Subject, check_backends, check_names, checkpoint_of, subjects
-from svd_bench.subjects.floor import measure_ceiling, profile_of
+from svd_bench.memory.peaks import peaks_in_child
+from svd_bench.subjects.cases import (
+    BUNDLED,
+    Subject,
+    check_backends,
+    check_names,
+    checkpoint_of,
+    profile_of,
+    subjects,
+)
 from svd_bench.subjects.opening import open_case
 from svd_engine.arguments import one_of, torch_dtype
 from svd_engine.backends.choose import resolve

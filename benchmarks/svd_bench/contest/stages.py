@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from svd_bench.contest.contest import Bench, contest
-from svd_bench.documents.results import Row, Setting
+from svd_bench.documents.results import STAGES, Row, Setting
 from svd_bench.measuring.check import check_output
 from svd_bench.measuring.timing import interleave, paired, spread
 from svd_bench.subjects.cases import Case, Subject, checkpoint_of
-from svd_bench.subjects.floor import stage_flop
+from svd_bench.subjects.flop import stage_flop
 from svd_bench.subjects.opening import FPS, PHOTOGRAPH
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendError
@@ -24,9 +24,6 @@ from svd_engine.sampling import samplers, schedules
 from svd_engine.sampling.preconditioning import c_out, c_skip, initial_scale
 from svd_engine.spec.model import Model
 
-STAGES = (
-    "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
-)  # fmt: skip
 ENCODE_ERROR = 8.0  # mean levels of 255 that H.264 may lose on a photograph that pans
 
 

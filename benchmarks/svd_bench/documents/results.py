@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from svd_engine.errors import SettingsError
 
 FORMAT: Literal[1] = 1
+STAGES = (  # of a video, in the order in which they run, and the whole
+    "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
+)  # fmt: skip
 Kind = Literal["run", "ladder", "tiers", "quality", "gpu-check"]
 
 
@@ -80,6 +83,14 @@ class Ceiling(_Strict):
     conv_flops: dict[str, float]
     copy_bytes: float
 
+    def best_rate(self, dtype: str) -> float:
+        """FLOP/s: the higher of the two, because what convolves at a rate can multiply at it."""
+        return max(self.matmul_flops[dtype], self.conv_flops[dtype])
+
+    def share(self, dtype: str, flop: float | None, ms: float) -> float | None:
+        """Of the best rate, that `flop` in `ms` milliseconds reaches; None without a count."""
+        return None if flop is None else flop / (ms / 1e3) / self.best_rate(dtype)
+
 
 class Setting(_Strict):
     """What was asked for; rows compare only when this and the hardware agree."""
@@ -103,7 +114,7 @@ class Row(_Strict):
     backend: str
     device: str
     dtype: str
-    stage: str  # image_encoder, vae_encoder, denoiser_step, sampler, vae_decoder, video_encode, whole_video
+    stage: str  # of STAGES
     setting: Setting
     rewrites: tuple[str, ...] = ()  # that were on
     latency_ms: Spread

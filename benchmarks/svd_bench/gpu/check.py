@@ -23,7 +23,6 @@ import torch
 
 from svd_bench.documents.recorder import Recorder, out_folder
 from svd_bench.documents.results import Outcome, Results
-from svd_bench.documents.scopes import scopes
 from svd_bench.documents.table import GIB
 from svd_bench.gpu.context import Context, Skipped
 from svd_bench.gpu.stage import Stage
@@ -31,7 +30,7 @@ from svd_bench.gpu.stages import STAGES
 from svd_bench.measuring.environment import environment
 from svd_bench.measuring.nvml import Gpu, open_gpu
 from svd_bench.measuring.timing import timer_for
-from svd_bench.report.views import VIEWS
+from svd_bench.report.views import tables_of
 from svd_engine.arguments import one_of
 from svd_engine.backends.choose import resolve
 from svd_engine.errors import BackendUnavailable
@@ -199,7 +198,7 @@ def _deadline_of_a_thread(seconds: float) -> Iterator[None]:
 
 def summary(results: Results) -> str:
     """Tables, what each stage found, and what passed, failed and was skipped."""
-    parts = [table.text() for scope in scopes(results) for view in VIEWS.values() for table in view(scope)]
+    parts = [table.text() for table in tables_of(results)]
     for outcome in results.outcomes:
         facts = [f"  {name}: {value}" for name, value in outcome.facts.items()]
         lines = [f"  {line}" for line in outcome.lines]

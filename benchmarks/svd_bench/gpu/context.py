@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from svd_bench.contest.contest import Bench, contest
 from svd_bench.documents.recorder import Recorder
 from svd_bench.documents.results import Setting
+from svd_bench.measuring.memory import Peaks, PeakSampler, release
 from svd_bench.measuring.nvml import Gpu
 from svd_bench.measuring.timing import Timer
-from svd_bench.memory.peaks import Peaks, PeakSampler, release
-from svd_bench.subjects.cases import BUNDLED, Case, Running, Subject
-from svd_bench.subjects.floor import profile_of, stage_flop
+from svd_bench.subjects.cases import BUNDLED, Case, Running, Subject, profile_of
+from svd_bench.subjects.flop import stage_flop
 from svd_bench.subjects.opening import NetworkRunning, Opened, PipelineRunning, VideoRunning
 from svd_bench.subjects.peers import PeerBackend, PeerNetwork, pipeline
 from svd_engine.backends.choose import Choice

@@ -11,9 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 from svd_bench.gpu import tensorrt_stages as gpu_tensorrt
 from svd_bench.gpu.context import Context, KeptNetwork, Skipped, tiny_checkpoint
 from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Found, Stage, small_video
+from svd_bench.measuring.ceiling import measure_ceiling
 from svd_bench.measuring.check import check_output
 from svd_bench.subjects.cases import Case
-from svd_bench.subjects.floor import best_rate, measure_ceiling
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES, example_inputs
@@ -27,7 +27,7 @@ def ceiling(context: Context) -> Found:
     kinds = ["float16", "bfloat16", "float32"] if context.full else ["float32"]
     scale = 1 if context.full else 16
     context.recorder.ceiling = made = measure_ceiling(context.device, kinds, context.timer, scale)
-    facts = {f"{kind} TFLOP/s": f"{best_rate(made, kind) / 1e12:.3g}" for kind in kinds}
+    facts = {f"{kind} TFLOP/s": f"{made.best_rate(kind) / 1e12:.3g}" for kind in kinds}
     return Found(facts | {"copy TB/s": f"{made.copy_bytes / 1e12:.3g}"})
 
 

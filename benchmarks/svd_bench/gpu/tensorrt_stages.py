@@ -16,7 +16,7 @@ import torch
 from svd_bench.gpu.context import Context, Skipped, tiny_checkpoint
 from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Found, small_video
 from svd_bench.measuring.check import check_output, tolerance
-from svd_bench.subjects.floor import profile_of
+from svd_bench.subjects.cases import profile_of
 from svd_engine.bundle.flavours import TENSORRT, TENSORRT_RTX, Flavour, sm
 from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.reading import Bundle

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from svd_bench.documents.results import Misfit, Row
-from svd_bench.documents.scopes import CAP, Scope
+from svd_bench.documents.results import STAGES, Misfit, Results, Row
+from svd_bench.documents.scopes import CAP, Scope, scopes
 from svd_bench.documents.table import Table, figure, gibibytes, milliseconds, percent, ratio
 from svd_bench.report.remarks import of_times, of_videos
 
-STAGES = (
-    "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
-)  # fmt: skip
 OURS = "svd-engine"
 RATIO = "of diffusers' time"
 PAIRED = (
@@ -137,6 +134,11 @@ def _asked(row: Row | Misfit) -> list[str]:
 VIEWS: dict[str, Callable[[Scope], list[Table]]] = {
     "videos": videos, "peers": peers, "stages": stages, "ladder": ladder, "limit": limit, "tiers": tiers,
 }  # fmt: skip
+
+
+def tables_of(document: Results) -> list[Table]:
+    """Every view of every scope of a document."""
+    return [table for scope in scopes(document) for view in VIEWS.values() for table in view(scope)]
 
 
 def label(row: Row) -> str:

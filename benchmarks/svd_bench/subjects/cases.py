@@ -18,13 +18,13 @@ from svd_engine.backends.tensorrt.library import require
 from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint, random_checkpoint
 from svd_engine.errors import BackendUnavailable
 from svd_engine.spec.network import Placement
+from svd_engine.spec.profile import Profile
 from svd_engine.spec.weights import Family
 
 Name = Literal["svd-engine", "diffusers", "diffusers-compile"]
 BACKENDS = tuple(registry.BACKENDS)
 BUNDLED = tuple(row.name for row in registry.BACKENDS.values() if row.of_bundle)
 FAMILIES: dict[str, Family] = {f"random:{family}": family for family in get_args(Family)}
-NETWORK_STAGES = ("image_encoder", "vae_encoder", "denoiser_step", "vae_decoder")
 
 
 class Subject(BaseModel):
@@ -132,3 +132,9 @@ def check_backends(backends: Collection[str], device: torch.device) -> None:
 def checkpoint_of(source: str, variant: str | None = None) -> Checkpoint:
     """Of "random:svd", "random:svd-xt", "random:small", or of anything that `open_checkpoint` takes."""
     return random_checkpoint(FAMILIES[source]) if source in FAMILIES else open_checkpoint(source, variant)
+
+
+def profile_of(setting: Setting) -> Profile:
+    return Profile(
+        setting.frames, setting.height, setting.width, setting.batch, setting.guidance, setting.decode_chunk
+    )

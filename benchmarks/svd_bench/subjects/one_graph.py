@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from svd_bench.memory.peaks import release
+from svd_bench.measuring.memory import release
 from svd_bench.subjects.cases import Subject, checkpoint_of
 from svd_bench.subjects.peers import COMPONENTS
 from svd_engine.bundle.manifest import NetworkEntry, Runtime

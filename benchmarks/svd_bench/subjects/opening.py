@@ -12,9 +12,8 @@ from torch import Tensor
 
 import svd_engine
 from svd_bench.documents.results import Setting
-from svd_bench.memory.peaks import release
-from svd_bench.subjects.cases import BUNDLED, Case, Running, Subject, checkpoint_of
-from svd_bench.subjects.floor import profile_of
+from svd_bench.measuring.memory import release
+from svd_bench.subjects.cases import BUNDLED, Case, Running, Subject, checkpoint_of, profile_of
 from svd_bench.subjects.peers import COMPONENTS, PeerBackend, pipeline
 from svd_engine.arguments import DTYPES
 from svd_engine.backends.registry import BACKENDS

@@ -1,8 +1,4 @@
-"""The limit: rates that this machine reaches on plain operations, and the work that a network asks for.
-
-Work is counted over the networks as diffusers publishes them, so every subject is divided by the same
-number; a rewrite that saves work shows as a higher share, of useful work as in "model FLOP utilisation".
-"""
+"""The ceiling: rates that this machine reaches on plain operations."""
 
 from __future__ import annotations
 
@@ -12,15 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from svd_bench.documents.results import Ceiling, Setting
+from svd_bench.documents.results import Ceiling
 from svd_bench.measuring.timing import Timer
-from svd_bench.subjects.peers import wrapped
-from svd_engine.checkpoint.configs import Configs
-from svd_engine.checkpoint.weights import build
-from svd_engine.spec.model import Architecture
-from svd_engine.spec.profile import Profile
-from svd_engine.spec.tables import specs_of
-from svd_engine.spec.tensors import NetworkSpec
 
 LAPS = 5
 CALLS = {"cuda": 10, "cpu": 1}  # per lap: one product on a GPU is over in a millisecond
@@ -40,52 +29,6 @@ def measure_ceiling(device: torch.device, dtypes: Iterable[str], timer: Timer, s
         matmul_flops={name: _matmul(device, _dtype(name), timer, scale) for name in kinds},
         conv_flops={name: _conv(device, _dtype(name), timer, scale) for name in kinds},
         copy_bytes=_copy(device, timer, scale),
-    )
-
-
-def best_rate(ceiling: Ceiling, dtype: str) -> float:
-    """FLOP/s: the higher of the two, because what convolves at a rate can multiply at it."""
-    return max(ceiling.matmul_flops[dtype], ceiling.conv_flops[dtype])
-
-
-def share(ceiling: Ceiling, dtype: str, flop: float | None, ms: float) -> float | None:
-    """Of the limit that `flop` in `ms` milliseconds reaches."""
-    return None if flop is None else flop / (ms / 1e3) / best_rate(ceiling, dtype)
-
-
-def stage_flop(stage: str, setting: Setting, architecture: Architecture, configs: Configs) -> float | None:
-    """FLOP of one call of a stage, of the whole video for whole_video; None for a stage without networks."""
-    profile = profile_of(setting)
-    image, encoder, denoiser, *decoders = specs_of(profile, architecture)
-    if stage == "whole_video":
-        by_frames = {spec.inputs[0].shape[0]: network_flop(spec, configs) for spec in decoders}
-        once = network_flop(image, configs) + network_flop(encoder, configs)
-        calls = setting.steps * (2 if setting.guidance == "single" else 1)
-        steps = calls * network_flop(denoiser, configs)
-        return once + steps + setting.batch * sum(by_frames[frames] for frames in profile.chunks)
-    by_stage = {
-        "image_encoder": image,
-        "vae_encoder": encoder,
-        "denoiser_step": denoiser,
-        "vae_decoder": decoders[0],
-    }
-    return network_flop(by_stage[stage], configs) if stage in by_stage else None
-
-
-def network_flop(spec: NetworkSpec, configs: Configs) -> float:
-    """FLOP of one call: matrix products, convolutions and attention, 2 per multiply-add.  Runs nothing."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    module = wrapped(spec, lambda component: build(component, configs[component])).to("meta").eval()
-    inputs = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in spec.inputs}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(**inputs)
-    return float(counter.get_total_flops())
-
-
-def profile_of(setting: Setting) -> Profile:
-    return Profile(
-        setting.frames, setting.height, setting.width, setting.batch, setting.guidance, setting.decode_chunk
     )
 
 

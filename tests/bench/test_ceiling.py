@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svd_bench.subjects import floor
-from svd_bench.subjects.floor import best_rate, measure_ceiling, network_flop, share, stage_flop
+from svd_bench.measuring import ceiling
+from svd_bench.measuring.ceiling import measure_ceiling
+from svd_bench.subjects import flop as work
+from svd_bench.subjects.flop import network_flop, stage_flop
 from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.profile import Profile
@@ -39,7 +41,7 @@ def test_a_whole_video_is_the_sum_of_its_calls(monkeypatch: pytest.MonkeyPatch) 
         name = spec.network  # type: ignore[attr-defined]
         return costs.get(name, 1000 * spec.inputs[0].shape[0])  # type: ignore[attr-defined]  # frames of a chunk
 
-    monkeypatch.setattr(floor, "network_flop", flop)
+    monkeypatch.setattr(work, "network_flop", flop)
     setting = documents.setting(frames=5, decode_chunk=2, steps=4)
     assert stage_flop("whole_video", setting, Architecture(), {}) == 11 + 4 * 100 + 5 * 1000
     single = setting.model_copy(update={"guidance": "single"})
@@ -58,10 +60,10 @@ def test_guidance_in_a_batch_is_twice_the_work() -> None:
 
 
 def test_the_better_rate_is_the_limit() -> None:
-    assert best_rate(CEILING, "float32") == 4e9
-    assert best_rate(CEILING, "bfloat16") == 2e9
-    assert share(CEILING, "float32", 1e9, 500) == pytest.approx(0.5)
-    assert share(CEILING, "float32", None, 500) is None
+    assert CEILING.best_rate("float32") == 4e9
+    assert CEILING.best_rate("bfloat16") == 2e9
+    assert CEILING.share("float32", 1e9, 500) == pytest.approx(0.5)
+    assert CEILING.share("float32", None, 500) is None
 
 
 def test_rates_on_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +78,12 @@ def test_rates_on_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         return call
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", slow(torch.Tensor.__matmul__))
-    monkeypatch.setattr(floor.F, "conv2d", slow(floor.F.conv2d))
+    monkeypatch.setattr(ceiling.F, "conv2d", slow(ceiling.F.conv2d))
     monkeypatch.setattr(torch.Tensor, "copy_", slow(torch.Tensor.copy_))
     got = measure_ceiling(torch.device("cpu"), ["float32", "float32"], clock.timer(), scale=16)
-    channels, images, height, width = floor.IMAGES["cpu"][1]
+    channels, images, height, width = ceiling.IMAGES["cpu"][1]
     conv = 2 * 9 * channels**2 * images * (height // 16) * (width // 16)
-    other = floor.IMAGES["cpu"][0]
+    other = ceiling.IMAGES["cpu"][0]
     conv = max(conv, 2 * 9 * other[0] ** 2 * other[1] * (other[2] // 16) * (other[3] // 16))
     assert got.matmul_flops == {"float32": pytest.approx(2 * 128**3 / 0.01)}
     assert got.conv_flops == {"float32": pytest.approx(conv / 0.01)}
