@@ -95,7 +95,7 @@ def test_the_sampler_alone_needs_no_peer(tiny_checkpoint: Path) -> None:
 
 
 def test_a_wrong_sampler_is_never_timed(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sampling, "c_skip", lambda sigma: 1 / (sigma**2 + 2))
+    monkeypatch.setattr(module, "c_skip", lambda sigma: 1 / (sigma**2 + 2))
     here = bench()
     chosen = subjects(["eager"], ["diffusers"], str(tiny_checkpoint), "cpu", "float32", None)
     with pytest.raises(BackendError, match="output of sampler"):

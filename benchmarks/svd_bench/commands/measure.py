@@ -76,6 +76,7 @@ def run(
         raise typer.BadParameter("--dtype belongs to a checkpoint; a bundle has its own")
 
     from svd_bench.contest.runs import Asked, measure_run
+    from svd_bench.report.views import tables_of
 
     asked = Asked(
         bundle=bundle,
