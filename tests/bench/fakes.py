@@ -44,7 +44,7 @@ class FakeClock:
 
 
 @dataclass
-class FakeRunning:
+class FakeOpenCase:
     """Takes `open_ms` to open, `first_ms` for the first call and then `ms` a call."""
 
     clock: FakeClock
@@ -81,7 +81,7 @@ def case(
 
 def bench(
     clock: FakeClock,
-    open_case: Callable[[Case], FakeRunning],
+    open_case: Callable[[Case], FakeOpenCase],
     peaks: Callable[[Case], Peaks] = lambda _: Peaks(host=7),
     repeat: int = 3,
     path: Path | None = None,

@@ -22,7 +22,7 @@ from svd_bench.compiled.compiling import CompileCase, compiled_in_child
 from svd_bench.compiled.document import (
     CompiledDocument,
     CompiledNetwork,
-    Group,
+    KernelGroup,
     changes,
     overview,
     read_compiled,
@@ -43,7 +43,7 @@ def network(key: str = "denoiser-b1", kernels: int = 10, gib: int = 3, fused: in
     figures = CompiledFigures(
         kernels=kernels, read_bytes=gib * 2**30, written_bytes=2**30, activation_bytes=2**29, weights_bytes=5
     )
-    group = Group(kernels=kernels, read_bytes=gib * 2**30, written_bytes=2**30)
+    group = KernelGroup(kernels=kernels, read_bytes=gib * 2**30, written_bytes=2**30)
     return CompiledNetwork(
         network=key, figures=figures, flop=1.5e12, attentions=2, fused_attentions=fused,
         kinds={"gemm": group}, names={"_gemm_mha_v2": group}, seconds=3.0, peak_host_bytes=2**31,

@@ -107,7 +107,7 @@ def test_full_size(trt: Any) -> None:
         assert facts[f"{network}: plan"].endswith("MiB, activations 0 MiB")
         assert {f"{network}: build", f"{network}: allowed"} <= facts.keys()
     rows = [row for row in here.recorder.results().rows if row.backend == "tensorrt"]
-    assert [row.stage for row in rows] == [gpu_tensorrt.STAGES[network] for network in NETWORKS]
+    assert [row.stage for row in rows] == [gpu_tensorrt.STAGE_OF_NETWORK[network] for network in NETWORKS]
     for row in rows:
         assert row.max_abs_difference is not None
         assert row.max_abs_difference < 1e-4
@@ -149,7 +149,7 @@ def test_graphs_are_exported_in_half_precision(monkeypatch: pytest.MonkeyPatch) 
     """float32 bundles hold no graphs for TensorRT."""
     seen: list[Any] = []
     monkeypatch.setattr("svd_export.to_onnx.export_bundle", lambda *arguments: seen.append(arguments))
-    with gpu_tensorrt.exported(context(), tiny_checkpoint(), TINY):
+    with gpu_tensorrt.exported_bundle(context(), tiny_checkpoint(), TINY):
         pass
     assert seen[0][3] is torch.float16
 

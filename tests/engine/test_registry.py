@@ -33,7 +33,7 @@ def test_the_rows() -> None:
 
 
 def test_whoever_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tuple(BACKENDS) == subjects.BACKENDS
+    assert tuple(BACKENDS) == subjects.BACKEND_NAMES
     assert {ability.backend for ability in info.abilities()} == set(BACKENDS)
     assert call(main, "generate", "--help") == 0
     shown = "".join(capsys.readouterr().out.split())

@@ -46,7 +46,7 @@ def _trust(efficiency: predict.Efficiency) -> str:
     if not efficiency.measured:
         whose += ".\nIt is another engine's: --measured takes svd-engine's own, from results on a GPU"
     low = ", ".join(f"{card.name} {card.low_power} W" for card in CARDS if card.low_power)
-    others = [check for check in predict.checks() if check.error is not None]
+    others = [check for check in predict.validations() if check.error is not None]
     worst = max(others, key=lambda check: abs(check.error or 0))
     return (
         f"{whose}.\n"
@@ -64,15 +64,15 @@ def _efficiency(efficiency: predict.Efficiency) -> str:
 
 
 def _checks() -> str:
-    checks = predict.checks()
-    sources = list(dict.fromkeys(check.row.source for check in checks))
+    validations = predict.validations()
+    sources = list(dict.fromkeys(check.row.source for check in validations))
     rows = [
         [
             check.row.stack, check.row.card, check.row.accumulation, f"{check.row.seconds:.1f}",
             "fitted" if check.predicted is None else f"{check.predicted:.1f}",
             percent(check.error, signed=True), f"[{sources.index(check.row.source) + 1}]",
         ]
-        for check in checks
+        for check in validations
     ]  # fmt: skip
     return Table(
         "The model against published times of SVD-XT (25 frames, 25 steps)",

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from svd_bench.cards.cards import CARDS, Card, card_named
-from svd_bench.cards.work import FRAMES, PUBLISHED, STAGES, Published, Stage, Work, video
+from svd_bench.cards.work import FRAMES, PARTS, PUBLISHED, Part, Published, Work, video
 from svd_bench.documents.results import Results, Row
 from svd_engine.errors import SettingsError
 
-NEEDED: dict[str, Stage] = {  # rows of a Results document
+NEEDED: dict[str, Part] = {  # rows of a Results document
     "denoiser_step": "denoiser",
     "vae_decoder": "vae_decoder",
     "image_encoder": "encoders",
@@ -30,7 +30,7 @@ HALF = ("float16", "bfloat16")
 class Efficiency:
     """Ideal over real time of each stage; `source` says whose times and on which card."""
 
-    stages: dict[Stage, float]
+    stages: dict[Part, float]
     card: str
     source: str
     measured: bool = False  # of svd-engine, in a document of ours; else published of another
@@ -45,7 +45,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Check:
+class Validation:
     """The model held against a published time; `predicted` is None for the row it was fitted to."""
 
     row: Published
@@ -81,9 +81,9 @@ def of_published(row: Published) -> Efficiency:
     ideal = {s: ideal_seconds(w, card, row.accumulation) for s, w in video(25).items()}
     if row.stages is None:
         one = sum(ideal.values()) / row.seconds
-        stages: dict[Stage, float] = dict.fromkeys(STAGES, one)
+        stages: dict[Part, float] = dict.fromkeys(PARTS, one)
     else:
-        stages = {stage: ideal[stage] / row.stages[stage] for stage in STAGES}
+        stages = {stage: ideal[stage] / row.stages[stage] for stage in PARTS}
     return Efficiency(stages, row.card, f"published: {row.stack} on {row.card} ({row.source})")
 
 
@@ -92,7 +92,7 @@ def assumed() -> Efficiency:
     return of_published(next(row for row in PUBLISHED if row.stages is not None))
 
 
-def checks() -> list[Check]:
+def validations() -> list[Validation]:
     """Each kind of stack is fitted to its time on the A100 80GB SXM; its other times are predicted."""
     made = []
     for kind in dict.fromkeys(row.kind for row in PUBLISHED):
@@ -100,10 +100,10 @@ def checks() -> list[Check]:
             (row for row in PUBLISHED if row.kind == kind), key=lambda row: row.card != "A100 80GB SXM"
         )
         efficiency = of_published(fitted)
-        made.append(Check(fitted, efficiency, None))
+        made.append(Validation(fitted, efficiency, None))
         for row in others:
             seconds = predict(card_named(row.card), efficiency, 25, 25, row.accumulation).seconds
-            made.append(Check(row, efficiency, seconds))
+            made.append(Validation(row, efficiency, seconds))
     return made
 
 
@@ -162,9 +162,9 @@ def calls(row: Row, steps: int) -> float:
     return steps if row.stage == "denoiser_step" else 1
 
 
-def _seconds(rows: list[Row]) -> dict[Stage, float]:
+def _seconds(rows: list[Row]) -> dict[Part, float]:
     """Of a video of 25 steps."""
-    times: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+    times: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
     for row in rows:
         times[NEEDED[row.stage]] += row.latency_ms.median / 1e3 * calls(row, 25)
     return times

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["denoiser", "vae_decoder", "encoders"]
-STAGES: tuple[Stage, ...] = ("denoiser", "vae_decoder", "encoders")
+Part = Literal["denoiser", "vae_decoder", "encoders"]
+PARTS: tuple[Part, ...] = ("denoiser", "vae_decoder", "encoders")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ IMAGE_ENCODER = Work(0.3346e12, 0.386e9)
 FRAMES = tuple(DENOISER_STEP)
 
 
-def video(frames: int, steps: int = 25) -> dict[Stage, Work]:
+def video(frames: int, steps: int = 25) -> dict[Part, Work]:
     """One video of SVD (14 frames) or SVD-XT (25) with classifier-free guidance."""
     return {
         "denoiser": DENOISER_STEP[frames] * steps,
@@ -50,7 +50,7 @@ class Published:
     seconds: float
     source: str
     accumulation: Literal["fp16", "fp32"] = "fp32"
-    stages: dict[Stage, float] | None = None  # seconds, where published
+    stages: dict[Part, float] | None = None  # seconds, where published
 
 
 TENSORRT = "Model card of stabilityai/stable-video-diffusion-img2vid-xt-1-1-tensorrt"

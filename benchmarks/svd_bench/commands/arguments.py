@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from svd_bench.documents.results import Results
     from svd_bench.documents.table import Table
+    from svd_bench.measuring.progress import Progress
 
 
 def names(value: str) -> list[str]:
@@ -23,7 +24,7 @@ def command_line() -> list[str]:
     return ["svd-bench", *sys.argv[1:]]
 
 
-def progress() -> Callable[[str], None]:
+def progress() -> Progress:
     """Writes a line to stderr, with the seconds since now."""
     started = time.monotonic()
     return lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True)

@@ -30,7 +30,7 @@ def compiled_command(
 ) -> None:
     """Counts what TensorRT's compiler makes of a bundle: kernels, memory traffic, memory.  Needs no GPU."""
     from svd_bench.compiled.compile_bundle import compile_bundle, keys_of
-    from svd_bench.compiled.document import changes, check_common, read_compiled, tables
+    from svd_bench.compiled.document import changes_table, check_common, compiled_tables, read_compiled
     from svd_bench.documents.recorder import out_folder
     from svd_bench.report import plots
     from svd_engine.arguments import one_of
@@ -51,9 +51,9 @@ def compiled_command(
     if out is not None:
         console.write_text(out / "compiled.json", text + "\n")
         console.write_text(out / "compiled.svg", plots.compiled(document))
-    shown = tables(document)
+    shown = compiled_tables(document)
     if against is not None:
-        shown.append(changes(other or compile_bundle(against, target, wanted, progress()), document))
+        shown.append(changes_table(other or compile_bundle(against, target, wanted, progress()), document))
     show_tables(shown, markdown)
     typer.echo(text)
 
@@ -70,7 +70,7 @@ def forms_command(
 ) -> None:
     """Compiles the candidates for the form of a network's graph: normalisations and attention."""
     from svd_bench.compiled.compile_bundle import compile_forms
-    from svd_bench.compiled.document import overview
+    from svd_bench.compiled.document import networks_table
     from svd_bench.documents.recorder import out_folder
     from svd_engine.arguments import one_of
     from svd_engine.cli import console
@@ -79,7 +79,7 @@ def forms_command(
     if out is not None:
         out_folder(out)
     document = compile_forms(bundle, target, network, progress())
-    show_tables([overview(document)], markdown)
+    show_tables([networks_table(document)], markdown)
     text = document.model_dump_json()
     if out is not None:
         console.write_text(out / f"forms-{network}.json", text + "\n")

@@ -31,6 +31,6 @@ def gpu_check(
     if rehearse and device not in ("auto", "cpu"):
         raise typer.BadParameter("--rehearse runs on the CPU: leave --device out")
 
-    from svd_bench.gpu.check import check
+    from svd_bench.gpu.check import check_gpu
 
-    raise SystemExit(check(out, device, limit_s, names(only), command_line(), rehearse=rehearse))
+    raise SystemExit(check_gpu(out, device, limit_s, names(only), command_line(), rehearse=rehearse))

@@ -15,7 +15,7 @@ from svd_engine.cli.options import DType, Family, Variant
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
-class Rungs(StrEnum):
+class RungsOption(StrEnum):
     all = "all"
     ends = "ends"
 
@@ -28,7 +28,7 @@ RandomWeights = Annotated[
     Family | None,
     typer.Option(help="Architecture to measure with seeded random weights, without a checkpoint."),
 ]
-Frames = Annotated[
+FrameCount = Annotated[
     int | None, typer.Option(help="Number of frames; default the bundle's or checkpoint's own.")
 ]
 Pixels = Annotated[int | None, typer.Option(help="In pixels; default the bundle's or checkpoint's own.")]
@@ -56,7 +56,7 @@ def run(
         str, typer.Option(help="Peers to compare with: diffusers, diffusers-compile, or none.")
     ] = "diffusers",
     stages: Annotated[str, typer.Option(help="Stages to measure, separated by commas; default all.")] = "",
-    frames: Frames = None,
+    frames: FrameCount = None,
     height: Pixels = None,
     width: Pixels = None,
     decode_chunk: Chunk = None,
@@ -75,10 +75,10 @@ def run(
     if bundle is not None and dtype is not DType.auto:
         raise typer.BadParameter("--dtype belongs to a checkpoint; a bundle has its own")
 
-    from svd_bench.contest.runs import Asked, measure_run
+    from svd_bench.contest.runs import RunOptions, measure_run
     from svd_bench.report.views import tables_of
 
-    asked = Asked(
+    options = RunOptions(
         bundle=bundle,
         checkpoint=f"random:{random_weights.value}" if random_weights else checkpoint,
         variant=variant,
@@ -97,7 +97,7 @@ def run(
         out=out,
         command=command_line(),
     )
-    results = measure_run(asked, progress())
+    results = measure_run(options, progress())
     show_results(results, tables_of(results))
 
 
@@ -113,9 +113,9 @@ def ladder(
         str, typer.Option(help="Backends to measure: eager, compiled, onnxruntime.")
     ] = "eager,onnxruntime",
     rungs: Annotated[
-        Rungs, typer.Option(help="all: add one rewrite per rung; ends: no rewrites and all of them.")
-    ] = Rungs.all,
-    frames: Frames = None,
+        RungsOption, typer.Option(help="all: add one rewrite per rung; ends: no rewrites and all of them.")
+    ] = RungsOption.all,
+    frames: FrameCount = None,
     height: Pixels = None,
     width: Pixels = None,
     decode_chunk: Chunk = None,
@@ -134,10 +134,10 @@ def ladder(
     if variant and checkpoint is None:
         raise typer.BadParameter("--variant belongs to --checkpoint")
 
-    from svd_bench.contest.runs import Asked, measure_rungs
+    from svd_bench.contest.runs import RunOptions, measure_rungs
     from svd_bench.report.ladder import ladder_tables
 
-    asked = Asked(
+    options = RunOptions(
         bundle=None,
         checkpoint=f"random:{random_weights.value}" if random_weights else checkpoint,
         variant=variant,
@@ -157,5 +157,5 @@ def ladder(
         command=command_line(),
         peer_dtype=peer_dtype.value,
     )
-    results = measure_rungs(asked, rungs.value, progress())
+    results = measure_rungs(options, rungs.value, progress())
     show_results(results, ladder_tables(results))

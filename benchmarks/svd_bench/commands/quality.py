@@ -49,21 +49,21 @@ def quality_command(
     import torch
 
     from svd_bench.measuring.environment import environment
-    from svd_bench.quality.document import Document, tables
-    from svd_bench.quality.evaluate import measure
+    from svd_bench.quality.document import QualityDocument, quality_tables
+    from svd_bench.quality.evaluate import evaluate
 
     where = environment(torch.device("cpu"), None, command_line())
-    figures, motions, settings = measure(
+    figures, motions, settings = evaluate(
         checkpoint,
         photographs,
         progress(),
         only.value,
         variant,
     )
-    document = Document(
+    document = QualityDocument(
         environment=where, checkpoint=checkpoint, figures=figures, motions=motions, settings=settings
     )
-    show_tables([table for table in tables(document) if table.rows], markdown)
+    show_tables([table for table in quality_tables(document) if table.rows], markdown)
     text = document.model_dump_json()
     typer.echo(text)
     if out is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
-class Family(StrEnum):
+class FullSizeFamily(StrEnum):
     svd = "svd"
     svd_xt = "svd-xt"
 
@@ -34,7 +34,8 @@ def tiers_command(
     ] = False,
     device: Annotated[str, typer.Option(help="With --run: GPU to use, cuda or cuda:N.")] = "cuda",
     random_weights: Annotated[
-        Family | None, typer.Option(help="With --run: architecture to measure with seeded random weights.")
+        FullSizeFamily | None,
+        typer.Option(help="With --run: architecture to measure with seeded random weights."),
     ] = None,
     checkpoint: Annotated[
         str | None,
@@ -116,7 +117,7 @@ def compare(
     from svd_bench.report import compare as comparing
 
     comparison = comparing.compare(read_results(old), read_results(new), threshold)
-    typer.echo(comparing.table(comparison).text())
+    typer.echo(comparing.comparison_table(comparison).text())
     count = len(comparison.regressions)
     typer.echo(f"{count} of {len(comparison.changes)} got worse by more than {threshold:.3g}, beyond noise")
     if count:
@@ -160,13 +161,13 @@ def _emulate(
     path = None if out is None else out_folder(out) / "tiers.json"
     recorder = Recorder("tiers", environment(where, gpu, command_line()), path)
     recorder.warn(without)
-    base = emulate.attempt(source, str(where), model, steps, repeat, variant)
+    base = emulate.base_attempt(source, str(where), model, steps, repeat, variant)
     tried = []
-    for one in emulate.walk(base, chosen, using, frames or [model.frames], emulate.in_subprocess):
+    for one in emulate.try_tiers(base, chosen, using, frames or [model.frames], emulate.in_subprocess):
         typer.echo(str(one), err=True)
         tried.append(one)
-        emulate.record(recorder, one, model)
-    typer.echo(emulate.table(tried, recorder.environment.device).text())
+        emulate.record_result(recorder, one, model)
+    typer.echo(emulate.tiers_table(tried, recorder.environment.device).text())
     typer.echo(recorder.results().model_dump_json())
     if any(one.answer.failed for one in tried):
         raise typer.Exit(1)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from svd_engine.errors import ExportError
 from svd_export.attention_pattern import Graph
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def flop_of(path: Path) -> int:
@@ -23,7 +26,7 @@ def flop_of(path: Path) -> int:
     return sum(_flop(node, graph) for node in graph.nodes)
 
 
-def _flop(node: Any, graph: Graph) -> int:
+def _flop(node: onnx.NodeProto, graph: Graph) -> int:
     if node.op_type not in ("MatMul", "Gemm", "Conv", "Attention"):
         return 0
     first, second, made = (_shape(graph, name) for name in (node.input[0], node.input[1], node.output[0]))

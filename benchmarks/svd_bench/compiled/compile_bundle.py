@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from svd_bench.compiled.compiling import CompileCase, compiled_in_child
 from svd_bench.compiled.document import CompiledDocument, CompiledNetwork
 from svd_bench.measuring.environment import environment
+from svd_bench.measuring.progress import Progress
 from svd_engine.bundle.manifest import NetworkEntry
 from svd_engine.bundle.reading import Bundle
 from svd_export.compiled import capability, installed
@@ -23,9 +24,8 @@ from svd_export.compiled import capability, installed
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Progress = Callable[[str], None]
-Normalisation = Literal["operator", "instance, float32", "instance, half"]
-Attention = Literal["operator", "products"]
+NormalisationForm = Literal["operator", "instance, float32", "instance, half"]
+AttentionForm = Literal["operator", "products"]
 
 
 def compile_bundle(
@@ -64,7 +64,7 @@ def compile_forms(folder: Path, target: str, network: str, progress: Progress) -
     bundle = Bundle(folder)
     entry = next(e for e in bundle.manifest.networks if e.spec.network == network)
     made = []
-    for normalisation in get_args(Normalisation):
+    for normalisation in get_args(NormalisationForm):
         for attention in _attentions(bundle, entry):
             name = f"{entry.spec.key}: normalisation {normalisation}; attention {attention}"
             progress(f"{name}: compiling for {target}")
@@ -75,7 +75,7 @@ def compile_forms(folder: Path, target: str, network: str, progress: Progress) -
 
 @contextmanager
 def candidate(
-    bundle: Bundle, entry: NetworkEntry, normalisation: Normalisation, attention: Attention
+    bundle: Bundle, entry: NetworkEntry, normalisation: NormalisationForm, attention: AttentionForm
 ) -> Iterator[Path]:
     """The graph for TensorRT with other forms of two operators, in a temporary folder."""
     import onnx_ir as ir
@@ -98,11 +98,11 @@ def candidate(
         yield graph
 
 
-def _attentions(bundle: Bundle, entry: NetworkEntry) -> Sequence[Attention]:
+def _attentions(bundle: Bundle, entry: NetworkEntry) -> Sequence[AttentionForm]:
     import onnx_ir as ir
 
     whole = bool(_all(ir.load(bundle.graph(entry.spec, "tensorrt")), "Attention"))
-    return get_args(Attention) if whole else ("products",)
+    return get_args(AttentionForm) if whole else ("products",)
 
 
 def _all(model: ir.Model, operator: str) -> list[ir.Node]:

@@ -17,10 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict
 
 from svd_bench.compiled.arithmetic import flop_of
-from svd_bench.compiled.document import CompiledNetwork, Group
+from svd_bench.compiled.document import CompiledNetwork, KernelGroup
+from svd_bench.documents.strict import StrictModel
 from svd_bench.measuring.memory import PeakSampler
 from svd_engine.cli import console
 from svd_engine.errors import ExportError
@@ -30,9 +30,7 @@ from svd_export.graph_check import check_graph
 LARGEST = 12  # names of kernels that a document keeps
 
 
-class CompileCase(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class CompileCase(StrictModel):
     network: str  # key
     graph: Path
     target: str
@@ -93,9 +91,9 @@ def compile_case(case: CompileCase) -> CompiledNetwork:
     )
 
 
-def _groups(traffic: Mapping[str, Traffic]) -> dict[str, Group]:
+def _groups(traffic: Mapping[str, Traffic]) -> dict[str, KernelGroup]:
     return {
-        name: Group(kernels=t.kernels, read_bytes=t.read_bytes, written_bytes=t.written_bytes)
+        name: KernelGroup(kernels=t.kernels, read_bytes=t.read_bytes, written_bytes=t.written_bytes)
         for name, t in traffic.items()
     }
 

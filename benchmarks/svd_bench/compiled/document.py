@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from svd_bench.documents.results import Environment
+from svd_bench.documents.strict import StrictModel
 from svd_bench.documents.table import Table, figure
 from svd_engine.bundle.manifest import CompiledFigures, DType
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Group(_Strict):
+class KernelGroup(StrictModel):
     """Kernels of one kind or name, and what they move."""
 
     kernels: int
@@ -26,7 +23,7 @@ class Group(_Strict):
     written_bytes: int
 
 
-class CompiledNetwork(_Strict):
+class CompiledNetwork(StrictModel):
     """One call of one network."""
 
     network: str  # key
@@ -34,13 +31,13 @@ class CompiledNetwork(_Strict):
     flop: float  # of products and convolutions, 2 per multiply-add
     attentions: int  # layers
     fused_attentions: int  # of these, one kernel each that never writes the scores
-    kinds: dict[str, Group]  # largest first
-    names: dict[str, Group]  # the largest, numbers left out of a kernel's name
+    kinds: dict[str, KernelGroup]  # largest first
+    names: dict[str, KernelGroup]  # the largest, numbers left out of a kernel's name
     seconds: float  # that compiling took
     peak_host_bytes: int  # of the compiling process
 
 
-class CompiledDocument(_Strict):
+class CompiledDocument(StrictModel):
     environment: Environment
     compiler: str  # "TensorRT for RTX 1.7.1.116"
     target: str  # "sm89"
@@ -64,12 +61,12 @@ def read_compiled(path: Path) -> CompiledDocument:
         ) from error
 
 
-def tables(document: CompiledDocument) -> list[Table]:
+def compiled_tables(document: CompiledDocument) -> list[Table]:
     """The overview, and what moves most in each network."""
-    return [overview(document), *(_largest(network) for network in document.networks)]
+    return [networks_table(document), *(_largest(network) for network in document.networks)]
 
 
-def overview(document: CompiledDocument) -> Table:
+def networks_table(document: CompiledDocument) -> Table:
     weights = ", random weights" if document.random_weights else ""
     rows = [
         [
@@ -95,7 +92,7 @@ def overview(document: CompiledDocument) -> Table:
     )  # fmt: skip
 
 
-def changes(old: CompiledDocument, new: CompiledDocument) -> Table:
+def changes_table(old: CompiledDocument, new: CompiledDocument) -> Table:
     """Networks that both have.  Raises SettingsError when there is none."""
     before = {network.network: network for network in old.networks}
     check_common(before, [n.network for n in new.networks])
@@ -137,7 +134,7 @@ def _made(document: CompiledDocument) -> str:
 def _largest(network: CompiledNetwork) -> Table:
     total = network.figures.read_bytes + network.figures.written_bytes
 
-    def rows(groups: Mapping[str, Group], what: str) -> list[list[str]]:
+    def rows(groups: Mapping[str, KernelGroup], what: str) -> list[list[str]]:
         return [
             [
                 what,

@@ -19,8 +19,9 @@ from svd_bench.measuring.check import check_output, check_placement, tolerance
 from svd_bench.measuring.environment import clock_warning, clocks
 from svd_bench.measuring.memory import Peaks
 from svd_bench.measuring.nvml import Gpu
+from svd_bench.measuring.progress import Progress
 from svd_bench.measuring.timing import Lap, Timer, interleave, mean_joules, paired, spread
-from svd_bench.subjects.cases import Case, Running
+from svd_bench.subjects.cases import Case, OpenCase
 from svd_engine.errors import BackendError
 
 
@@ -32,20 +33,20 @@ class Bench:
     timer: Timer
     recorder: Recorder
     ceiling: Ceiling
-    open_case: Callable[[Case], Running]
+    open_case: Callable[[Case], OpenCase]
     peaks: Callable[[Case], Peaks]
     gpu: Gpu | None = None
     repeat: int = 5
     warmup: int = 0  # rounds that are not timed, after the first call
-    say: Callable[[str], None] = lambda line: None
+    say: Progress = lambda line: None
 
 
 @dataclass
-class Started:
+class CheckedCase:
     """An opened case that has passed its check."""
 
     case: Case
-    running: Running
+    running: OpenCase
     first_ms: float
     difference: float
     laps: list[Lap] = field(default_factory=list)
@@ -92,15 +93,15 @@ def contest(
             _put(bench, anchor, flop)
 
 
-def _open(bench: Bench, case: Case) -> tuple[Running, float]:
+def _open(bench: Bench, case: Case) -> tuple[OpenCase, float]:
     bench.say(f"{case}: loading")
     lap, running = bench.timer.lap(lambda: bench.open_case(case))
     return running, lap.ms
 
 
 def _start(
-    bench: Bench, case: Case, opened: tuple[Running, float], reference: Tensor | None
-) -> tuple[Started, Tensor]:
+    bench: Bench, case: Case, opened: tuple[OpenCase, float], reference: Tensor | None
+) -> tuple[CheckedCase, Tensor]:
     """The case after its first call and its checks, and the reference: the given one or its own output."""
     running, open_ms = opened
     bench.say(f"{case}: first call")
@@ -114,10 +115,10 @@ def _start(
     except BaseException:
         running.close()
         raise
-    return Started(case, running, open_ms + lap.ms, difference), kept
+    return CheckedCase(case, running, open_ms + lap.ms, difference), kept
 
 
-def _rounds(bench: Bench, *started: Started) -> None:
+def _rounds(bench: Bench, *started: CheckedCase) -> None:
     bench.say(
         f"{started[-1].case}: {bench.repeat} rounds" + (" beside the first" if len(started) > 1 else "")
     )
@@ -145,7 +146,7 @@ def _peaks(bench: Bench, case: Case) -> Peaks:
         return Peaks()
 
 
-def _put(bench: Bench, one: Started, flop: float | None) -> None:
+def _put(bench: Bench, one: CheckedCase, flop: float | None) -> None:
     case, latency = one.case, spread(one.laps)
     row = Row(
         subject=case.subject.name,

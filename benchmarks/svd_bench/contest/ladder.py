@@ -12,7 +12,7 @@ from svd_bench.contest.stages import reference_output
 from svd_bench.documents.results import Setting
 from svd_bench.subjects.cases import Case, Subject, checkpoint_of
 from svd_bench.subjects.flop import stage_flop
-from svd_bench.subjects.one_graph import exported
+from svd_bench.subjects.one_graph import exported_graph
 from svd_bench.subjects.opening import stage_spec
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.spec.model import Architecture
@@ -72,7 +72,7 @@ def cases(
                 yield case
                 continue
             bench.say(f"{case}: exporting")
-            with exported(subject, spec) as with_graph:
+            with exported_graph(subject, spec) as with_graph:
                 yield case.model_copy(update={"subject": with_graph})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from svd_bench.documents.results import Ceiling, Environment, Kind, Misfit, Outcome, Results, Row
+from svd_bench.documents.results import Ceiling, DocumentKind, Environment, Outcome, OutOfMemory, Results, Row
 from svd_engine.cli import console
 from svd_engine.errors import OutputError
 
@@ -13,13 +13,13 @@ class Recorder:
     """`path` is the document's file, or None for one that is only printed."""
 
     def __init__(
-        self, kind: Kind, environment: Environment, path: Path | None = None, rehearsal: bool = False
+        self, kind: DocumentKind, environment: Environment, path: Path | None = None, rehearsal: bool = False
     ) -> None:
         self.kind, self.environment, self.path = kind, environment, path
         self.rehearsal = rehearsal
         self.ceiling: Ceiling | None = None
         self._rows: dict[str, Row] = {}
-        self._misfits: list[Misfit] = []
+        self._misfits: list[OutOfMemory] = []
         self._warnings: dict[str, None] = {}
         self._outcomes: dict[str, Outcome] = {}
 
@@ -28,7 +28,7 @@ class Recorder:
         self._rows[key] = row
         self.save()
 
-    def missed(self, misfit: Misfit) -> None:
+    def put_out_of_memory(self, misfit: OutOfMemory) -> None:
         self._misfits.append(misfit)
         self.save()
 

@@ -7,24 +7,21 @@ None, never an estimate: predictions have a type of their own in `predict`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
+from svd_bench.documents.strict import StrictModel
 from svd_engine.errors import SettingsError
 
 FORMAT: Literal[1] = 1
 STAGES = (  # of a video, in the order in which they run, and the whole
     "image_encoder", "vae_encoder", "denoiser_step", "sampler", "vae_decoder", "video_encode", "whole_video",
 )  # fmt: skip
-Kind = Literal["run", "ladder", "tiers", "quality", "gpu-check"]
+DocumentKind = Literal["run", "ladder", "tiers", "quality", "gpu-check"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Spread(_Strict):
+class Spread(StrictModel):
     """Of repeated timings, warm-up left out."""
 
     median: float
@@ -33,7 +30,7 @@ class Spread(_Strict):
     runs: int
 
 
-class Ratio(_Strict):
+class Ratio(StrictModel):
     """Time over another's time: below 1 is faster.  Of the rounds that both shared, one ratio each."""
 
     median: float
@@ -49,7 +46,7 @@ class Ratio(_Strict):
         return self.low > 1 or self.high < 1
 
 
-class Environment(_Strict):
+class Environment(StrictModel):
     """Where and how a document was measured."""
 
     device: str  # "NVIDIA H200", or the CPU's model name
@@ -67,7 +64,7 @@ class Environment(_Strict):
     measured_at: str  # UTC, ISO 8601
 
 
-class Clocks(_Strict):
+class Clocks(StrictModel):
     """GPU clock and temperature around a measurement; a warning when they moved."""
 
     before_mhz: int
@@ -76,7 +73,7 @@ class Clocks(_Strict):
     throttled: bool
 
 
-class Ceiling(_Strict):
+class Ceiling(StrictModel):
     """Rates of this machine, measured in the same run, by element type ("float32", "bfloat16", ...)."""
 
     matmul_flops: dict[str, float]
@@ -92,7 +89,7 @@ class Ceiling(_Strict):
         return None if flop is None else flop / (ms / 1e3) / self.best_rate(dtype)
 
 
-class Setting(_Strict):
+class Setting(StrictModel):
     """What was asked for; rows compare only when this and the hardware agree."""
 
     model: str
@@ -107,7 +104,7 @@ class Setting(_Strict):
     networks: Literal["resident", "swapped"] = "resident"  # all in memory, or one at a time
 
 
-class Row(_Strict):
+class Row(StrictModel):
     """One thing measured: `stage` of `subject`, as it really ran."""
 
     subject: str  # "svd-engine", "diffusers", "diffusers-compile"
@@ -132,12 +129,12 @@ class Row(_Strict):
 
     @field_validator("of_diffusers", mode="before")
     @classmethod
-    def _without_rounds(cls, value: Any) -> Any:
+    def _without_rounds(cls, value: object) -> object:
         """Earlier documents have one number, of the medians, and no rounds to take another from."""
         return {"median": value} if isinstance(value, int | float) else value
 
 
-class Misfit(_Strict):
+class OutOfMemory(StrictModel):
     """A setting that a device's memory, or a cap on it, did not hold."""
 
     backend: str
@@ -146,26 +143,26 @@ class Misfit(_Strict):
     stopped_in: str  # where the memory ran out: "denoiser", "vae_decoder"
 
 
-class Outcome(_Strict):
+class Outcome(StrictModel):
     """How one stage of a check ended; `why` says what stopped it, `facts` what it found besides rows."""
 
     stage: str
     status: Literal["passed", "failed", "skipped"]
     seconds: float
     why: str = ""
-    facts: dict[str, str] = {}
+    facts: dict[str, str] = Field(default_factory=dict)
     lines: tuple[str, ...] = ()  # a table of kernels, a traceback
 
 
-class Results(_Strict):
+class Results(StrictModel):
     """One document."""
 
     format: Literal[1] = FORMAT
-    kind: Kind
+    kind: DocumentKind
     environment: Environment
     ceiling: Ceiling | None = None
     rows: tuple[Row, ...]
-    misfits: tuple[Misfit, ...] = ()  # of tiers
+    misfits: tuple[OutOfMemory, ...] = ()  # of tiers
     warnings: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()  # of gpu-check
     rehearsal: bool = False  # a gpu-check without a GPU: tiny networks, no figure says anything of one

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from svd_bench.documents.results import Environment, Misfit, Results, Row, Setting
+from svd_bench.documents.results import Environment, OutOfMemory, Results, Row, Setting
 
-Kind = Literal["run", "ladder", "tiers"]
+ScopeKind = Literal["run", "ladder", "tiers"]
 CAP = "emulated cap "  # notes of rows measured under one begin with it
 
 
 @dataclass(frozen=True)
 class Scope:
-    kind: Kind
+    kind: ScopeKind
     setting: Setting  # of the first row; in "tiers" its decode chunk, guidance and swapping vary
     rows: tuple[Row, ...]
-    misfits: tuple[Misfit, ...] = ()  # of "tiers"
+    misfits: tuple[OutOfMemory, ...] = ()  # of "tiers"
 
     @property
     def title(self) -> str:
@@ -39,10 +39,10 @@ class Scope:
 
 def scopes(document: Results) -> list[Scope]:
     """In the document's order; every row is in exactly one."""
-    rows: dict[tuple[Kind, Setting], list[Row]] = {}
+    rows: dict[tuple[ScopeKind, Setting], list[Row]] = {}
     for row in document.rows:
         rows.setdefault(_key(document, row), []).append(row)
-    misfits: dict[tuple[Kind, Setting], list[Misfit]] = {}
+    misfits: dict[tuple[ScopeKind, Setting], list[OutOfMemory]] = {}
     for misfit in document.misfits:
         misfits.setdefault(_key(document, misfit), []).append(misfit)
     found = []
@@ -53,7 +53,7 @@ def scopes(document: Results) -> list[Scope]:
     return found
 
 
-def _key(document: Results, row: Row | Misfit) -> tuple[Kind, Setting]:
+def _key(document: Results, row: Row | OutOfMemory) -> tuple[ScopeKind, Setting]:
     if row.note.startswith(CAP):
         varied = {"decode_chunk": 0, "guidance": "batched", "networks": "resident"}
         return "tiers", row.setting.model_copy(update=varied)

@@ -25,10 +25,11 @@ from svd_bench.documents.recorder import Recorder, out_folder
 from svd_bench.documents.results import Outcome, Results
 from svd_bench.documents.table import GIB
 from svd_bench.gpu.context import Context, Skipped
-from svd_bench.gpu.stage import Stage
-from svd_bench.gpu.stages import STAGES
+from svd_bench.gpu.stage import GpuStage
+from svd_bench.gpu.stages import GPU_STAGES
 from svd_bench.measuring.environment import environment
 from svd_bench.measuring.nvml import Gpu, open_gpu
+from svd_bench.measuring.progress import Progress
 from svd_bench.measuring.timing import timer_for
 from svd_bench.report.views import tables_of
 from svd_engine.arguments import one_of
@@ -43,13 +44,13 @@ class OutOfTime(BaseException):
     """Not an Exception, so that no library takes it for a failure of its own and goes on."""
 
 
-def check(
+def check_gpu(
     out: Path,
     device: str,
     limit_s: float,
     only: Sequence[str],
     command: Sequence[str],
-    stages: Sequence[Stage] = STAGES,
+    stages: Sequence[GpuStage] = GPU_STAGES,
     rehearse: bool = False,
 ) -> int:
     """Says what it found first, writes OUT/gpu-check.json and prints the summary last.
@@ -64,7 +65,7 @@ def check(
     where = torch.device("cpu") if rehearse else resolve(device)
     started = time.monotonic()
     gpu, why_not = open_gpu(where)
-    print(f"{mark}{found(where, gpu)}", flush=True)
+    print(f"{mark}{describe_device(where, gpu)}", flush=True)
     if where.type != "cuda" and not rehearse:
         raise BackendUnavailable(
             "gpu-check",
@@ -82,13 +83,13 @@ def check(
     timer = timer_for(where, gpu.joules if gpu else lambda: None)
     context = Context(where, gpu, timer, recorder, say)
     chosen = [stage for stage in stages if not only or stage is stages[0] or stage.name in only]
-    run(context, chosen, lambda: limit_s - (time.monotonic() - started), say)
+    run_stages(context, chosen, lambda: limit_s - (time.monotonic() - started), say)
     results = recorder.results()
     print("\n".join(f"{mark}{line}".rstrip() for line in summary(results).splitlines()))
     return int(any(outcome.status == "failed" for outcome in results.outcomes))
 
 
-def found(device: torch.device, gpu: Gpu | None) -> str:
+def describe_device(device: torch.device, gpu: Gpu | None) -> str:
     """The GPU and what drives it, or why there is none."""
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     if device.type == "cuda":
@@ -105,18 +106,18 @@ def found(device: torch.device, gpu: Gpu | None) -> str:
     return f"no CUDA GPU in use: device {device} was asked for; {versions}"
 
 
-def run(
-    context: Context, stages: Sequence[Stage], left_s: Callable[[], float], say: Callable[[str], None]
+def run_stages(
+    context: Context, stages: Sequence[GpuStage], left_s: Callable[[], float], say: Progress
 ) -> None:
     """Every stage to its outcome in the recorder."""
     for stage in stages:
         say(f"== {stage.name}")
-        outcome = attempt(context, stage, left_s)
+        outcome = run_stage(context, stage, left_s)
         say(f"== {stage.name}: {outcome.status} {outcome.why}")
         context.recorder.ended(outcome)
 
 
-def attempt(context: Context, stage: Stage, left_s: Callable[[], float]) -> Outcome:
+def run_stage(context: Context, stage: GpuStage, left_s: Callable[[], float]) -> Outcome:
     before = left_s()
     needed = stage.needs_s if context.full else 0
     if before - RESERVE_S < needed:
@@ -136,7 +137,7 @@ def attempt(context: Context, stage: Stage, left_s: Callable[[], float]) -> Outc
 
     try:
         with deadline(before - RESERVE_S):
-            found = stage.run(context)
+            findings = stage.run(context)
     except Skipped as error:
         return ended("skipped", str(error))
     except OutOfTime:
@@ -146,7 +147,7 @@ def attempt(context: Context, stage: Stage, left_s: Callable[[], float]) -> Outc
             torch.cuda.empty_cache()
         lines = traceback.format_exc().splitlines()
         return ended("failed", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", lines)
-    return ended("passed", lines=found.lines).model_copy(update={"facts": found.facts})
+    return ended("passed", lines=findings.lines).model_copy(update={"facts": findings.facts})
 
 
 @contextmanager

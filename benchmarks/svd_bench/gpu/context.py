@@ -19,10 +19,11 @@ from svd_bench.documents.recorder import Recorder
 from svd_bench.documents.results import Setting
 from svd_bench.measuring.memory import Peaks, PeakSampler, release
 from svd_bench.measuring.nvml import Gpu
+from svd_bench.measuring.progress import Progress
 from svd_bench.measuring.timing import Timer
-from svd_bench.subjects.cases import BUNDLED, Case, Running, Subject, profile_of
+from svd_bench.subjects.cases import BUNDLED, Case, OpenCase, Subject, profile_of
 from svd_bench.subjects.flop import stage_flop
-from svd_bench.subjects.opening import NetworkRunning, Opened, PipelineRunning, VideoRunning
+from svd_bench.subjects.opening import OpenBackend, OpenEngine, OpenNetwork, OpenPipeline
 from svd_bench.subjects.peers import PeerBackend, PeerNetwork, pipeline
 from svd_engine.backends.choose import Choice
 from svd_engine.backends.registry import BACKENDS
@@ -76,7 +77,7 @@ class DeviceWeights:
         yield f"random weights drawn on {self.device}".encode()
 
 
-class Kept:
+class CachedBackend:
     """A backend that opens each network once, and keeps it when the one who asked closes."""
 
     def __init__(self, backend: Backend, rewrites: Callable[[str], tuple[str, ...]]) -> None:
@@ -93,12 +94,12 @@ class Kept:
         """Networks stay until the process ends."""
 
 
-class KeptNetwork(NetworkRunning):
+class CachedNetwork(OpenNetwork):
     def close(self) -> None:
         release()
 
 
-class KeptVideo(VideoRunning):
+class CachedEngine(OpenEngine):
     def close(self) -> None:
         release()
 
@@ -112,7 +113,7 @@ class Context:
         gpu: Gpu | None,
         timer: Timer,
         recorder: Recorder,
-        say: Callable[[str], None],
+        say: Progress,
     ) -> None:
         self.device, self.gpu, self.timer, self.recorder, self.say = device, gpu, timer, recorder, say
         self.full = device.type == "cuda"
@@ -120,7 +121,7 @@ class Context:
         self.checkpoint = random_checkpoint("svd-xt") if self.full else tiny_checkpoint()
         self.checkpoint = replace(self.checkpoint, weights=DeviceWeights(device))
         self.modules = Modules(self.checkpoint, getattr(torch, self.dtype), device)
-        self._backends: dict[Subject, Kept] = {}
+        self._backends: dict[Subject, CachedBackend] = {}
 
     def setting(self, frames: int = 25) -> Setting:
         """Native size, 25 steps.  SVD's 14 frames run on the same weights: one architecture serves both."""
@@ -166,12 +167,12 @@ class Context:
         flop = stage_flop(stage, setting, self.checkpoint.model.architecture, self.checkpoint.configs)
         contest(bench, [Case(subject=s, stage=stage, setting=setting) for s in subjects], None, flop)
 
-    def opened(self, subject: Subject) -> Opened:
+    def opened(self, subject: Subject) -> OpenBackend:
         """The subject's backend, kept; eager and compiled share one set of weights."""
         if subject not in self._backends:
             self._backends[subject] = self._open(subject)
         kept = self._backends[subject]
-        return Opened(kept, self.checkpoint.model.architecture, kept.rewrites)
+        return OpenBackend(kept, self.checkpoint.model.architecture, kept.rewrites)
 
     def drop(self, subject: Subject) -> None:
         """Closes what `opened` keeps of a subject."""
@@ -182,28 +183,30 @@ class Context:
             kept.backend.close()
             release()
 
-    def _open(self, subject: Subject) -> Kept:
+    def _open(self, subject: Subject) -> CachedBackend:
         if subject.backend in BUNDLED and subject.bundle is not None:
             bundle = Bundle(subject.bundle)
             applied = [r for r in bundle.manifest.rewrites if r.places]
             backend = BACKENDS[subject.backend].open(bundle, self.device, default_folder())
-            return Kept(backend, lambda part: tuple(r.name for r in applied if r.network == part))
+            return CachedBackend(backend, lambda part: tuple(r.name for r in applied if r.network == part))
         if subject.name != "svd-engine":
             compiled = subject.backend == "torch.compile"
             dtype = getattr(torch, self.dtype)
-            return Kept(PeerBackend(self.checkpoint, dtype, self.device, compiled), lambda _: ())
+            return CachedBackend(PeerBackend(self.checkpoint, dtype, self.device, compiled), lambda _: ())
         compiled = subject.backend == "compiled"
         ours: Backend = CompiledBackend(self.modules) if compiled else EagerBackend(self.modules)
-        return Kept(ours, lambda part: tuple(a.name for a in self.modules.applied.get(part, []) if a.places))
+        return CachedBackend(
+            ours, lambda part: tuple(a.name for a in self.modules.applied.get(part, []) if a.places)
+        )
 
-    def open_case(self, case: Case) -> Running:
+    def open_case(self, case: Case) -> OpenCase:
         if case.stage != "whole_video":
-            return KeptNetwork(case, self.opened(case.subject))
+            return CachedNetwork(case, self.opened(case.subject))
         if case.subject.name == "svd-engine":
-            return KeptVideo(self.engine(case), case.setting)
+            return CachedEngine(self.engine(case), case.setting)
         compiled = case.subject.backend == "torch.compile"
         made = pipeline(self.checkpoint, getattr(torch, self.dtype), self.device, compiled)
-        return PipelineRunning(made, case.subject.backend, case.setting)
+        return OpenPipeline(made, case.subject.backend, case.setting)
 
     def engine(self, case: Case) -> VideoEngine:
         """Over the networks that other stages have opened, and compiled, before."""
@@ -237,18 +240,18 @@ class Context:
         running.close()
         return Peaks(driver=driver.peak - others if self.gpu else None, torch=peak)
 
-    def weights_of(self, running: Running) -> list[Tensor]:
+    def weights_of(self, running: OpenCase) -> list[Tensor]:
         """Each once, whichever networks share it."""
         modules: list[nn.Module] = []
-        if isinstance(running, PipelineRunning):
+        if isinstance(running, OpenPipeline):
             modules = [part for part in running.pipeline.components.values() if isinstance(part, nn.Module)]
-        elif isinstance(running, NetworkRunning) and isinstance(running.network, PeerNetwork):
+        elif isinstance(running, OpenNetwork) and isinstance(running.network, PeerNetwork):
             modules = [running.network.module()]
-        elif isinstance(running, NetworkRunning) and isinstance(running.network, TrtNetwork):
+        elif isinstance(running, OpenNetwork) and isinstance(running.network, TrtNetwork):
             modules = []  # TensorRT's own, outside torch's allocator
-        elif isinstance(running, NetworkRunning):
+        elif isinstance(running, OpenNetwork):
             modules = [self.modules.network(running.network.spec)]
-        elif isinstance(running, VideoRunning):
+        elif isinstance(running, OpenEngine):
             specs = specs_of(running.engine.default, self.checkpoint.model.architecture)
             modules = [self.modules.network(spec) for spec in specs]
         return list({id(p): p.detach() for module in modules for p in module.parameters()}.values())

@@ -21,7 +21,7 @@ VIDEO_TOLERANCE = 0.05  # of half precision after two steps, against float32
 
 
 @dataclass
-class Found:
+class Findings:
     """What a stage found besides its rows."""
 
     facts: dict[str, str] = field(default_factory=dict)
@@ -29,12 +29,12 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Stage:
+class GpuStage:
     """`needs_s` is about what it takes on an H200 (compiling included): less time left, and it is skipped."""
 
     name: str
     needs_s: float
-    run: Callable[[Context], Found]
+    run: Callable[[Context], Findings]
 
 
 def small_video(engine: VideoEngine) -> Tensor:

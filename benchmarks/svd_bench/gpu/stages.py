@@ -9,8 +9,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from svd_bench.gpu import tensorrt_stages as gpu_tensorrt
-from svd_bench.gpu.context import Context, KeptNetwork, Skipped, tiny_checkpoint
-from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Found, Stage, small_video
+from svd_bench.gpu.context import CachedNetwork, Context, Skipped, tiny_checkpoint
+from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Findings, GpuStage, small_video
 from svd_bench.measuring.ceiling import measure_ceiling
 from svd_bench.measuring.check import check_output
 from svd_bench.subjects.cases import Case
@@ -23,15 +23,15 @@ from svd_engine.spec.tables import specs_of
 TOP = 20  # kernels in a profile
 
 
-def ceiling(context: Context) -> Found:
+def ceiling(context: Context) -> Findings:
     kinds = ["float16", "bfloat16", "float32"] if context.full else ["float32"]
     scale = 1 if context.full else 16
     context.recorder.ceiling = made = measure_ceiling(context.device, kinds, context.timer, scale)
     facts = {f"{kind} TFLOP/s": f"{made.best_rate(kind) / 1e12:.3g}" for kind in kinds}
-    return Found(facts | {"copy TB/s": f"{made.copy_bytes / 1e12:.3g}"})
+    return Findings(facts | {"copy TB/s": f"{made.copy_bytes / 1e12:.3g}"})
 
 
-def parity(context: Context) -> Found:
+def parity(context: Context) -> Findings:
     """Small networks with every rewrite here, against diffusers' own in float32 on the CPU."""
     checkpoint = open_checkpoint("demo")
     plain = Modules(checkpoint, torch.float32, "cpu", [rewrite.name for rewrite in REWRITES])
@@ -49,37 +49,37 @@ def parity(context: Context) -> Found:
             allowed = TOLERANCES[str(ours.dtype_of(spec)).removeprefix("torch.")]
             name = f"{spec.network} {kind}"
             facts[name] = f"{check_output(name, got.cpu(), expected, allowed):.2e}"
-    return Found(facts)
+    return Findings(facts)
 
 
-def denoiser(context: Context) -> Found:
+def denoiser(context: Context) -> Findings:
     setting = context.setting()
     chosen = [("diffusers", "eager"), ("svd-engine", "eager"), ("svd-engine", "compiled")]
     context.contest("denoiser_step", setting, [context.subject(*one) for one in chosen], 5)
-    return Found()
+    return Findings()
 
 
-def decoder(context: Context) -> Found:
+def decoder(context: Context) -> Findings:
     setting = context.setting()
     chosen = [("diffusers", "eager"), ("svd-engine", "eager"), ("svd-engine", "compiled")]
     context.contest("vae_decoder", setting, [context.subject(*one) for one in chosen], 3)
-    return Found()
+    return Findings()
 
 
-def whole_video(context: Context) -> Found:
+def whole_video(context: Context) -> Findings:
     chosen = [("diffusers", "eager"), ("svd-engine", "compiled")]
     context.contest("whole_video", context.setting(), [context.subject(*one) for one in chosen], 2)
-    return Found()
+    return Findings()
 
 
-def kernels_of(stage: str, backend: str) -> Callable[[Context], Found]:
+def kernels_of(stage: str, backend: str) -> Callable[[Context], Findings]:
     return lambda context: _kernels(context, stage, backend)
 
 
-def _kernels(context: Context, stage: str, backend: str) -> Found:
+def _kernels(context: Context, stage: str, backend: str) -> Findings:
     """The kernels that take most of one call."""
     case = Case(subject=context.subject("svd-engine", backend), stage=stage, setting=context.setting())
-    running = KeptNetwork(case, context.opened(case.subject))
+    running = CachedNetwork(case, context.opened(case.subject))
     running()
     context.timer.synchronize()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if context.full else [])
@@ -95,17 +95,17 @@ def _kernels(context: Context, stage: str, backend: str) -> Found:
     whole = sum(us for us, _, _ in timed)
     top = sorted(timed, reverse=True)[:TOP]
     lines = tuple(f"{us / 1e3:9.2f} ms {us / whole:6.1%} {count:6d}x  {key[:100]}" for us, count, key in top)
-    return Found({"all kernels": f"{whole / 1e3:.1f} ms", "kernels": str(len(timed))}, lines)
+    return Findings({"all kernels": f"{whole / 1e3:.1f} ms", "kernels": str(len(timed))}, lines)
 
 
-def encoders(context: Context) -> Found:
+def encoders(context: Context) -> Findings:
     chosen = [context.subject("diffusers", "eager"), context.subject("svd-engine", "eager")]
     for stage in ("image_encoder", "vae_encoder"):
         context.contest(stage, context.setting(), chosen, 5)
-    return Found()
+    return Findings()
 
 
-def runtimes(_context: Context) -> Found:
+def runtimes(_context: Context) -> Findings:
     """What else could run artefacts here."""
     facts = {}
     for name in ("tensorrt", "tensorrt_rtx", "onnxruntime", "onnx", "onnxscript", "onnx_ir", "triton"):
@@ -113,10 +113,10 @@ def runtimes(_context: Context) -> Found:
             facts[name] = str(getattr(__import__(name), "__version__", "imported"))
         except ImportError as error:
             facts[name] = f"not importable: {error}"
-    return Found(facts)
+    return Findings(facts)
 
 
-def onnxruntime(context: Context) -> Found:
+def onnxruntime(context: Context) -> Findings:
     """The smallest networks through ONNX Runtime on this device, end to end, against eager on the CPU."""
     try:
         import onnxruntime as runtime
@@ -140,22 +140,22 @@ def onnxruntime(context: Context) -> Found:
     expected = small_video(
         VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32")
     )
-    return Found({"whole video": f"{check_output('onnxruntime', got, expected, VIDEO_TOLERANCE):.2e}"})
+    return Findings({"whole video": f"{check_output('onnxruntime', got, expected, VIDEO_TOLERANCE):.2e}"})
 
 
-def svd_14(context: Context) -> Found:
+def svd_14(context: Context) -> Findings:
     setting = context.setting(14)
     chosen = [("diffusers", "eager"), ("svd-engine", "eager"), ("svd-engine", "compiled")]
     for stage in ("denoiser_step", "vae_decoder"):
         context.contest(stage, setting, [context.subject(*one) for one in chosen], 3)
-    return Found()
+    return Findings()
 
 
-def diffusers_compiled(context: Context) -> Found:
+def diffusers_compiled(context: Context) -> Findings:
     chosen = [("diffusers", "eager"), ("diffusers-compile", "torch.compile")]
     for stage in ("denoiser_step", "vae_decoder"):
         context.contest(stage, context.setting(), [context.subject(*one) for one in chosen], 3)
-    return Found()
+    return Findings()
 
 
 @contextmanager
@@ -169,21 +169,21 @@ def float32_products() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = conv, matmul
 
 
-STAGES = (
-    Stage("environment and ceiling", 0, ceiling),
-    Stage("small networks against the CPU", 20, parity),
-    Stage("denoiser step", 180, denoiser),
-    Stage("VAE decoder", 80, decoder),
-    Stage("kernels of the compiled denoiser", 15, kernels_of("denoiser_step", "compiled")),
-    Stage("kernels of the compiled VAE decoder", 15, kernels_of("vae_decoder", "compiled")),
-    Stage("whole video", 130, whole_video),
-    Stage("other runtimes", 5, runtimes),
-    Stage("encoders", 15, encoders),
-    Stage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),
-    Stage("ONNX Runtime", 30, onnxruntime),
-    Stage("TensorRT on small networks", 90, gpu_tensorrt.small),
-    Stage("TensorRT for RTX on small networks", 90, gpu_tensorrt.small_rtx),
-    Stage("SVD with 14 frames", 150, svd_14),
-    Stage("diffusers with torch.compile", 150, diffusers_compiled),
-    Stage("TensorRT at full size", 480, gpu_tensorrt.full_size),  # alone: --only, with a longer --limit-s
+GPU_STAGES = (
+    GpuStage("environment and ceiling", 0, ceiling),
+    GpuStage("small networks against the CPU", 20, parity),
+    GpuStage("denoiser step", 180, denoiser),
+    GpuStage("VAE decoder", 80, decoder),
+    GpuStage("kernels of the compiled denoiser", 15, kernels_of("denoiser_step", "compiled")),
+    GpuStage("kernels of the compiled VAE decoder", 15, kernels_of("vae_decoder", "compiled")),
+    GpuStage("whole video", 130, whole_video),
+    GpuStage("other runtimes", 5, runtimes),
+    GpuStage("encoders", 15, encoders),
+    GpuStage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),
+    GpuStage("ONNX Runtime", 30, onnxruntime),
+    GpuStage("TensorRT on small networks", 90, gpu_tensorrt.small),
+    GpuStage("TensorRT for RTX on small networks", 90, gpu_tensorrt.small_rtx),
+    GpuStage("SVD with 14 frames", 150, svd_14),
+    GpuStage("diffusers with torch.compile", 150, diffusers_compiled),
+    GpuStage("TensorRT at full size", 480, gpu_tensorrt.full_size),  # alone: --only, with a longer --limit-s
 )

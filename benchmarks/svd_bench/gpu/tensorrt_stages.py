@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from svd_bench.gpu.context import Context, Skipped, tiny_checkpoint
-from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Found, small_video
+from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Findings, small_video
 from svd_bench.measuring.check import check_output, tolerance
 from svd_bench.subjects.cases import profile_of
 from svd_engine.bundle.flavours import TENSORRT, TENSORRT_RTX, Flavour, sm
@@ -27,7 +27,7 @@ from svd_engine.networks.parity import TOLERANCES, example_inputs
 from svd_engine.networks.rewrites import REWRITES
 from svd_engine.spec.profile import Profile
 
-STAGES = {  # network -> the stage of the benchmark that is one call of it; the largest last
+STAGE_OF_NETWORK = {  # network -> the stage of the benchmark that is one call of it; the largest last
     "image_encoder": "image_encoder",
     "vae_encoder": "vae_encoder",
     "vae_decoder": "vae_decoder",
@@ -35,7 +35,7 @@ STAGES = {  # network -> the stage of the benchmark that is one call of it; the 
 }
 
 
-def small(context: Context, flavour: Flavour = TENSORRT) -> Found:
+def small(context: Context, flavour: Flavour = TENSORRT) -> Findings:
     """Every network and the whole video at the smallest size, against float32 on the CPU without rewrites."""
     check_tensorrt(flavour)
     from svd_engine.backends.tensorrt.network import TrtBackend
@@ -44,7 +44,7 @@ def small(context: Context, flavour: Flavour = TENSORRT) -> Found:
     checkpoint = tiny_checkpoint()
     plain = Modules(checkpoint, torch.float32, "cpu", [rewrite.name for rewrite in REWRITES])
     facts = {}
-    with exported(context, checkpoint, SMALL) as folder:
+    with exported_bundle(context, checkpoint, SMALL) as folder:
         build(folder, flavour, context)
         bundle = Bundle(folder)
         backend = TrtBackend(bundle, context.device, flavour)
@@ -64,10 +64,10 @@ def small(context: Context, flavour: Flavour = TENSORRT) -> Found:
         VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32")
     )
     difference = check_output(flavour.name, got, expected, VIDEO_TOLERANCE)
-    return Found(facts | {"whole video": f"{difference:.2e} (allowed {VIDEO_TOLERANCE:g})"})
+    return Findings(facts | {"whole video": f"{difference:.2e} (allowed {VIDEO_TOLERANCE:g})"})
 
 
-def small_rtx(context: Context) -> Found:
+def small_rtx(context: Context) -> Findings:
     """As `small`, by TensorRT for RTX, where it has a target for the card."""
     check_tensorrt(TENSORRT_RTX)
     capability = torch.cuda.get_device_capability(context.device)
@@ -88,17 +88,17 @@ def build(folder: Path, flavour: Flavour, context: Context) -> None:
     subprocess.run([sys.executable, "-c", script, *arguments], check=True)
 
 
-def full_size(context: Context) -> Found:
+def full_size(context: Context) -> Findings:
     """Network by network at full size: built, held against eager on this device, timed, memory recorded."""
     check_tensorrt(TENSORRT)
     from svd_export.to_tensorrt import build_plans
 
     setting = context.setting()
     facts = {}
-    with exported(context, context.checkpoint, profile_of(setting)) as folder:
+    with exported_bundle(context, context.checkpoint, profile_of(setting)) as folder:
         eager = context.subject("svd-engine", "eager")
         ours = context.subject("svd-engine", "tensorrt").model_copy(update={"bundle": str(folder)})
-        for network, stage in STAGES.items():
+        for network, stage in STAGE_OF_NETWORK.items():
             build = partial(
                 build_plans, Bundle(folder), networks=[network], progress=context.say, flavour="tensorrt"
             )
@@ -111,7 +111,7 @@ def full_size(context: Context) -> Found:
                 context.contest(stage, setting, [eager, ours], 5)
             finally:
                 context.drop(ours)
-    return Found(facts)
+    return Findings(facts)
 
 
 def check_tensorrt(flavour: Flavour) -> None:
@@ -128,7 +128,7 @@ def check_tensorrt(flavour: Flavour) -> None:
 
 
 @contextmanager
-def exported(context: Context, checkpoint: Checkpoint, profile: Profile) -> Iterator[Path]:
+def exported_bundle(context: Context, checkpoint: Checkpoint, profile: Profile) -> Iterator[Path]:
     """A bundle in float16 in a temporary folder."""
     from svd_export.to_onnx import export_bundle
 

@@ -16,7 +16,7 @@ from svd_bench.documents.results import Clocks, Environment
 from svd_bench.measuring.nvml import Gpu
 from svd_engine import report
 
-MOVED = 0.05  # share of the clock: more is not noise
+CLOCK_DRIFT = 0.05  # share of the clock: more is not noise
 
 
 def environment(device: torch.device, gpu: Gpu | None, command: Sequence[str]) -> Environment:
@@ -85,7 +85,7 @@ def clocks(gpu: Gpu, before_mhz: int) -> Clocks:
         before_mhz=before_mhz,
         after_mhz=gpu.clock_mhz(),
         temperature_c=gpu.temperature_c(),
-        throttled=gpu.held_back(),
+        throttled=gpu.throttled(),
     )
 
 
@@ -93,6 +93,6 @@ def clock_warning(what: str, read: Clocks) -> str | None:
     """What a reader must know of clocks that did not hold still, or None."""
     if read.throttled:
         return f"{what}: the GPU was held back (heat or power brake) at {read.temperature_c} C"
-    if abs(read.after_mhz - read.before_mhz) > MOVED * read.before_mhz:
+    if abs(read.after_mhz - read.before_mhz) > CLOCK_DRIFT * read.before_mhz:
         return f"{what}: the GPU clock moved from {read.before_mhz} to {read.after_mhz} MHz while measuring"
     return None

@@ -7,17 +7,14 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from pydantic import BaseModel, ConfigDict
-
+from svd_bench.documents.strict import StrictModel
 from svd_engine.host_memory import give_back_freed
 
 INTERVAL_S = 0.002
 
 
-class Peaks(BaseModel):
+class Peaks(StrictModel):
     """Highest during a call after the first, weights included.  Bytes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: int | None = None  # resident memory of the process
     driver: int | None = None  # device memory that came into use since before the process used the device

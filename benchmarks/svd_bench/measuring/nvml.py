@@ -5,19 +5,39 @@ torch counts only its own allocator's memory; ONNX Runtime and TensorRT allocate
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 
 # Bits of NVML's clock event reasons that mean the hardware was held back by heat or a fault.  The power cap
 # (0x4) is left out: large GPUs run at it under any full load, and the clock itself is compared.
-HELD_BACK = 0x8 | 0x20 | 0x40 | 0x80  # hardware, software thermal, hardware thermal, power brake
+THROTTLED = 0x8 | 0x20 | 0x40 | 0x80  # hardware, software thermal, hardware thermal, power brake
+
+
+class Nvml(Protocol):
+    """What is called of the module pynvml."""
+
+    NVML_CLOCK_SM: int
+    NVML_TEMPERATURE_GPU: int
+    NVMLError: type[Exception]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> object: ...
+    def nvmlDeviceGetMemoryInfo(self, handle: object) -> MemoryInfo: ...
+    def nvmlDeviceGetClockInfo(self, handle: object, kind: int) -> int: ...
+    def nvmlDeviceGetTemperature(self, handle: object, sensor: int) -> int: ...
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: object) -> int: ...
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: object) -> int: ...  # mJ
+    def nvmlSystemGetDriverVersion(self) -> str | bytes: ...
+
+
+class MemoryInfo(Protocol):
+    used: int  # bytes
 
 
 class Gpu:
     """`nvml` is the module pynvml, initialised; `uuid` as torch gives it, because indices differ."""
 
-    def __init__(self, nvml: Any, uuid: str) -> None:
+    def __init__(self, nvml: Nvml, uuid: str) -> None:
         self.nvml = nvml
         self.handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
 
@@ -31,8 +51,8 @@ class Gpu:
     def temperature_c(self) -> int:
         return int(self.nvml.nvmlDeviceGetTemperature(self.handle, self.nvml.NVML_TEMPERATURE_GPU))
 
-    def held_back(self) -> bool:
-        return bool(self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle) & HELD_BACK)
+    def throttled(self) -> bool:
+        return bool(self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle) & THROTTLED)
 
     def joules(self) -> float | None:
         """Since the driver was loaded; None before Volta, which does not count."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Literal
 
 from svd_bench.documents.results import Row, Setting
+from svd_bench.documents.strict import StrictModel
 from svd_bench.measuring.timing import Lap, spread
 from svd_engine.errors import BackendUnavailable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from svd_engine.engine import VideoEngine
     from svd_engine.report import RunReport
 
@@ -24,9 +25,7 @@ Guidance = Literal["batched", "single"]
 Networks = Literal["resident", "swapped"]
 
 
-class Attempt(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Attempt(StrictModel):
     checkpoint: str  # what `subjects.checkpoint_of` takes
     variant: str | None = None  # of its weight files
     backend: Literal["eager", "compiled"]
@@ -42,17 +41,22 @@ class Attempt(BaseModel):
     steps: int
     repeat: int  # timed videos, after one that is not
 
-    @property
-    def setting(self) -> dict[str, Any]:
-        """Its part of `results.Setting`; the model says the rest."""
-        names = ("frames", "height", "width", "guidance", "decode_chunk", "steps", "networks")
-        return self.model_dump(include=set(names))
+    def setting(self, model: str, random_weights: bool) -> Setting:
+        return Setting(
+            model=model,
+            random_weights=random_weights,
+            frames=self.frames,
+            height=self.height,
+            width=self.width,
+            guidance=self.guidance,
+            decode_chunk=self.decode_chunk,
+            steps=self.steps,
+            networks=self.networks,
+        )
 
 
-class Answer(BaseModel):
+class Answer(StrictModel):
     """A row when it fits; where the memory ran out when it does not; why, when something else went wrong."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     row: Row | None = None
     stopped_in: Literal["", "denoiser", "vae_decoder"] = ""  # denoiser: in it, or in what comes before
@@ -97,7 +101,7 @@ def attempt_videos(attempt: Attempt, engine: VideoEngine) -> Answer:
     image = torch.rand((1, 3, attempt.height, attempt.width), generator=torch.Generator().manual_seed(0))
     done = 0
 
-    def on_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def on_step(_: object, step: int, __: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         nonlocal done
         done = step + 1
         return tensors
@@ -135,7 +139,7 @@ def _row(attempt: Attempt, reports: list[RunReport]) -> Row:
         device=where.device,
         dtype=where.dtype,
         stage="whole_video",
-        setting=Setting(model=first.model, random_weights=first.random_weights, **attempt.setting),
+        setting=attempt.setting(first.model, first.random_weights),
         rewrites=tuple(sorted({key.partition("/")[2] for key, places in first.rewrites.items() if places})),
         latency_ms=spread([Lap(report.total_ms) for report in timed]),
         first_call_ms=first.total_ms,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from svd_bench.cards.cards import TIERS, Tier
-from svd_bench.documents.results import Misfit, Setting
+from svd_bench.documents.results import OutOfMemory
 from svd_bench.documents.table import GIB, Table, gibibytes, milliseconds
 from svd_bench.memory.capped import Answer, Attempt, Guidance, Networks
 from svd_engine.errors import BackendUnavailable, SettingsError
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from svd_bench.documents.recorder import Recorder
     from svd_engine.spec.model import Model
 
-CONTEXT = GIB // 2  # bytes that a CUDA context and its libraries hold outside torch, on a real card too
-TORCH = ("eager", "compiled")
+CUDA_CONTEXT = GIB // 2  # bytes that a CUDA context and its libraries hold outside torch, on a real card too
+TORCH_BACKENDS = ("eager", "compiled")
 CHUNKS = (8, 4, 2, 1)  # decode chunks tried after all frames at once
 
 Runner = Callable[[Attempt], Answer]
 
 
 @dataclass(frozen=True)
-class Tried:
+class TierResult:
     tier: Tier
     attempt: Attempt
     answer: Answer
@@ -84,20 +84,20 @@ def smaller_tiers(memory: int, names: Sequence[str] = ()) -> list[Tier]:
 def torch_backends(names: Sequence[str]) -> Sequence[str]:
     """Those named, or all whose memory torch's allocator holds.  Raises SettingsError for another."""
     for name in names:
-        if name not in TORCH:
+        if name not in TORCH_BACKENDS:
             raise SettingsError(
                 "--backends",
-                expected=f"of {', '.join(TORCH)}, whose memory torch's allocator holds",
+                expected=f"of {', '.join(TORCH_BACKENDS)}, whose memory torch's allocator holds",
                 got=repr(name),
                 remedy="A cap does not bind other backends; measure them on a card of that size.",
             )
-    return names or TORCH
+    return names or TORCH_BACKENDS
 
 
-def attempt(
+def base_attempt(
     checkpoint: str, device: str, model: Model, steps: int, repeat: int, variant: str | None = None
 ) -> Attempt:
-    """At the model's own size; tier, backend, frames, guidance, networks and chunk are `walk`'s to set."""
+    """At the model's own size; tier, backend, frames, guidance, networks and chunk are for `try_tiers`."""
     return Attempt(
         checkpoint=checkpoint, variant=variant, backend="eager", device=device, cap=None, note="",
         frames=model.frames, height=model.height, width=model.width,
@@ -105,12 +105,12 @@ def attempt(
     )  # fmt: skip
 
 
-def walk(
+def try_tiers(
     base: Attempt, tiers: Sequence[Tier], backends: Sequence[str], frames: Sequence[int], run: Runner
-) -> Iterator[Tried]:
+) -> Iterator[TierResult]:
     """Every tier, backend, frame count and guidance mode; chunks and swapping until the answer is known."""
     for tier in tiers:
-        cap = {"cap": tier.gigabytes * GIB - CONTEXT, "note": f"emulated cap {tier.gigabytes} GB"}
+        cap = {"cap": tier.gigabytes * GIB - CUDA_CONTEXT, "note": f"emulated cap {tier.gigabytes} GB"}
         for backend in backends:
             for count in frames:
                 for guidance in get_args(Guidance):
@@ -118,12 +118,12 @@ def walk(
                     yield from _swap_if_needed(base.model_copy(update=fixed), tier, run)
 
 
-def _swap_if_needed(base: Attempt, tier: Tier, run: Runner) -> Iterator[Tried]:
+def _swap_if_needed(base: Attempt, tier: Tier, run: Runner) -> Iterator[TierResult]:
     for networks in get_args(Networks):
         for chunk in (base.frames, *(c for c in CHUNKS if c < base.frames)):
             one = base.model_copy(update={"networks": networks, "decode_chunk": chunk})
             answer = run(one)
-            yield Tried(tier, one, answer)
+            yield TierResult(tier, one, answer)
             if answer.failed or (answer.fits and chunk == base.frames):
                 return
             if answer.fits or answer.stopped_in == "denoiser":
@@ -140,7 +140,7 @@ def in_subprocess(attempt: Attempt) -> Answer:
     return Answer.model_validate_json(lines[-1])
 
 
-def record(recorder: Recorder, tried: Tried, model: Model) -> None:
+def record_result(recorder: Recorder, tried: TierResult, model: Model) -> None:
     """A row when it fits, a misfit when it does not, a warning when something else went wrong."""
     attempt, answer = tried.attempt, tried.answer
     if answer.row is not None:
@@ -148,13 +148,15 @@ def record(recorder: Recorder, tried: Tried, model: Model) -> None:
     elif answer.failed:
         recorder.warn(f"emulated cap {tried}")
     else:
-        setting = Setting(model=model.name, random_weights=model.random_weights, **attempt.setting)
-        recorder.missed(
-            Misfit(backend=attempt.backend, setting=setting, note=attempt.note, stopped_in=answer.stopped_in)
+        setting = attempt.setting(model.name, model.random_weights)
+        recorder.put_out_of_memory(
+            OutOfMemory(
+                backend=attempt.backend, setting=setting, note=attempt.note, stopped_in=answer.stopped_in
+            )
         )
 
 
-def table(tried: Sequence[Tried], device: str) -> Table:
+def tiers_table(tried: Sequence[TierResult], device: str) -> Table:
     rows = []
     for one in tried:
         a, video = one.attempt, one.answer.row

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from svd_bench.documents.results import Environment
+from svd_bench.documents.strict import StrictModel
 from svd_bench.documents.table import Table, figure, milliseconds
 
 BUCKETS = (20, 127, 220)  # motion buckets that every photograph gets a video of
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """A figure and the value that it must reach; `must` is None where it is for information."""
 
     name: str
@@ -51,19 +52,19 @@ class Difference:
     seconds: float
 
 
-class Document(BaseModel):
+class QualityDocument(StrictModel):
     """What `svd-bench quality` writes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     environment: Environment
     checkpoint: str
-    figures: list[Figure]
+    figures: list[Metric]
     motions: list[Motion]
     settings: list[Difference]
 
 
-def tables(document: Document) -> list[Table]:
+def quality_tables(document: QualityDocument) -> list[Table]:
     held = [
         [
             f.name,

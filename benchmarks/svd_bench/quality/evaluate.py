@@ -6,16 +6,17 @@ Every figure is a mean over the held-out photographs unless its name says otherw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 from PIL.Image import Image
 
-from svd_bench.quality.document import BUCKETS, Difference, Figure, Motion
+from svd_bench.measuring.progress import Progress
+from svd_bench.quality.document import BUCKETS, Difference, Metric, Motion
 from svd_bench.quality.held_out import held_out
 from svd_bench.quality.metrics import (
     Frames,
@@ -34,8 +35,25 @@ from svd_engine.media.image import to_vae_pixels
 from svd_engine.spec.profile import Profile
 
 STEPS = (5, 25, 50)
-ALONE = 6  # frames of the video that is put together from frames of one video each: the last ones
-Report = Callable[[str], None]
+STITCHED = 6  # frames of the video that is put together from frames of one video each: the last ones
+
+
+class ClipSettings(TypedDict, total=False):
+    """Arguments of a call that differ between clips."""
+
+    motion_bucket_id: int
+    num_inference_steps: int
+    decode_chunk_size: int
+    min_guidance_scale: float
+    max_guidance_scale: float
+
+
+DEFAULTS: ClipSettings = {
+    "motion_bucket_id": 127,
+    "num_inference_steps": 25,
+    "min_guidance_scale": DIFFUSERS_GUIDANCE["min_guidance_scale"],
+    "max_guidance_scale": DIFFUSERS_GUIDANCE["max_guidance_scale"],
+}
 
 
 class Videos:
@@ -44,19 +62,21 @@ class Videos:
     def __init__(self, engine: VideoEngine) -> None:
         self.engine = engine
         engine.set_progress_bar_config(disable=True)
-        self._made: dict[tuple[Any, ...], tuple[Frames, float]] = {}
+        self._made: dict[tuple[object, ...], tuple[Frames, float]] = {}
 
-    def __call__(self, name: str, image: Image, seed: int = 0, **settings: Any) -> Frames:
+    def __call__(self, name: str, image: Image, seed: int = 0, **settings: Unpack[ClipSettings]) -> Frames:
         return self.timed(name, image, seed, **settings)[0]
 
-    def timed(self, name: str, image: Image, seed: int = 0, **settings: Any) -> tuple[Frames, float]:
+    def timed(
+        self, name: str, image: Image, seed: int = 0, **settings: Unpack[ClipSettings]
+    ) -> tuple[Frames, float]:
         """(frames, seconds) of the photograph `name`, at diffusers' guidance unless another is named."""
-        settings = {"motion_bucket_id": 127, "num_inference_steps": 25, **DIFFUSERS_GUIDANCE, **settings}
-        key = (name, seed, *sorted(settings.items()))
+        asked: ClipSettings = {**DEFAULTS, **settings}
+        key = (name, seed, *sorted(asked.items()))
         if key not in self._made:
             started = time.perf_counter()
             generator = torch.Generator().manual_seed(seed)
-            frames = self.engine(image, generator=generator, output_type="np", **settings).frames[0]
+            frames = self.engine(image, generator=generator, output_type="np", **asked).frames[0]
             assert isinstance(frames, np.ndarray)  # output_type "np"
             self._made[key] = frames, time.perf_counter() - started
         return self._made[key]
@@ -78,7 +98,7 @@ def reconstructions(
     return pairs
 
 
-def targets(checkpoint: Checkpoint, count: int, report: Report) -> tuple[list[Figure], list[Motion]]:
+def targets(checkpoint: Checkpoint, count: int, progress: Progress) -> tuple[list[Metric], list[Motion]]:
     """What the demo checkpoint is held to, and how each video moves; of the first `count` photographs."""
     photographs = held_out(checkpoint.model.height, checkpoint.model.width)
     pairs = reconstructions(checkpoint, photographs)
@@ -89,23 +109,23 @@ def targets(checkpoint: Checkpoint, count: int, report: Report) -> tuple[list[Fi
         motions = []
         for bucket in BUCKETS:
             motions += [motion(videos, name, p, bucket) for name, p in photographs.items()]
-            report(f"{len(photographs)} videos at motion bucket {bucket}")
+            progress(f"{len(photographs)} videos at motion bucket {bucket}")
         middle = [videos(name, photograph) for name, photograph in photographs.items()]
         firsts = [psnr(clip[:1], pairs[name][1]) for name, clip in zip(photographs, middle, strict=True)]
         figures += [
-            Figure("first frame against the reconstruction: PSNR, dB", mean(firsts), 22),
-            Figure("contrast of the last frame over the first, least", min(map(contrast_kept, middle)), 0.7),
+            Metric("first frame against the reconstruction: PSNR, dB", mean(firsts), 22),
+            Metric("contrast of the last frame over the first, least", min(map(contrast_kept, middle)), 0.7),
             *of_motions(motions),
-            *of_one(videos, *next(iter(photographs.items())), report),
+            *of_one(videos, *next(iter(photographs.items())), progress),
         ]
     return figures, motions
 
 
-def of_autoencoder(pairs: dict[str, tuple[Frames, Frames]]) -> Iterator[Figure]:
+def of_autoencoder(pairs: dict[str, tuple[Frames, Frames]]) -> Iterator[Metric]:
     scores = {name: psnr(*pair) for name, pair in pairs.items()}
-    yield Figure("autoencoder: PSNR of reconstruction, dB", mean(scores.values()), 23)
+    yield Metric("autoencoder: PSNR of reconstruction, dB", mean(scores.values()), 23)
     for name, score in scores.items():
-        yield Figure(f"  {name}", score)
+        yield Metric(f"  {name}", score)
 
 
 def motion(videos: Videos, name: str, photograph: Image, bucket: int) -> Motion:
@@ -113,29 +133,29 @@ def motion(videos: Videos, name: str, photograph: Image, bucket: int) -> Motion:
     return Motion(name, bucket, float(moves.mean()), float(moves.max() / np.median(moves)))
 
 
-def of_motions(motions: list[Motion]) -> Iterator[Figure]:
+def of_motions(motions: list[Motion]) -> Iterator[Metric]:
     low, mid, high = (mean(m.flow for m in motions if m.bucket == bucket) for bucket in BUCKETS)
-    yield Figure("optical flow, bucket 127 over 20", mid / low, 1)
-    yield Figure("optical flow, bucket 220 over 127", high / mid, 1)
-    yield Figure("optical flow, bucket 220 over 20", high / low, 1.5)
-    yield Figure("a frame's flow over its clip's median, largest", max(m.jump for m in motions), 3, "less")
+    yield Metric("optical flow, bucket 127 over 20", mid / low, 1)
+    yield Metric("optical flow, bucket 220 over 127", high / mid, 1)
+    yield Metric("optical flow, bucket 220 over 20", high / low, 1.5)
+    yield Metric("a frame's flow over its clip's median, largest", max(m.jump for m in motions), 3, "less")
 
 
-def of_one(videos: Videos, name: str, photograph: Image, report: Report) -> Iterator[Figure]:
+def of_one(videos: Videos, name: str, photograph: Image, progress: Progress) -> Iterator[Metric]:
     """What needs several videos of one photograph."""
-    seeds = [videos(name, photograph, seed) for seed in range(ALONE)]
-    single = np.stack([clip[i - ALONE] for i, clip in enumerate(seeds)])
-    report("frames generated one by one")
-    ratio = warp_error(seeds[0][-ALONE:]) / warp_error(single)
-    yield Figure("unexplained change, video over frames of one video each", ratio, 1, "less")
-    yield Figure("two seeds: optical flow difference, pixels a frame", flow_difference(*seeds[:2]), 0.1)
+    seeds = [videos(name, photograph, seed) for seed in range(STITCHED)]
+    single = np.stack([clip[i - STITCHED] for i, clip in enumerate(seeds)])
+    progress("frames generated one by one")
+    ratio = warp_error(seeds[0][-STITCHED:]) / warp_error(single)
+    yield Metric("unexplained change, video over frames of one video each", ratio, 1, "less")
+    yield Metric("two seeds: optical flow difference, pixels a frame", flow_difference(*seeds[:2]), 0.1)
     by_steps = [videos(name, photograph, num_inference_steps=steps) for steps in STEPS]
-    report(f"{STEPS} steps")
+    progress(f"{STEPS} steps")
     near, far = psnr(by_steps[1], by_steps[2]), psnr(by_steps[0], by_steps[2])
-    yield Figure("50 steps: PSNR of 25 less that of 5, dB", near - far, 0)
+    yield Metric("50 steps: PSNR of 25 less that of 5, dB", near - far, 0)
 
 
-def differences(checkpoint: Checkpoint, report: Report) -> Iterator[Difference]:
+def differences(checkpoint: Checkpoint, progress: Progress) -> Iterator[Difference]:
     """Each setting that is not exact, beside its time, on one photograph at the model's own size."""
     model = checkpoint.model
     name, photograph = next(iter(held_out(model.height, model.width).items()))
@@ -144,19 +164,19 @@ def differences(checkpoint: Checkpoint, report: Report) -> Iterator[Difference]:
         videos = Videos(engine)
         reference, seconds = videos.timed(name, photograph)
         yield Difference("float32, eager, 25 steps, decoded whole", float("inf"), 1.0, 0.0, seconds)
-        settings: dict[str, dict[str, Any]] = {
+        settings: dict[str, ClipSettings] = {
             "decode chunk 4": {"decode_chunk_size": 4},
             "decode chunk 1": {"decode_chunk_size": 1},
             **{f"{n} steps": {"num_inference_steps": n} for n in (15, 10, 5)},
             "without guidance": {"max_guidance_scale": 1.0},
         }
         for setting, changed in settings.items():
-            yield difference(setting, reference, *videos.timed(name, photograph, **changed))
-            report(setting)
+            yield difference_from(setting, reference, *videos.timed(name, photograph, **changed))
+            progress(setting)
     with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="bf16") as engine:
         warm(engine, photograph)
-        yield difference("bfloat16", reference, *Videos(engine).timed(name, photograph))
-        report("bfloat16")
+        yield difference_from("bfloat16", reference, *Videos(engine).timed(name, photograph))
+        progress("bfloat16")
     for dtype in (torch.float32, torch.float16):  # eager float16 takes minutes a step on a CPU
         with TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
@@ -164,11 +184,11 @@ def differences(checkpoint: Checkpoint, report: Report) -> Iterator[Difference]:
             with VideoEngine.from_bundle(bundle, backend="onnxruntime", device="cpu") as engine:
                 warm(engine, photograph)
                 setting = f"ONNX Runtime, {str(dtype).removeprefix('torch.')}"
-                yield difference(setting, reference, *Videos(engine).timed(name, photograph))
-                report(setting)
+                yield difference_from(setting, reference, *Videos(engine).timed(name, photograph))
+                progress(setting)
 
 
-def difference(setting: str, reference: Frames, frames: Frames, seconds: float) -> Difference:
+def difference_from(setting: str, reference: Frames, frames: Frames, seconds: float) -> Difference:
     return Difference(
         setting, psnr(reference, frames), ssim(reference, frames), flow_difference(reference, frames), seconds
     )
@@ -186,16 +206,16 @@ def warm(engine: VideoEngine, photograph: Image) -> None:
     engine(photograph, num_inference_steps=1)
 
 
-def measure(
-    source: str, count: int, report: Report, only: str, variant: str | None = None
-) -> tuple[list[Figure], list[Motion], list[Difference]]:
+def evaluate(
+    source: str, count: int, progress: Progress, only: str, variant: str | None = None
+) -> tuple[list[Metric], list[Motion], list[Difference]]:
     """`only`: "targets", "settings" or "all"."""
     checkpoint = open_checkpoint(source, variant)
-    figures, motions = targets(checkpoint, count, report) if only != "settings" else ([], [])
-    return figures, motions, list(differences(checkpoint, report)) if only != "targets" else []
+    figures, motions = targets(checkpoint, count, progress) if only != "settings" else ([], [])
+    return figures, motions, list(differences(checkpoint, progress)) if only != "targets" else []
 
 
-def mean(values: Any) -> float:
+def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 

@@ -115,7 +115,7 @@ def compare(old: Results, new: Results, threshold: float) -> Comparison:
     return Comparison(changes, only_old, [row for key, row in theirs.items() if key not in ours])
 
 
-def table(comparison: Comparison) -> Table:
+def comparison_table(comparison: Comparison) -> Table:
     rows = []
     for change in comparison.changes:
         old, new, of_old = change.old, change.new, change.of_old

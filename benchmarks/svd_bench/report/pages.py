@@ -37,7 +37,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Plot:
     title: str
     name: str  # of its file
     svg: str
@@ -50,7 +50,7 @@ class Lines:
     lines: Sequence[str]
 
 
-Block = Heading | Figure | Lines | Table
+Block = Heading | Plot | Lines | Table
 
 
 def page(documents: Sequence[tuple[str, Results]]) -> list[Block]:
@@ -73,9 +73,7 @@ def page(documents: Sequence[tuple[str, Results]]) -> list[Block]:
                 blocks += [Heading(scope.title, 4), *tables] if tables else []
                 for title, plot in PLOTS.items():
                     if svg := plot(scope):
-                        blocks.append(
-                            Figure(title, f"{name}-{number}-{title.lower().replace(' ', '-')}", svg)
-                        )
+                        blocks.append(Plot(title, f"{name}-{number}-{title.lower().replace(' ', '-')}", svg))
             if document.outcomes:
                 rows = [[o.stage, o.status, o.why or "-", f"{o.seconds:.1f} s"] for o in document.outcomes]
                 blocks.append(Table(f"Checks of {name}", ["stage", "", "why", "time"], rows, left=3))
@@ -91,7 +89,7 @@ def markdown(blocks: Sequence[Block]) -> str:
         match block:
             case Heading(text, level):
                 parts.append(f"{'#' * level} {text}")
-            case Figure(title, name, _):
+            case Plot(title, name, _):
                 parts.append(f"![{title}](plots/{name}.svg)")
             case Lines(lines):
                 parts.append("\n".join(f"- {line}" for line in lines))
@@ -107,7 +105,7 @@ def html(blocks: Sequence[Block]) -> str:
         match block:
             case Heading(text, level):
                 parts.append(f"<h{level}>{escape(text)}</h{level}>")
-            case Figure(title, _, svg):
+            case Plot(title, _, svg):
                 parts.append(f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>")
             case Lines(lines):
                 parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
@@ -121,7 +119,7 @@ def html(blocks: Sequence[Block]) -> str:
 
 def write(blocks: Sequence[Block], folder: Path) -> None:
     """report.md, report.html and plots/*.svg; files of these names are replaced.  Raises OutputError."""
-    files = {folder / "plots" / f"{b.name}.svg": b.svg for b in blocks if isinstance(b, Figure)}
+    files = {folder / "plots" / f"{b.name}.svg": b.svg for b in blocks if isinstance(b, Plot)}
     files |= {folder / "report.md": markdown(blocks), folder / "report.html": html(blocks)}
     try:
         for parent in {path.parent for path in files}:

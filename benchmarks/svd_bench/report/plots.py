@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from svd_bench.compiled.document import CompiledDocument
 
-OURS, THEIRS = "#1f77b4", "#9aa0a6"
-PARTS = {  # the networks of a video, in the order in which they run
+OUR_COLOUR, PEER_COLOUR = "#1f77b4", "#9aa0a6"
+NETWORK_COLOURS = {  # the networks of a video, in the order in which they run
     "image_encoder": "#c7c7c7",
     "vae_encoder": "#8c8c8c",
     "denoiser_step": "#1f77b4",
@@ -39,17 +39,17 @@ def breakdown(scope: Scope) -> str | None:
     found: dict[str, dict[str, float]] = {}
     batched = scope.kind == "run" and scope.setting.guidance == "batched"  # else a step may be 1 or 2 calls
     for row in scope.rows if batched else ():
-        if row.stage in PARTS:
+        if row.stage in NETWORK_COLOURS:
             seconds = row.latency_ms.median / 1e3 * calls(row, row.setting.steps)
             found.setdefault(views.label(row), {})[row.stage] = seconds
-    found = {name: parts for name, parts in found.items() if parts.keys() == PARTS.keys()}
+    found = {name: parts for name, parts in found.items() if parts.keys() == NETWORK_COLOURS.keys()}
     if not found:
         return None
     figure, (axes,) = _figure([len(found)], legend=True)
     longest = max(sum(parts.values()) for parts in found.values())
     for y, parts in enumerate(found.values()):
         start = 0.0
-        for part, colour in PARTS.items():
+        for part, colour in NETWORK_COLOURS.items():
             length = parts[part]
             axes.barh(y, length, left=start, color=colour, height=0.7)
             if length > 0.08 * longest:
@@ -67,10 +67,12 @@ def breakdown(scope: Scope) -> str | None:
     axes.set_xlim(0, 1.1 * longest)
     _names(axes, list(found))
     axes.set_xlabel("seconds: the median of a call times the calls of a video")
-    names = [f"{part} x {scope.setting.steps}" if part == "denoiser_step" else part for part in PARTS]
+    names = [
+        f"{part} x {scope.setting.steps}" if part == "denoiser_step" else part for part in NETWORK_COLOURS
+    ]
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colour) for colour in PARTS.values()]
+    handles = [Patch(color=colour) for colour in NETWORK_COLOURS.values()]
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
     return _svg(figure)
 
@@ -119,7 +121,7 @@ def vram(scope: Scope) -> str | None:
         return None
     figure, (axes,) = _figure([len(rows)])
     peaks = [(row.peak_torch_bytes or 0) / GIB for row in rows]
-    bars = axes.barh(range(len(rows)), peaks, color=OURS, height=0.7)
+    bars = axes.barh(range(len(rows)), peaks, color=OUR_COLOUR, height=0.7)
     axes.bar_label(bars, [f"{peak:.1f}" for peak in peaks], label_type="center", color="white", fontsize=8)
     for y, row in enumerate(rows):
         cap = float(row.note.removeprefix(CAP).removesuffix(" GB"))
@@ -146,8 +148,8 @@ def compiled(document: CompiledDocument) -> str:
         groups = network.names.values()
         read, written = ([getattr(g, f"{way}_bytes") / GIB for g in groups] for way in ("read", "written"))
         y = range(len(read))
-        axes.barh(y, read, color=OURS, height=0.7, label="read")
-        bars = axes.barh(y, written, left=read, color=THEIRS, height=0.7, label="written")
+        axes.barh(y, read, color=OUR_COLOUR, height=0.7, label="read")
+        bars = axes.barh(y, written, left=read, color=PEER_COLOUR, height=0.7, label="written")
         totals = [f"{a + b:.3g}" for a, b in zip(read, written, strict=True)]
         axes.bar_label(bars, totals, padding=3, fontsize=8)
         axes.set_xlim(0, 1.15 * max(a + b for a, b in zip(read, written, strict=True)))
@@ -207,7 +209,7 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _colour(row: Row) -> str:
-    return OURS if row.subject == views.OURS else THEIRS
+    return OUR_COLOUR if row.subject == views.OURS else PEER_COLOUR
 
 
 def _fitting(row: Row) -> str:

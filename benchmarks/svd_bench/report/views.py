@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from svd_bench.documents.results import STAGES, Misfit, Results, Row
+from svd_bench.documents.results import STAGES, OutOfMemory, Results, Row
 from svd_bench.documents.scopes import CAP, Scope, scopes
 from svd_bench.documents.table import Table, figure, gibibytes, milliseconds, percent, ratio
 from svd_bench.report.remarks import of_times, of_videos
@@ -127,7 +127,7 @@ def tiers(scope: Scope) -> list[Table]:
     return _table("What fits by memory tier", header, cells, left=5, note=note)
 
 
-def _asked(row: Row | Misfit) -> list[str]:
+def _asked(row: Row | OutOfMemory) -> list[str]:
     return [row.note.removeprefix(CAP), row.backend, row.setting.guidance, row.setting.networks]
 
 

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from typing import Literal, Protocol, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from svd_bench.documents.results import Setting
+from svd_bench.documents.strict import StrictModel
 from svd_bench.subjects.peers import PEERS
 from svd_engine.arguments import one_of
 from svd_engine.backends import registry
@@ -21,19 +21,17 @@ from svd_engine.spec.network import Placement
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.weights import Family
 
-Name = Literal["svd-engine", "diffusers", "diffusers-compile"]
-BACKENDS = tuple(registry.BACKENDS)
+SubjectName = Literal["svd-engine", "diffusers", "diffusers-compile"]
+BACKEND_NAMES = tuple(registry.BACKENDS)
 BUNDLED = tuple(row.name for row in registry.BACKENDS.values() if row.of_bundle)
 FAMILIES: dict[str, Family] = {f"random:{family}": family for family in get_args(Family)}
 
 
-class Subject(BaseModel):
+class Subject(StrictModel):
     """One stack on one device, over one set of weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Name
-    backend: str  # of BACKENDS; of a peer "eager", "torch.compile"
+    name: SubjectName
+    backend: str  # of BACKEND_NAMES; of a peer "eager", "torch.compile"
     checkpoint: str  # what `checkpoint_of` takes
     variant: str | None = None  # of its weight files
     device: str
@@ -43,10 +41,8 @@ class Subject(BaseModel):
     without_rewrites: tuple[str, ...] = ()
 
 
-class Case(BaseModel):
+class Case(StrictModel):
     """A subject at a stage; `note` goes into its row."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     subject: Subject
     stage: str
@@ -63,7 +59,7 @@ class Case(BaseModel):
         return "float32" if self.stage == "vae_encoder" else self.subject.dtype
 
 
-class Running(Protocol):
+class OpenCase(Protocol):
     """A case, opened.  The first call may compile; `placements` and `rewrites` are settled after it."""
 
     placements: tuple[Placement, ...]
@@ -107,7 +103,7 @@ def subjects(
 def check_names(backends: list[str], peers: list[str]) -> None:
     """Raises SettingsError for a name that is none."""
     for backend in backends:
-        one_of("backend", backend, BACKENDS)
+        one_of("backend", backend, BACKEND_NAMES)
     for peer in peers:
         one_of("peer", peer, tuple(PEERS))
 

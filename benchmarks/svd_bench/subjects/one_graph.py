@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
+from svd_bench.documents.strict import StrictModel
 from svd_bench.measuring.memory import release
 from svd_bench.subjects.cases import Subject, checkpoint_of
 from svd_bench.subjects.peers import COMPONENTS
@@ -22,9 +22,7 @@ from svd_engine.spec.tensors import NetworkSpec
 RECORD = "exported.json"
 
 
-class Exported(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class GraphRecord(StrictModel):
     entry: NetworkEntry
     architecture: Architecture
     rewrites: tuple[str, ...]  # that found a place
@@ -35,17 +33,17 @@ class OneGraph(Bundle):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.exported = Exported.model_validate_json((folder / RECORD).read_bytes())
+        self.record = GraphRecord.model_validate_json((folder / RECORD).read_bytes())
 
     def graph(self, _spec: NetworkSpec, runtime: Runtime, _memory: int | None = None) -> Path:
-        return self.folder / self.exported.entry.graphs[runtime]
+        return self.folder / self.record.entry.graphs[runtime]
 
     def dtype_of(self, _spec: NetworkSpec) -> str:
-        return self.exported.entry.dtype
+        return self.record.entry.dtype
 
 
 @contextmanager
-def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
+def exported_graph(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     """The subject with its graph in a temporary folder, as `svd-export onnx` would write it.
 
     The folder is as large as the weights (6 GB for SVD's UNet in float32); TMPDIR says where it lies.
@@ -66,6 +64,6 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
         found = tuple(a.name for a in applied if a.places)
         modules.close()
         release()
-        record = Exported(entry=entry, architecture=checkpoint.model.architecture, rewrites=found)
+        record = GraphRecord(entry=entry, architecture=checkpoint.model.architecture, rewrites=found)
         (folder / RECORD).write_text(record.model_dump_json(), encoding="utf-8")
         yield subject.model_copy(update={"graph": name})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 import svd_engine
 from svd_bench.documents.results import Setting
 from svd_bench.measuring.memory import release
-from svd_bench.subjects.cases import BUNDLED, Case, Running, Subject, checkpoint_of, profile_of
+from svd_bench.subjects.cases import BUNDLED, Case, OpenCase, Subject, checkpoint_of, profile_of
 from svd_bench.subjects.peers import COMPONENTS, PeerBackend, pipeline
 from svd_engine.arguments import DTYPES
 from svd_engine.backends.registry import BACKENDS
@@ -25,29 +25,57 @@ from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
 if TYPE_CHECKING:
+    from diffusers import StableVideoDiffusionPipeline
+    from PIL.Image import Image
+
     from svd_engine.engine import VideoEngine
 
 PHOTOGRAPH = Path(svd_engine.__file__).parent / "assets" / "coffee.png"
 SEED = 0
 FPS = 7
-DIFFUSERS_GUIDANCE = {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0}  # defaults of its call
 
 
-def open_case(case: Case) -> Running:
+class GuidanceScales(TypedDict):
+    """Of the first and the last frame."""
+
+    min_guidance_scale: float
+    max_guidance_scale: float
+
+
+class VideoCall(GuidanceScales):
+    """Arguments that both pipelines take, but for the generator."""
+
+    image: Image
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int
+    fps: int
+    decode_chunk_size: int
+    output_type: Literal["pt"]
+
+
+DIFFUSERS_GUIDANCE: GuidanceScales = {
+    "min_guidance_scale": 1.0,
+    "max_guidance_scale": 3.0,
+}  # defaults of its call
+
+
+def open_case(case: Case) -> OpenCase:
     """Raises what opening raises: BackendUnavailable, BundleError, CheckpointError, BackendError."""
     subject, setting = case.subject, case.setting
     if case.stage != "whole_video":
-        return NetworkRunning(case, open_backend(subject))
+        return OpenNetwork(case, open_backend(subject))
     if subject.name == "svd-engine":
-        return VideoRunning(engine_of(subject), setting)
+        return OpenEngine(engine_of(subject), setting)
     device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
     compiled = subject.backend == "torch.compile"
     made = pipeline(checkpoint_of(subject.checkpoint, subject.variant), dtype, device, compiled)
-    return PipelineRunning(made, subject.backend, setting)
+    return OpenPipeline(made, subject.backend, setting)
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenBackend:
     """A subject's backend, its architecture, and the rewrites of a component once that is loaded."""
 
     backend: Backend
@@ -55,7 +83,7 @@ class Opened:
     rewrites: Callable[[str], tuple[str, ...]]
 
 
-def open_backend(subject: Subject) -> Opened:
+def open_backend(subject: Subject) -> OpenBackend:
     device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
     if subject.backend in BUNDLED:
         from svd_bench.subjects.one_graph import OneGraph
@@ -64,13 +92,13 @@ def open_backend(subject: Subject) -> Opened:
 
         if subject.graph is not None:
             only = OneGraph(Path(subject.graph))
-            return Opened(
-                OrtBackend(only, device), only.exported.architecture, lambda _: only.exported.rewrites
+            return OpenBackend(
+                OrtBackend(only, device), only.record.architecture, lambda _: only.record.rewrites
             )
         assert subject.bundle is not None  # `subjects` made sure
         bundle = Bundle(subject.bundle)
         applied = bundle.manifest.rewrites
-        return Opened(
+        return OpenBackend(
             BACKENDS[subject.backend].open(bundle, device, default_folder()),
             bundle.manifest.model.architecture,
             lambda part: tuple(r.name for r in applied if r.network == part and r.places),
@@ -79,13 +107,13 @@ def open_backend(subject: Subject) -> Opened:
     architecture = checkpoint.model.architecture
     if subject.name != "svd-engine":
         peer = PeerBackend(checkpoint, dtype, device, compiled=subject.backend == "torch.compile")
-        return Opened(peer, architecture, lambda _: ())
+        return OpenBackend(peer, architecture, lambda _: ())
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import rewrites_for
 
     rewrites = rewrites_for(subject.backend, device.type)
     modules = Modules(checkpoint, dtype, device, subject.without_rewrites, rewrites)
-    return Opened(
+    return OpenBackend(
         BACKENDS[subject.backend].open(modules, device, None),
         architecture,
         lambda part: tuple(a.name for a in modules.applied.get(part, []) if a.places),
@@ -98,10 +126,10 @@ def stage_spec(stage: str, setting: Setting, architecture: Architecture) -> Netw
     return by_network[stage.removesuffix("_step")]
 
 
-class NetworkRunning:
+class OpenNetwork:
     """One network on seeded inputs."""
 
-    def __init__(self, case: Case, opened: Opened) -> None:
+    def __init__(self, case: Case, opened: OpenBackend) -> None:
         self.backend = opened.backend
         spec = stage_spec(case.stage, case.setting, opened.architecture)
         self.network = self.backend.open(spec)
@@ -119,7 +147,7 @@ class NetworkRunning:
         release()
 
 
-class VideoRunning:
+class OpenEngine:
     """The whole of ours: photograph in memory to frames [1,F,3,H,W] in [0, 1] on the device."""
 
     def __init__(self, engine: VideoEngine, setting: Setting) -> None:
@@ -146,10 +174,10 @@ class VideoRunning:
         release()
 
 
-class PipelineRunning:
+class OpenPipeline:
     """The whole of diffusers' pipeline, to the same frames."""
 
-    def __init__(self, made: Any, backend: str, setting: Setting) -> None:
+    def __init__(self, made: StableVideoDiffusionPipeline, backend: str, setting: Setting) -> None:
         self.pipeline, self.backend = made, backend
         self.call = video_call(setting)
         self.rewrites: tuple[str, ...] = ()
@@ -182,7 +210,7 @@ def engine_of(subject: Subject) -> VideoEngine:
     )
 
 
-def video_call(setting: Setting) -> dict[str, Any]:
+def video_call(setting: Setting) -> VideoCall:
     """What both pipelines are called with: the photograph that ships with the engine, diffusers' defaults.
 
     Guidance is named, because a checkpoint may have its own for ours, which diffusers does not read.

@@ -9,7 +9,7 @@ diffusers' documentation compiles, UNet and VAE decoder, and in a stage whatever
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
 from svd_engine.spec.network import Network, Placement
 from svd_engine.spec.tensors import NetworkSpec
+
+if TYPE_CHECKING:
+    from diffusers import StableVideoDiffusionPipeline
 
 PEERS = {"diffusers": "eager", "diffusers-compile": "torch.compile"}  # name: backend in results
 COMPONENTS: dict[str, Component] = {
@@ -72,7 +75,9 @@ class PeerBackend:
         """Modules belong to their networks; nothing else is held."""
 
 
-def pipeline(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, compiled: bool) -> Any:
+def pipeline(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, compiled: bool
+) -> StableVideoDiffusionPipeline:
     """diffusers' StableVideoDiffusionPipeline over the checkpoint, as its own loader would make it."""
     from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
     from transformers import CLIPImageProcessor
