@@ -98,28 +98,31 @@ def test_the_command_fails_when_a_figure_does(
     monkeypatch.setattr(quality, "evaluate", measured)
     out = tmp_path / "quality.json"
     assert call(main, "quality", "--photographs", 2, "--only", "targets", "--out", out) == code
-    ((source, count, _, only),) = asked
-    assert (source, count, only) == ("demo", 2, "targets")
+    ((source, count, _, only, variant),) = asked
+    assert (source, count, only, variant) == ("demo", 2, "targets", None)
     printed = capsys.readouterr().out
     assert "Quality on held-out photographs" in printed
     assert "Settings that are not exact" not in printed
     assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
 
 
-def test_figures_are_printed_before_a_place_that_cannot_be_written(
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quality, "evaluate", lambda *_: (FIGURES[:1], [], []))
+    monkeypatch.setattr(quality, "evaluate", lambda *_: pytest.fail("measured"))
     assert call(main, "quality", "--out", tmp_path / "missing" / "quality.json") != 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out.splitlines()[-1])["checkpoint"] == "demo"
-    assert "a place that can be written" in printed.err
+    assert printed.out == ""
+    assert "Make the folder first" in printed.err
 
 
 def test_videos_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
 
     class Engine:
+        def set_progress_bar_config(self, *, disable: bool) -> None:
+            assert disable
+
         def __call__(self, image: object, **settings: Any) -> Any:
             calls.append(settings)
             return type("Output", (), {"frames": np.zeros((1, 2, 4, 4, 3), np.float32)})()
@@ -133,5 +136,5 @@ def test_videos_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_out, "find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailable, match=r"package skimage.*not installed.*svd-engine\[bench\]"):
+    with pytest.raises(BackendUnavailable, match=r"package skimage.*not installed.*\[bench\]"):
         held_out.held_out(64, 64)

@@ -15,7 +15,7 @@ from svd_engine.cli.options import Variant
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
-class Part(StrEnum):
+class QualityPart(StrEnum):
     all = "all"
     targets = "targets"
     settings = "settings"
@@ -28,11 +28,11 @@ def quality_command(
     ] = "demo",
     variant: Variant = None,
     only: Annotated[
-        Part,
+        QualityPart,
         typer.Option(
             help="Part to run. targets: quality on held-out photographs; settings: cost of inexact settings."
         ),
-    ] = Part.all,
+    ] = QualityPart.all,
     photographs: Annotated[
         int,
         typer.Option(

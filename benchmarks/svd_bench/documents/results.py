@@ -1,7 +1,7 @@
 """What a measurement is, as data: one document a run, written as JSON, read by report and compare.
 
 Latencies are milliseconds, memory is bytes, rates are per second.  A figure that could not be measured is
-None, never an estimate: predictions have a type of their own in `predict`.
+None, never an estimate: predictions have a type of their own in `cards.predict`.
 """
 
 from __future__ import annotations
