@@ -23,10 +23,10 @@ from svd_bench.compiled.document import (
     CompiledDocument,
     CompiledNetwork,
     KernelGroup,
-    changes,
-    overview,
+    changes_table,
+    compiled_tables,
+    networks_table,
     read_compiled,
-    tables,
 )
 from svd_bench.report import plots
 from svd_engine.bundle.manifest import CompiledFigures
@@ -237,17 +237,17 @@ def test_a_bad_comparison_is_refused_before_compiling(
 
 def test_changes() -> None:
     before = document(network(kernels=20, gib=7), network("vae_decoder-t2"))
-    table = changes(before, document(network(kernels=10, gib=3)))
+    table = changes_table(before, document(network(kernels=10, gib=3)))
     assert [list(row) for row in table.rows] == [
         ["denoiser-b1", "20 -> 10", "8.0 GiB -> 4.0 GiB (-50.0%)", "0.5 GiB -> 0.5 GiB", "2 -> 2 of 2"]
     ]
     with pytest.raises(SettingsError, match=r"networks to compare: expected one of denoiser-b1, .*got other"):
-        changes(before, document(network("other")))
+        changes_table(before, document(network("other")))
 
 
 def test_tables_and_plot() -> None:
     made = document(network(), network("vae_encoder-b1", fused=0))
-    first, *largest = tables(made)
+    first, *largest = compiled_tables(made)
     assert first.title == "svd, random weights, float16, sm89, TensorRT for RTX 1.7: one call"
     assert list(first.rows[1])[:6] == ["vae_encoder-b1", "10", "3.0 GiB", "1.0 GiB", "1.5", "0 of 2"]
     assert [table.title for table in largest] == ["denoiser-b1", "vae_encoder-b1"]
@@ -283,7 +283,7 @@ PAGES = {"README.md": "svd-xt-sm89.json", "docs/tensorrt.md": "forms-*.json"}
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_show_the_documents(page: str) -> None:
     text = (ROOT / page).read_text()
-    shown = [overview(read_compiled(path)) for path in sorted(RESULTS.glob(PAGES[page]))]
+    shown = [networks_table(read_compiled(path)) for path in sorted(RESULTS.glob(PAGES[page]))]
     assert shown
     assert all(table.markdown().strip() in text for table in shown)
 
