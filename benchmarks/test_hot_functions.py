@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from svd_bench.gpu_context import tiny_checkpoint
-from svd_bench.opening import PHOTOGRAPH
-from svd_bench.stages import panning
+from svd_bench.contest.stages import panning
+from svd_bench.gpu.context import tiny_checkpoint
+from svd_bench.subjects.opening import PHOTOGRAPH
 from svd_engine.backends.fake import FakeBackend
 from svd_engine.backends.onnxruntime import OrtBackend
 from svd_engine.backends.torch.compiled import CompiledBackend

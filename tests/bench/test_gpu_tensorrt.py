@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd_bench import gpu_stage, gpu_tensorrt
-from svd_bench.floor import profile_of
-from svd_bench.gpu_context import Context, Skipped, tiny_checkpoint
+from svd_bench.gpu import stage as gpu_stage
+from svd_bench.gpu import tensorrt_stages as gpu_tensorrt
+from svd_bench.gpu.context import Context, Skipped, tiny_checkpoint
+from svd_bench.subjects.cases import profile_of
 from svd_engine.backends.choose import Choice
 from svd_engine.bundle.flavours import TENSORRT_RTX
 from svd_engine.checkpoint.opening import Checkpoint
@@ -110,7 +111,7 @@ def test_full_size(trt: Any) -> None:
         assert facts[f"{network}: plan"].endswith("MiB, activations 0 MiB")
         assert {f"{network}: build", f"{network}: allowed"} <= facts.keys()
     rows = [row for row in here.recorder.results().rows if row.backend == "tensorrt"]
-    assert [row.stage for row in rows] == [gpu_tensorrt.STAGES[network] for network in NETWORKS]
+    assert [row.stage for row in rows] == [gpu_tensorrt.STAGE_OF_NETWORK[network] for network in NETWORKS]
     for row in rows:
         assert row.max_abs_difference is not None
         assert row.max_abs_difference < 1e-4
@@ -152,7 +153,7 @@ def test_graphs_are_exported_in_half_precision(monkeypatch: pytest.MonkeyPatch) 
     """float32 bundles hold no graphs for TensorRT."""
     seen: list[Any] = []
     monkeypatch.setattr("svd_export.to_onnx.export_bundle", lambda *arguments: seen.append(arguments))
-    with gpu_tensorrt.exported(context(), tiny_checkpoint(), TINY):
+    with gpu_tensorrt.exported_bundle(context(), tiny_checkpoint(), TINY):
         pass
     assert seen[0][3] is torch.float16
 

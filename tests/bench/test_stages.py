@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from svd_bench import running
-from svd_bench import stages as module
-from svd_bench.contest import Bench
-from svd_bench.harness import timer_for
-from svd_bench.memory import Peaks
-from svd_bench.opening import open_case, stage_spec, video_call
-from svd_bench.recorder import Recorder
-from svd_bench.results import Setting
-from svd_bench.stages import check_video, measure_stages, panning
-from svd_bench.subjects import Case, checkpoint_of, subjects
+from svd_bench.contest import runs as running
+from svd_bench.contest import stages as module
+from svd_bench.contest.contest import Bench
+from svd_bench.contest.stages import check_video, measure_stages, panning
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import Setting
+from svd_bench.measuring.memory import Peaks
+from svd_bench.measuring.timing import timer_for
+from svd_bench.subjects.cases import Case, checkpoint_of, subjects
+from svd_bench.subjects.opening import open_case, stage_spec, video_call
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.errors import BackendError, BackendUnavailable, SettingsError
 from svd_engine.install import install_line

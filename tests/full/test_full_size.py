@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 
-from svd_bench.compiling import CompileCase, compiled_in_child
+from svd_bench.compiled.compiling import CompileCase, compiled_in_child
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import random_checkpoint
 from svd_engine.networks.modules import Modules
