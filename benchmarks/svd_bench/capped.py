@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict
 from svd_bench.harness import Lap, spread
 from svd_bench.results import Row, Setting
 from svd_engine.errors import BackendUnavailable
+from svd_engine.spec.profile import GuidanceMode, Profile
 
 if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine
     from svd_engine.report import RunReport
 
-Guidance = Literal["batched", "single"]
 Networks = Literal["resident", "swapped"]
 
 
@@ -36,7 +36,7 @@ class Attempt(BaseModel):
     frames: int
     height: int  # pixels
     width: int  # pixels
-    guidance: Guidance
+    guidance: GuidanceMode
     networks: Networks
     decode_chunk: int
     steps: int
@@ -71,7 +71,6 @@ def open_engine(attempt: Attempt) -> VideoEngine:
     from svd_engine.backends.choose import resolve
     from svd_engine.engine import VideoEngine
     from svd_engine.residency import source
-    from svd_engine.spec.profile import Profile
 
     if attempt.cap is not None:
         device = resolve(attempt.device)

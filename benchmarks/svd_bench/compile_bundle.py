@@ -23,14 +23,12 @@ from svd_export.compiled import capability, installed
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 Normalisation = Literal["operator", "instance, float32", "instance, half"]
 Attention = Literal["operator", "products"]
 
 
-def compile_bundle(
-    folder: Path, target: str, networks: Collection[str], progress: Progress
-) -> CompiledDocument:
+def compile_bundle(folder: Path, target: str, networks: Collection[str], progress: Say) -> CompiledDocument:
     """Network by network, each in a process of its own.
 
     Raises what `compiled_in_child` and `capability` do, and BundleError without graphs for TensorRT.
@@ -55,7 +53,7 @@ def keys_of(folder: Path, networks: Collection[str]) -> list[str]:
     return [spec.key for spec in specs]
 
 
-def compile_forms(folder: Path, target: str, network: str, progress: Progress) -> CompiledDocument:
+def compile_forms(folder: Path, target: str, network: str, progress: Say) -> CompiledDocument:
     """Every form of the first graph of `network`.  Raises as `compile_bundle`.
 
     Attention that a bundle holds as products has no other form here.
@@ -85,7 +83,9 @@ def candidate(
     model = ir.load(bundle.graph(entry.spec, "tensorrt"))
     if normalisation != "operator":
         inside = (
-            ir.DataType.FLOAT if normalisation == "instance, float32" else ir.DataType[entry.dtype.upper()]
+            ir.DataType.FLOAT
+            if normalisation == "instance, float32"
+            else ir.DataType[entry.spec.precision.activations.upper()]
         )
         parts: Parts = {**PARTS, "GroupNormalization": partial(instance_normalization, inside=inside)}
         take_apart(model.graph, _all(model, "GroupNormalization"), parts)
@@ -117,6 +117,6 @@ def _document(bundle: Bundle, target: str, networks: Sequence[CompiledNetwork]) 
         target=target,
         model=manifest.model.name,
         random_weights=manifest.model.random_weights,
-        dtype=manifest.dtype,
+        dtype=manifest.precision.activations,
         networks=tuple(networks),
     )

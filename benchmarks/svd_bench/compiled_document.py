@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from svd_bench.results import Environment
 from svd_bench.table import Table, figure
-from svd_engine.bundle.manifest import CompiledFigures, DType
+from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
+from svd_engine.spec.precision import DType
 
 
 class _Strict(BaseModel):

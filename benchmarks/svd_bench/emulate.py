@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from svd_bench.capped import Answer, Attempt, Guidance, Networks
+from svd_bench.capped import Answer, Attempt, Networks
 from svd_bench.cards import TIERS, Tier
 from svd_bench.results import Misfit, Setting
 from svd_bench.table import GIB, Table, gibibytes, milliseconds
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.spec.profile import GuidanceMode
 
 if TYPE_CHECKING:
     from svd_bench.recorder import Recorder
@@ -113,7 +114,7 @@ def walk(
         cap = {"cap": tier.gigabytes * GIB - CONTEXT, "note": f"emulated cap {tier.gigabytes} GB"}
         for backend in backends:
             for count in frames:
-                for guidance in get_args(Guidance):
+                for guidance in get_args(GuidanceMode):
                     fixed = cap | {"backend": backend, "frames": count, "guidance": guidance}
                     yield from _swap_if_needed(base.model_copy(update=fixed), tier, run)
 

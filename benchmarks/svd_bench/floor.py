@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from svd_bench.harness import Timer
-from svd_bench.peers import wrapped
 from svd_bench.results import Ceiling, Setting
 from svd_engine.checkpoint.configs import Configs
 from svd_engine.checkpoint.weights import build
+from svd_engine.networks.modules import COMPONENT_OF, wrap
 from svd_engine.spec.model import Architecture
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
@@ -56,7 +57,7 @@ def share(ceiling: Ceiling, dtype: str, flop: float | None, ms: float) -> float 
 def stage_flop(stage: str, setting: Setting, architecture: Architecture, configs: Configs) -> float | None:
     """FLOP of one call of a stage, of the whole video for whole_video; None for a stage without networks."""
     profile = profile_of(setting)
-    image, encoder, denoiser, *decoders = specs_of(profile, architecture)
+    image, encoder, denoiser, *decoders = specs_of(profile, architecture, FLOAT32)  # of any precision
     if stage == "whole_video":
         by_frames = {spec.inputs[0].shape[0]: network_flop(spec, configs) for spec in decoders}
         once = network_flop(image, configs) + network_flop(encoder, configs)
@@ -76,7 +77,8 @@ def network_flop(spec: NetworkSpec, configs: Configs) -> float:
     """FLOP of one call: matrix products, convolutions and attention, 2 per multiply-add.  Runs nothing."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    module = wrapped(spec, lambda component: build(component, configs[component])).to("meta").eval()
+    component = COMPONENT_OF[spec.network]
+    module = wrap(spec, build(component, configs[component])).to("meta").eval()
     inputs = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in spec.inputs}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(**inputs)

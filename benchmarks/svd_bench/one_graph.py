@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from svd_bench.memory import release
-from svd_bench.peers import COMPONENTS
 from svd_bench.subjects import Subject, checkpoint_of
 from svd_engine.bundle.manifest import NetworkEntry, Runtime
 from svd_engine.bundle.reading import Bundle
@@ -40,9 +38,6 @@ class OneGraph(Bundle):
     def graph(self, _spec: NetworkSpec, runtime: Runtime, _memory: int | None = None) -> Path:
         return self.folder / self.exported.entry.graphs[runtime]
 
-    def dtype_of(self, _spec: NetworkSpec) -> str:
-        return self.exported.entry.dtype
-
 
 @contextmanager
 def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
@@ -51,18 +46,18 @@ def exported(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     The folder is as large as the weights (6 GB for SVD's UNet in float32); TMPDIR says where it lies.
     Raises ExportError.
     """
-    from svd_engine.networks.modules import Modules
+    from svd_engine.networks.modules import COMPONENT_OF, Modules
     from svd_export.to_onnx import export_network
     from svd_export.weights import WeightsFile
 
     checkpoint = checkpoint_of(subject.checkpoint, subject.variant)
     rewrites = rewrites_for("onnxruntime", "cpu" if subject.device == "cpu" else "cuda")
-    modules = Modules(checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites, rewrites)
+    modules = Modules(checkpoint, subject.without_rewrites, rewrites)
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
         folder = Path(name)
         with WeightsFile(folder / f"{spec.network}.bin") as weights:
             entry = export_network(modules, spec, weights, ["onnxruntime"])
-        applied = modules.applied.get(COMPONENTS[spec.network], [])
+        applied = modules.applied.get(COMPONENT_OF[spec.network], [])
         found = tuple(a.name for a in applied if a.places)
         modules.close()
         release()

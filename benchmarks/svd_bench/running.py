@@ -22,7 +22,7 @@ from svd_bench.recorder import Recorder, out_folder
 from svd_bench.results import Kind, Results, Setting
 from svd_bench.stages import STAGES, measure_stages
 from svd_bench.subjects import BUNDLED, Subject, check_backends, check_names, checkpoint_of, subjects
-from svd_engine.arguments import one_of, torch_dtype
+from svd_engine.arguments import dtype_name, one_of, torch_dtype
 from svd_engine.backends.choose import resolve
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle.reading import Bundle
@@ -30,6 +30,7 @@ from svd_engine.cli import console
 from svd_engine.errors import BundleError, SettingsError
 from svd_engine.request import Settings
 from svd_engine.spec.model import Model
+from svd_engine.spec.precision import DType
 
 Say = Callable[[str], None]
 WARMUP_ROUNDS = {"cuda": 2, "cpu": 0}  # a GPU's clock rises under load; a CPU's first call has warmed it up
@@ -134,7 +135,7 @@ def _check_out(asked: Asked) -> None:
 Weights = tuple[str, str | None]  # a checkpoint's source, and the variant of its files
 
 
-def _of_checkpoint(asked: Asked, device: torch.device) -> tuple[Weights, str, Setting]:
+def _of_checkpoint(asked: Asked, device: torch.device) -> tuple[Weights, DType, Setting]:
     """Weights, dtype and setting."""
     assert asked.checkpoint is not None
     dtype = dtype_name(torch_dtype(asked.dtype, device))
@@ -147,16 +148,14 @@ def _of_checkpoint(asked: Asked, device: torch.device) -> tuple[Weights, str, Se
     return (asked.checkpoint, asked.variant), dtype, setting
 
 
-def _of_bundle(asked: Asked) -> tuple[Weights, str, Setting]:
+def _of_bundle(asked: Asked) -> tuple[Weights, DType, Setting]:
     """The same, of the bundle's first profile or the one that is asked for; its checkpoint must be there."""
     assert asked.bundle is not None
     bundle = Bundle(asked.bundle)
     manifest = bundle.manifest
     own = manifest.profiles[0]
     frames, height, width = _size(asked, (own.frames, own.height, own.width))
-    profile = bundle.profile_for(
-        frames=frames, height=height, width=width, decode_chunk=asked.decode_chunk, guided=True
-    )
+    profile = bundle.profile_for(Settings(frames, height, width, decode_chunk_size=asked.decode_chunk))
     if profile.batch != 1:
         raise SettingsError(
             f"profile of bundle {asked.bundle}",
@@ -175,7 +174,7 @@ def _of_bundle(asked: Asked) -> tuple[Weights, str, Setting]:
         )
     setting = _setting(asked, manifest.model, frames, height, width, profile.decode_chunk)
     weights = (source.checkpoint, source.variant)
-    return weights, manifest.dtype, setting.model_copy(update={"guidance": profile.guidance})
+    return weights, manifest.precision.activations, setting.model_copy(update={"guidance": profile.guidance})
 
 
 def _size(asked: Asked, own: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -222,7 +221,3 @@ def ready_subjects(chosen: Sequence[Subject], setting: Setting, say: Say) -> Ite
 
             build_plans(Bundle(made), progress=lambda line: say(f"TensorRT, {line}"), flavour=flavour)
         yield [s.model_copy(update={"bundle": str(made)}) if s in needy else s for s in chosen]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

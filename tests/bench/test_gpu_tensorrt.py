@@ -21,6 +21,8 @@ from svd_engine.bundle.flavours import TENSORRT_RTX
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendError
 from svd_engine.networks.modules import Modules
+from svd_engine.spec.network import named_outputs
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_export.to_onnx import export_bundle
@@ -60,18 +62,17 @@ def trt(monkeypatch: pytest.MonkeyPatch, exports: Callable[..., None]) -> Any:
 
 def computing(modules: Modules, profile: Profile) -> Any:
     """What the engines of a profile compute, by their keys."""
-    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture)}
+    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture, FLOAT32)}
 
-    def compute(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    def compute(key: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
-            found: Tensor = modules.network(specs[key])(**inputs)
-        return found
+            return named_outputs(specs[key], modules.network(specs[key])(**inputs))
 
     return compute
 
 
 def test_small_networks(trt: Any) -> None:
-    trt.compute = computing(Modules(tiny_checkpoint(), torch.float32), TINY)
+    trt.compute = computing(Modules(tiny_checkpoint()), TINY)
     facts = gpu_tensorrt.small(context()).facts
     assert [name.split()[0] for name in facts] == [
         "image_encoder",

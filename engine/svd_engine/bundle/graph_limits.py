@@ -22,7 +22,7 @@ VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # share the 
 def check_limits(graph: Path, model: Any, spec: NetworkSpec, weights_bytes: int, memory: int | None) -> None:
     """Holds a graph against its network's table and against memory.  `model` is its ModelProto.
 
-    Raises BundleError when its inputs or output are not those of `spec`; when a tensor inside has no static
+    Raises BundleError when its inputs or outputs are not those of `spec`; when a tensor inside has no static
     shape, or one that contradicts another; when constants alone make more than `weights_bytes` and
     CONSTANT_BYTES; when the tensors of one run cannot fit into `memory` bytes, None being any amount.
     """
@@ -72,10 +72,10 @@ def _check_table(graph: Path, content: Any, spec: NetworkSpec) -> None:
     inputs = {_declared(value) for value in content.input if value.name not in weights}
     expected = {str(tensor) for tensor in spec.inputs}
     outputs = {_declared(value) for value in content.output}
-    if inputs != expected or outputs != {str(spec.output)}:
+    if inputs != expected or outputs != {str(tensor) for tensor in spec.outputs}:
         raise _refused(
             graph,
-            f"{', '.join(sorted(expected))} -> {spec.output}",
+            f"{', '.join(sorted(expected))} -> {', '.join(sorted(map(str, spec.outputs)))}",
             f"{', '.join(sorted(inputs))} -> {', '.join(sorted(outputs))}",
         )
 

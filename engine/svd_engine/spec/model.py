@@ -21,6 +21,9 @@ from svd_engine.spec.bounds import (
     Scale,
     Text,
 )
+from svd_engine.spec.conditioning import Conditioning, svd_conditioning
+
+SVD = svd_conditioning()
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Architecture:
     latent_channels: LatentChannels = 4
     vae_scale: Scale = 8  # pixels per latent pixel
     size_multiple: Scale = 64  # pixels: vae_scale times the UNet's own downsampling
+    conditioning: Conditioning = SVD  # what the denoiser is told beside the image
 
 
 @dataclass(frozen=True, kw_only=True)
