@@ -23,6 +23,7 @@ from svd_engine.spec.bounds import (
     LatentChannels,
     NoiseLevel,
 )
+from svd_engine.spec.conditioning import svd_conditioning
 from svd_engine.spec.model import Architecture, Model
 
 PIPELINE = "StableVideoDiffusionPipeline"
@@ -145,7 +146,8 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
     generation = _parse(_Generation, "generation", where, {"generation": {}, **configs})
 
     c, clip_size = vae.latent_channels, clip.image_size
-    time_ids = 3 * unet.addition_time_embed_dim  # fps, motion bucket and noise augmentation
+    conditioning = svd_conditioning(unet.addition_time_embed_dim)
+    told = f"{len(conditioning.fields)} addition_time_embed_dim"
     crop = extractor.crop_size
     crops = set(crop.values()) if isinstance(crop, dict) else {crop}
     for part, key, got, expected, why in (
@@ -158,7 +160,7 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
             clip.projection_dim,
             "CLIP's projection_dim",
         ),
-        ("unet", _TIME, unet.projection_class_embeddings_input_dim, time_ids, "3 addition_time_embed_dim"),
+        ("unet", _TIME, unet.projection_class_embeddings_input_dim, conditioning.width, told),
         ("feature_extractor", "crop_size", crops, {clip_size}, "CLIP's image_size"),
     ):
         if got != expected:
@@ -182,6 +184,7 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
             latent_channels=c,
             vae_scale=vae_scale,
             size_multiple=vae_scale * 2 ** (len(unet.block_out_channels) - 1),
+            conditioning=conditioning,
         ),
         frames=unet.num_frames,
         height=height,
