@@ -1,4 +1,4 @@
-"""What a checkpoint is told beside the image, as data: SVD's, and that of models that are told other things."""
+"""What a checkpoint is told beside the image, as data: SVD's, and what other models are told."""
 
 from __future__ import annotations
 
