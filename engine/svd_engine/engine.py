@@ -138,7 +138,9 @@ class VideoEngine(Steered, DiffusersNames):
         cancel: Cancel | None = None,
         observer: Observer | None = None,
         fit: Fit = "stretch",
-    ) -> VideoOutput | Any:  # Any: `Frames` with return_dict off; nobody else should have to tell them apart
+    ) -> (
+        VideoOutput | Any
+    ):  # Any: `VideoFrames` with return_dict off; nobody else should have to tell them apart
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
         image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.
@@ -236,7 +238,7 @@ class VideoEngine(Steered, DiffusersNames):
         clip = images.to_clip_pixels(framed, model.architecture.clip_size, model.clip_mean, model.clip_std)
         return pixels, clip.to(device)
 
-    def _on_step(self, callback: Callback | None, tensor_inputs: Sequence[str]) -> pipeline.OnStep:
+    def _on_step(self, callback: Callback | None, tensor_inputs: Sequence[str]) -> pipeline.StepCallback:
         """Shows each step to the caller's function, and takes what it gives back and what it changed."""
 
         def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from svd_engine.spec.profile import Profile
 from svd_engine.steering import Steering
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-OnStep = Callable[[int, Tensor, Tensor], Tensor]  # (step, c_noise, latents) -> latents
+StepCallback = Callable[[int, Tensor, Tensor], Tensor]  # (step, c_noise, latents) -> latents
 ProgressBar = Callable[[range], Iterable[int]]  # the steps' numbers, shown as they pass
 
 SAMPLING = Sampling()  # SVD's
@@ -53,7 +53,7 @@ def generate(
     clip_pixels: Tensor,  # [images, 3, S, S], normalised for CLIP
     generator: Generators,
     latents: Tensor | None,  # [N, F, 4, h, w] of standard deviation 1, or None to draw them
-    on_step: OnStep,
+    on_step: StepCallback,
     clock: Clock,
     decode: bool = True,
     steering: Steering | None = None,  # None: what `settings` say, to the end
@@ -177,7 +177,7 @@ def sample(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
-    on_step: OnStep,
+    on_step: StepCallback,
     clock: Clock,
     steering: Steering,
     progress: ProgressBar,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import tensorrt
 
 RECORDED = ("denoiser",)  # the only network that is called many times in a row
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+DTYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 REPORT = "Report this with TensorRT's version and the GPU's name."
 
 
@@ -274,7 +274,7 @@ def _rows(engine: tensorrt.ICudaEngine) -> list[str]:
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
         dtype, dims = engine.get_tensor_dtype(name).name, engine.get_tensor_shape(name)
         shape = tuple(dims[axis] for axis in range(len(dims)))
-        tensor = TensorSpec(name, shape, DTYPES.get(dtype, dtype))
+        tensor = TensorSpec(name, shape, DTYPE_NAMES.get(dtype, dtype))
         place = "" if engine.get_tensor_location(name).name == "DEVICE" else " on the host"
         rows.append(f"{engine.get_tensor_mode(name).name.lower()} {tensor}{place}")
     return rows
