@@ -11,7 +11,7 @@ from svd_engine.spec.bounds import Batch, Frames, Pixels
 GuidanceMode = Literal["batched", "single"]  # both halves of guidance inside one call; one half a call
 
 
-class Request(Protocol):
+class ProfileRequest(Protocol):
     """What a profile needs to know of a call; `svd_engine.request.Settings` is one."""
 
     @property
@@ -38,14 +38,14 @@ class Profile:
     decode_chunk: Frames = 14  # frames the decoder takes at once
 
     @classmethod
-    def of_request(cls, request: Request, videos: int) -> Profile:
+    def of_request(cls, request: ProfileRequest, videos: int) -> Profile:
         """Exactly what a call asks for, all its videos in one batch; without a chunk, all frames at once."""
         chunk = min(request.decode_chunk_size or request.frames, request.frames)
         mode = _mode(request)
         return cls(request.frames, request.height, request.width, videos, mode, chunk)
 
     @classmethod
-    def of_bundle(cls, profiles: Iterable[Profile], request: Request) -> Profile | None:
+    def of_bundle(cls, profiles: Iterable[Profile], request: ProfileRequest) -> Profile | None:
         """The one of a bundle's profiles that does a call, whatever its batch; None when none does.
 
         Prefers the guidance mode that the call needs, then to decode the most frames at once.
@@ -75,5 +75,5 @@ class Profile:
         )
 
 
-def _mode(request: Request) -> GuidanceMode:
+def _mode(request: ProfileRequest) -> GuidanceMode:
     return "batched" if request.guided else "single"
