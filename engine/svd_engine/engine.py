@@ -138,9 +138,7 @@ class VideoEngine(Steered, DiffusersNames):
         cancel: Cancel | None = None,
         observer: Observer | None = None,
         fit: Fit = "stretch",
-    ) -> (
-        VideoOutput | Any
-    ):  # Any: `VideoFrames` with return_dict off; nobody else should have to tell them apart
+    ) -> VideoOutput | Any:  # Any: `VideoFrames` with return_dict off; else none need tell them apart
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
         image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.
