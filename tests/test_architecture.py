@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import zipfile
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -184,6 +185,24 @@ def test_the_engine_stands_alone() -> None:
 def test_the_exporter_does_not_measure() -> None:
     files = PACKAGES["svd_export"].rglob("*.py")
     assert {f.name: known(f, {"svd_bench"}) for f in files if known(f, {"svd_bench"})} == {}
+
+
+def names_of(path: Path) -> set[str]:
+    """The classes, types and constants that a module makes."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found.update(target.id for target in targets if isinstance(target, ast.Name))
+    return {name for name in found if name[0].isupper()}
+
+
+def test_no_name_means_two_things() -> None:
+    """Among what the engine and the exporter define; the benchmarks have words of their own."""
+    files = [f for package in ("svd_engine", "svd_export") for f in PACKAGES[package].rglob("*.py")]
+    made = Counter(name for file in files for name in names_of(file))
+    assert {name for name, count in made.items() if count > 1} == set()
 
 
 def test_commits_are_checked_as_make_lint_does() -> None:

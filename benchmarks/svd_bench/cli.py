@@ -6,13 +6,13 @@ import typer
 
 from svd_bench.commands import compiled, gpu, measure, quality, results
 from svd_engine.cli import console
-from svd_engine.cli.options import Version
+from svd_engine.cli.options import VersionFlag
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
-def root(version: Version = False) -> None:
+def root(version: VersionFlag = False) -> None:
     """Measure speed, memory and quality of Stable Video Diffusion on this machine."""
 
 

@@ -11,6 +11,7 @@ from svd_bench.subjects import flop as work
 from svd_bench.subjects.flop import network_flop, stage_flop
 from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.spec.model import Architecture
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from tests.bench import documents
@@ -29,7 +30,7 @@ def test_svd_at_576x1024(frames: int, tflop: dict[str, float]) -> None:
     profile = Profile(frames, 576, 1024, guidance="single", decode_chunk=frames)
     counted = {
         spec.network: network_flop(spec, svd_configs(frames)) / 1e12
-        for spec in specs_of(profile, Architecture())
+        for spec in specs_of(profile, Architecture(), FLOAT32)
     }
     assert counted == pytest.approx(tflop, rel=0.015)
 
@@ -53,7 +54,7 @@ def test_a_whole_video_is_the_sum_of_its_calls(monkeypatch: pytest.MonkeyPatch) 
 def test_guidance_in_a_batch_is_twice_the_work() -> None:
     configs = {"unet": svd_configs(14)["unet"]}
     single, batched = (
-        network_flop(specs_of(Profile(14, 64, 64, guidance=g), Architecture())[2], configs)
+        network_flop(specs_of(Profile(14, 64, 64, guidance=g), Architecture(), FLOAT32)[2], configs)
         for g in ("single", "batched")
     )
     assert batched == 2 * single

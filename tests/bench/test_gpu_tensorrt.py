@@ -22,6 +22,8 @@ from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES
+from svd_engine.spec.network import named_outputs
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_export.to_onnx import export_bundle
@@ -62,18 +64,17 @@ def trt(monkeypatch: pytest.MonkeyPatch, exports: Callable[..., None]) -> Any:
 
 def computing(modules: Modules, profile: Profile) -> Any:
     """What the engines of a profile compute, by their keys."""
-    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture)}
+    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture, FLOAT32)}
 
-    def compute(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    def compute(key: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
-            found: Tensor = modules.network(specs[key])(**inputs)
-        return found
+            return named_outputs(specs[key], modules.network(specs[key])(**inputs))
 
     return compute
 
 
 def test_small_networks(trt: Any) -> None:
-    trt.compute = computing(Modules(tiny_checkpoint(), torch.float32), TINY)
+    trt.compute = computing(Modules(tiny_checkpoint()), TINY)
     facts = gpu_tensorrt.small(context()).facts
     assert [name.split()[0] for name in facts] == [
         "image_encoder",
@@ -98,7 +99,7 @@ def network_of(here: Context) -> Any:
 def prepared() -> Context:
     """In half precision, as on a GPU, with a ceiling, which stages are held against."""
     here = context()
-    here.dtype, here.modules = "float16", Modules(here.checkpoint, torch.float16)
+    here.dtype = "float16"
     here.recorder.ceiling = CEILING
     return here
 
@@ -125,7 +126,12 @@ def test_full_size(trt: Any) -> None:
 def test_a_wrong_network_is_found_and_what_was_before_it_kept(trt: Any) -> None:
     here = prepared()
     right = network_of(here)
-    trt.compute = lambda key, inputs: right(key, inputs) * (1.5 if key.startswith("vae_decoder") else 1)
+
+    def off(key: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        factor = 1.5 if key.startswith("vae_decoder") else 1
+        return {name: tensor * factor for name, tensor in right(key, inputs).items()}
+
+    trt.compute = off
     with pytest.raises(BackendError, match="output of vae_decoder"):
         gpu_tensorrt.full_size(here)
     rows = [row.stage for row in here.recorder.results().rows if row.backend == "tensorrt"]

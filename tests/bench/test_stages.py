@@ -29,6 +29,7 @@ from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.rewrites import REWRITES, rewrites_for
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.network import check_inputs
+from svd_engine.spec.precision import FLOAT32
 from tests.bench import documents
 from tests.bench.fakes import CEILING
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
@@ -179,7 +180,7 @@ def test_random_weights_have_a_name_of_their_own() -> None:
 @pytest.mark.parametrize("stage", ["image_encoder", "vae_encoder", "denoiser_step", "vae_decoder"])
 def test_inputs_fit_the_table(stage: str) -> None:
     spec = stage_spec(
-        stage, documents.setting(frames=5, height=64, width=128, decode_chunk=2), Architecture()
+        stage, documents.setting(frames=5, height=64, width=128, decode_chunk=2), Architecture(), FLOAT32
     )
     check_inputs(spec, example_inputs(spec), "cpu")
 

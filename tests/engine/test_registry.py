@@ -54,9 +54,5 @@ def test_a_row_opens_its_backend(
     if flavour is not None:
         version = ".".join(map(str, (*flavour.oldest, 0, 1)))
         tensorrt_double.install(monkeypatch, version, flavour)
-    what = (
-        Bundle(tiny_bundle)
-        if row.of_bundle
-        else Modules(open_checkpoint(str(tiny_checkpoint)), torch.float32, CPU)
-    )
+    what = Bundle(tiny_bundle) if row.of_bundle else Modules(open_checkpoint(str(tiny_checkpoint)))
     assert row.open(what, CPU, None).name == name

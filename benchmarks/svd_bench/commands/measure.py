@@ -10,7 +10,7 @@ import typer
 
 from svd_bench.commands.arguments import command_line, names, progress, show_results
 from svd_engine.backends.registry import BACKENDS
-from svd_engine.cli.options import DType, Family, Variant
+from svd_engine.cli.options import DTypeOption, FamilyOption, Variant
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,7 +25,7 @@ Checkpoint = Annotated[
     typer.Option(help="Checkpoint: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."),
 ]
 RandomWeights = Annotated[
-    Family | None,
+    FamilyOption | None,
     typer.Option(help="Architecture to measure with seeded random weights, without a checkpoint."),
 ]
 FrameCount = Annotated[
@@ -34,7 +34,9 @@ FrameCount = Annotated[
 Pixels = Annotated[int | None, typer.Option(help="In pixels; default the bundle's or checkpoint's own.")]
 Chunk = Annotated[int | None, typer.Option(help="Frames per decoder call; default all.")]
 Device = Annotated[str, typer.Option(help="Device to measure: auto, cpu, cuda or cuda:N.")]
-Type = Annotated[DType, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")]
+Type = Annotated[
+    DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
+]
 Repeat = Annotated[int, typer.Option(min=1, help="Timed calls per subject.")]
 Memory = Annotated[bool, typer.Option(help="Measure peak memory of each subject in its own process.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the JSON document, updated after each row.")]
@@ -60,7 +62,7 @@ def run(
     height: Pixels = None,
     width: Pixels = None,
     decode_chunk: Chunk = None,
-    dtype: Type = DType.auto,
+    dtype: Type = DTypeOption.auto,
     device: Device = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the whole video.")] = 25,
     repeat: Repeat = 5,
@@ -72,7 +74,7 @@ def run(
         raise typer.BadParameter("pass one of --bundle, --checkpoint and --random-weights")
     if variant and checkpoint is None:
         raise typer.BadParameter("--variant belongs to --checkpoint")
-    if bundle is not None and dtype is not DType.auto:
+    if bundle is not None and dtype is not DTypeOption.auto:
         raise typer.BadParameter("--dtype belongs to a checkpoint; a bundle has its own")
 
     from svd_bench.contest.runs import RunOptions, measure_run
@@ -119,10 +121,10 @@ def ladder(
     height: Pixels = None,
     width: Pixels = None,
     decode_chunk: Chunk = None,
-    dtype: Type = DType.auto,
+    dtype: Type = DTypeOption.auto,
     peer_dtype: Annotated[
-        DType, typer.Option(help="Precision of diffusers' module; auto is that of --dtype.")
-    ] = DType.auto,
+        DTypeOption, typer.Option(help="Precision of diffusers' module; auto is that of --dtype.")
+    ] = DTypeOption.auto,
     device: Device = "auto",
     repeat: Repeat = 5,
     memory: Memory = True,

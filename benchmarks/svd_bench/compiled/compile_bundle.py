@@ -85,7 +85,9 @@ def candidate(
     model = ir.load(bundle.graph(entry.spec, "tensorrt"))
     if normalisation != "operator":
         inside = (
-            ir.DataType.FLOAT if normalisation == "instance, float32" else ir.DataType[entry.dtype.upper()]
+            ir.DataType.FLOAT
+            if normalisation == "instance, float32"
+            else ir.DataType[entry.spec.precision.activations.upper()]
         )
         parts: Parts = {**PARTS, "GroupNormalization": partial(instance_normalization, inside=inside)}
         take_apart(model.graph, _all(model, "GroupNormalization"), parts)
@@ -117,6 +119,6 @@ def _document(bundle: Bundle, target: str, networks: Sequence[CompiledNetwork]) 
         target=target,
         model=manifest.model.name,
         random_weights=manifest.model.random_weights,
-        dtype=manifest.dtype,
+        dtype=manifest.precision.activations,
         networks=tuple(networks),
     )

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from svd_bench.documents.results import Environment
 from svd_bench.documents.strict import StrictModel
 from svd_bench.documents.table import Table, figure
-from svd_engine.bundle.manifest import CompiledFigures, DType
+from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
+from svd_engine.spec.precision import DType
 
 
 class KernelGroup(StrictModel):

@@ -16,6 +16,7 @@ from svd_bench.subjects.one_graph import exported_graph
 from svd_bench.subjects.opening import stage_spec
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.spec.model import Architecture
+from svd_engine.spec.precision import DType, Precision
 
 Rungs = Literal["all", "ends"]
 LADDERS = ("eager", "compiled", "onnxruntime")  # backends that run one network by itself
@@ -25,7 +26,7 @@ STAGE_OF = {"unet": "denoiser_step", "vae_decoder": "vae_decoder"}
 def measure_ladder(
     bench: Bench,
     peer: Subject,
-    dtype: str,
+    dtype: DType,
     setting: Setting,
     networks: Sequence[str],
     backends: Sequence[str],
@@ -54,14 +55,14 @@ def measure_ladder(
 def cases(
     bench: Bench,
     anchor: Case,
-    dtype: str,
+    dtype: DType,
     architecture: Architecture,
     backends: Sequence[str],
     rungs: Rungs,
 ) -> Iterator[Case]:
     """diffusers, then every backend from the bottom up.  A graph lives until the next case is asked for."""
     yield anchor
-    spec = stage_spec(anchor.stage, anchor.setting, architecture)
+    spec = stage_spec(anchor.stage, anchor.setting, architecture, Precision.of(dtype))
     for backend in backends:
         for note, without in steps_of(backend, rungs, bench.device):
             subject = anchor.subject.model_copy(

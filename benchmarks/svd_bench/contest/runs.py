@@ -32,7 +32,7 @@ from svd_bench.subjects.cases import (
     subjects,
 )
 from svd_bench.subjects.opening import open_case
-from svd_engine.arguments import one_of, torch_dtype
+from svd_engine.arguments import dtype_name, one_of, torch_dtype
 from svd_engine.backends.choose import resolve
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle.reading import Bundle
@@ -40,6 +40,7 @@ from svd_engine.cli import console
 from svd_engine.errors import BundleError, SettingsError
 from svd_engine.request import Settings
 from svd_engine.spec.model import Model
+from svd_engine.spec.precision import DType
 
 WARMUP_ROUNDS = {"cuda": 2, "cpu": 0}  # a GPU's clock rises under load; a CPU's first call has warmed it up
 
@@ -145,7 +146,7 @@ def _check_out(options: RunOptions) -> None:
 Weights = tuple[str, str | None]  # a checkpoint's source, and the variant of its files
 
 
-def _of_checkpoint(options: RunOptions, device: torch.device) -> tuple[Weights, str, Setting]:
+def _of_checkpoint(options: RunOptions, device: torch.device) -> tuple[Weights, DType, Setting]:
     """Weights, dtype and setting."""
     assert options.checkpoint is not None
     dtype = dtype_name(torch_dtype(options.dtype, device))
@@ -158,16 +159,14 @@ def _of_checkpoint(options: RunOptions, device: torch.device) -> tuple[Weights, 
     return (options.checkpoint, options.variant), dtype, setting
 
 
-def _of_bundle(options: RunOptions) -> tuple[Weights, str, Setting]:
+def _of_bundle(options: RunOptions) -> tuple[Weights, DType, Setting]:
     """The same, of the bundle's first profile or the one that is asked for; its checkpoint must be there."""
     assert options.bundle is not None
     bundle = Bundle(options.bundle)
     manifest = bundle.manifest
     own = manifest.profiles[0]
     frames, height, width = _size(options, (own.frames, own.height, own.width))
-    profile = bundle.profile_for(
-        frames=frames, height=height, width=width, decode_chunk=options.decode_chunk, guided=True
-    )
+    profile = bundle.profile_for(Settings(frames, height, width, decode_chunk_size=options.decode_chunk))
     if profile.batch != 1:
         raise SettingsError(
             f"profile of bundle {options.bundle}",
@@ -186,7 +185,7 @@ def _of_bundle(options: RunOptions) -> tuple[Weights, str, Setting]:
         )
     setting = _setting(options, manifest.model, frames, height, width, profile.decode_chunk)
     weights = (source.checkpoint, source.variant)
-    return weights, manifest.dtype, setting.model_copy(update={"guidance": profile.guidance})
+    return weights, manifest.precision.activations, setting.model_copy(update={"guidance": profile.guidance})
 
 
 def _size(options: RunOptions, own: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -233,7 +232,3 @@ def ready_subjects(chosen: Sequence[Subject], setting: Setting, say: Progress) -
 
             build_plans(Bundle(made), progress=lambda line: say(f"TensorRT, {line}"), flavour=flavour)
         yield [s.model_copy(update={"bundle": str(made)}) if s in needy else s for s in chosen]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -38,8 +38,10 @@ from svd_engine.checkpoint.random_weights import small_configs, statistics
 from svd_engine.checkpoint.weights import Shapes
 from svd_engine.engine import VideoEngine
 from svd_engine.networks.modules import Modules
-from svd_engine.residency.source import Source
+from svd_engine.residency.resident import Resident
+from svd_engine.residency.source import EngineSource
 from svd_engine.spec.network import Backend, Network
+from svd_engine.spec.precision import DType, Precision
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
@@ -82,6 +84,7 @@ class CachedBackend:
 
     def __init__(self, backend: Backend, rewrites: Callable[[str], tuple[str, ...]]) -> None:
         self.backend, self.name, self.device = backend, backend.name, backend.device
+        self.movable = backend.movable
         self.rewrites = rewrites
         self.networks: dict[str, Network] = {}
 
@@ -117,10 +120,10 @@ class Context:
     ) -> None:
         self.device, self.gpu, self.timer, self.recorder, self.say = device, gpu, timer, recorder, say
         self.full = device.type == "cuda"
-        self.dtype = "float16" if self.full else "float32"
+        self.dtype: DType = "float16" if self.full else "float32"
         self.checkpoint = random_checkpoint("svd-xt") if self.full else tiny_checkpoint()
         self.checkpoint = replace(self.checkpoint, weights=DeviceWeights(device))
-        self.modules = Modules(self.checkpoint, getattr(torch, self.dtype), device)
+        self.modules = Modules(self.checkpoint)
         self._backends: dict[Subject, CachedBackend] = {}
 
     def setting(self, frames: int = 25) -> Setting:
@@ -191,10 +194,10 @@ class Context:
             return CachedBackend(backend, lambda part: tuple(r.name for r in applied if r.network == part))
         if subject.name != "svd-engine":
             compiled = subject.backend == "torch.compile"
-            dtype = getattr(torch, self.dtype)
-            return CachedBackend(PeerBackend(self.checkpoint, dtype, self.device, compiled), lambda _: ())
+            return CachedBackend(PeerBackend(self.checkpoint, self.device, compiled), lambda _: ())
         compiled = subject.backend == "compiled"
-        ours: Backend = CompiledBackend(self.modules) if compiled else EagerBackend(self.modules)
+        kind = CompiledBackend if compiled else EagerBackend
+        ours: Backend = kind(self.modules, self.device)
         return CachedBackend(
             ours, lambda part: tuple(a.name for a in self.modules.applied.get(part, []) if a.places)
         )
@@ -211,10 +214,11 @@ class Context:
     def engine(self, case: Case) -> VideoEngine:
         """Over the networks that other stages have opened, and compiled, before."""
         profile = profile_of(case.setting)
-        source = Source(
+        source = EngineSource(
             name=self.checkpoint.source,
             model=self.checkpoint.model,
-            backend=self.opened(case.subject).backend,
+            precision=Precision.of(self.dtype),
+            residency=Resident(self.opened(case.subject).backend),
             choice=Choice(case.subject.backend, self.device, "asked for"),
             default=profile,
             profile_for=lambda _settings, _videos: profile,
@@ -246,13 +250,14 @@ class Context:
         if isinstance(running, OpenPipeline):
             modules = [part for part in running.pipeline.components.values() if isinstance(part, nn.Module)]
         elif isinstance(running, OpenNetwork) and isinstance(running.network, PeerNetwork):
-            modules = [running.network.module()]
+            modules = [running.network.module]
         elif isinstance(running, OpenNetwork) and isinstance(running.network, TrtNetwork):
             modules = []  # TensorRT's own, outside torch's allocator
         elif isinstance(running, OpenNetwork):
             modules = [self.modules.network(running.network.spec)]
         elif isinstance(running, OpenEngine):
-            specs = specs_of(running.engine.default, self.checkpoint.model.architecture)
+            precision = running.engine.source.precision
+            specs = specs_of(running.engine.default, self.checkpoint.model.architecture, precision)
             modules = [self.modules.network(spec) for spec in specs]
         return list({id(p): p.detach() for module in modules for p in module.parameters()}.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -12,12 +13,14 @@ from svd_bench.gpu import tensorrt_stages as gpu_tensorrt
 from svd_bench.gpu.context import CachedNetwork, Context, Skipped, tiny_checkpoint
 from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Findings, GpuStage, small_video
 from svd_bench.measuring.ceiling import measure_ceiling
-from svd_bench.measuring.check import check_output
+from svd_bench.measuring.check import check_output, check_outputs
 from svd_bench.subjects.cases import Case
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.parity import TOLERANCES, example_inputs
+from svd_engine.networks.parity import example_inputs, tolerance
 from svd_engine.networks.rewrites import REWRITES
+from svd_engine.spec.network import named_outputs
+from svd_engine.spec.precision import FLOAT32, DType, Precision
 from svd_engine.spec.tables import specs_of
 
 TOP = 20  # kernels in a profile
@@ -34,21 +37,21 @@ def ceiling(context: Context) -> Findings:
 def parity(context: Context) -> Findings:
     """Small networks with every rewrite here, against diffusers' own in float32 on the CPU."""
     checkpoint = open_checkpoint("demo")
-    plain = Modules(checkpoint, torch.float32, "cpu", [rewrite.name for rewrite in REWRITES])
-    kinds = ["float32", "float16", "bfloat16"] if context.full else ["float32"]
+    plain = Modules(checkpoint, without_rewrites=[rewrite.name for rewrite in REWRITES])
+    kinds: list[DType] = ["float32", "float16", "bfloat16"] if context.full else ["float32"]
     facts = {}
+    architecture = checkpoint.model.architecture
     for kind in kinds:
-        dtype = getattr(torch, kind)
-        ours = Modules(checkpoint, dtype, context.device)
-        for spec in specs_of(SMALL, checkpoint.model.architecture):
-            inputs = example_inputs(spec)
+        ours = Modules(checkpoint)
+        for spec in specs_of(SMALL, architecture, Precision.of(kind)):
+            exact = replace(spec, precision=FLOAT32)
+            inputs = example_inputs(spec, architecture.conditioning)
             with torch.no_grad(), float32_products():
-                expected = plain.network(spec)(**inputs)
+                expected = named_outputs(exact, plain.network(exact)(**inputs))
                 there = {name: tensor.to(context.device) for name, tensor in inputs.items()}
-                got = ours.network(spec)(**there)
-            allowed = TOLERANCES[str(ours.dtype_of(spec)).removeprefix("torch.")]
+                got = named_outputs(spec, ours.network(spec).to(context.device)(**there))
             name = f"{spec.network} {kind}"
-            facts[name] = f"{check_output(name, got.cpu(), expected, allowed):.2e}"
+            facts[name] = f"{check_outputs(name, got, expected, tolerance(spec)):.2e}"
     return Findings(facts)
 
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,16 +16,19 @@ import torch
 
 from svd_bench.gpu.context import Context, Skipped, tiny_checkpoint
 from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Findings, small_video
-from svd_bench.measuring.check import check_output, tolerance
+from svd_bench.measuring.check import check_output, check_outputs, tolerance
 from svd_bench.subjects.cases import profile_of
 from svd_engine.bundle.flavours import TENSORRT, TENSORRT_RTX, Flavour, sm
 from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendUnavailable
+from svd_engine.networks import parity
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.parity import TOLERANCES, example_inputs
+from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.rewrites import REWRITES
+from svd_engine.spec.network import named_outputs
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 
 STAGE_OF_NETWORK = {  # network -> the stage of the benchmark that is one call of it; the largest last
@@ -42,28 +46,29 @@ def small(context: Context, flavour: Flavour = TENSORRT) -> Findings:
     from svd_engine.engine import VideoEngine
 
     checkpoint = tiny_checkpoint()
-    plain = Modules(checkpoint, torch.float32, "cpu", [rewrite.name for rewrite in REWRITES])
+    plain = Modules(checkpoint, without_rewrites=[rewrite.name for rewrite in REWRITES])
     facts = {}
     with exported_bundle(context, checkpoint, SMALL) as folder:
         build(folder, flavour, context)
         bundle = Bundle(folder)
         backend = TrtBackend(bundle, context.device, flavour)
         for entry in bundle.manifest.networks:
-            inputs = example_inputs(entry.spec)
+            spec = entry.spec
+            exact = replace(spec, precision=FLOAT32)
+            inputs = example_inputs(spec, checkpoint.model.architecture.conditioning)
             with torch.no_grad():
-                expected = plain.network(entry.spec)(**inputs)
-            network = backend.open(entry.spec)
-            got = network(**{name: tensor.to(context.device) for name, tensor in inputs.items()}).cpu()
+                expected = named_outputs(exact, plain.network(exact)(**inputs))
+            network = backend.open(spec)
+            outputs = network(**{name: tensor.to(context.device) for name, tensor in inputs.items()})
+            got = {name: tensor.cpu() for name, tensor in outputs.items()}
             network.close()
-            allowed = TOLERANCES[entry.dtype]
-            difference = check_output(entry.spec.key, got, expected, allowed)
-            facts[f"{entry.spec.network} {entry.dtype}"] = f"{difference:.2e} (allowed {allowed:g})"
+            allowed = parity.tolerance(spec)
+            difference = check_outputs(spec.key, got, expected, allowed)
+            facts[f"{spec.network} {spec.precision}"] = f"{difference:.2e} (allowed {allowed:g})"
         backend.close()
-        got = small_video(VideoEngine.from_bundle(folder, backend=flavour.name, device=str(context.device)))
-    expected = small_video(
-        VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32")
-    )
-    difference = check_output(flavour.name, got, expected, VIDEO_TOLERANCE)
+        video = small_video(VideoEngine.from_bundle(folder, backend=flavour.name, device=str(context.device)))
+    eager = small_video(VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32"))
+    difference = check_output(flavour.name, video, eager, VIDEO_TOLERANCE)
     return Findings(facts | {"whole video": f"{difference:.2e} (allowed {VIDEO_TOLERANCE:g})"})
 
 

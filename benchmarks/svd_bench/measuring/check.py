@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
 from svd_engine.networks.parity import TOLERANCES
 from svd_engine.spec.network import Placement
+from svd_engine.spec.precision import DType
 
-VIDEO_TOLERANCES = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}  # differences add up over the steps
+# differences add up over the steps
+VIDEO_TOLERANCES: dict[DType, float] = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 
 
-def tolerance(stage: str, dtype: str, device: torch.device) -> float:
+def tolerance(stage: str, dtype: DType, device: torch.device) -> float:
     """cuDNN convolves float32 in TF32, of float16's precision, unless it is told not to."""
     if dtype == "float32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         dtype = "float16"
@@ -49,6 +53,13 @@ def check_output(what: str, got: Tensor, reference: Tensor, allowed: float) -> f
             remedy="Nothing was timed: find the cause with `svd-export verify` or --without-rewrite NAME.",
         )
     return difference
+
+
+def check_outputs(
+    what: str, got: Mapping[str, Tensor], reference: Mapping[str, Tensor], allowed: float
+) -> float:
+    """The largest difference among the outputs of a network.  Raises what `check_output` raises."""
+    return max(check_output(f"{what} {name}", got[name], reference[name], allowed) for name in reference)
 
 
 def check_placement(what: str, placement: Placement, backend: str, device: str, dtype: str) -> None:

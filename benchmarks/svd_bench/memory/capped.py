@@ -14,6 +14,7 @@ from svd_bench.documents.results import Row, Setting
 from svd_bench.documents.strict import StrictModel
 from svd_bench.measuring.timing import Lap, spread
 from svd_engine.errors import BackendUnavailable
+from svd_engine.spec.profile import GuidanceMode, Profile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from svd_engine.engine import VideoEngine
     from svd_engine.report import RunReport
 
-Guidance = Literal["batched", "single"]
 Networks = Literal["resident", "swapped"]
 
 
@@ -35,7 +35,7 @@ class Attempt(StrictModel):
     frames: int
     height: int  # pixels
     width: int  # pixels
-    guidance: Guidance
+    guidance: GuidanceMode
     networks: Networks
     decode_chunk: int
     steps: int
@@ -75,7 +75,6 @@ def open_engine(attempt: Attempt) -> VideoEngine:
     from svd_engine.backends.choose import resolve
     from svd_engine.engine import VideoEngine
     from svd_engine.residency import source
-    from svd_engine.spec.profile import Profile
 
     if attempt.cap is not None:
         device = resolve(attempt.device)

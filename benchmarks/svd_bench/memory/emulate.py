@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, get_args
 from svd_bench.cards.cards import TIERS, Tier
 from svd_bench.documents.results import OutOfMemory
 from svd_bench.documents.table import GIB, Table, gibibytes, milliseconds
-from svd_bench.memory.capped import Answer, Attempt, Guidance, Networks
+from svd_bench.memory.capped import Answer, Attempt, Networks
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.spec.profile import GuidanceMode
 
 if TYPE_CHECKING:
     from svd_bench.documents.recorder import Recorder
@@ -113,7 +114,7 @@ def try_tiers(
         cap = {"cap": tier.gigabytes * GIB - CUDA_CONTEXT, "note": f"emulated cap {tier.gigabytes} GB"}
         for backend in backends:
             for count in frames:
-                for guidance in get_args(Guidance):
+                for guidance in get_args(GuidanceMode):
                     fixed = cap | {"backend": backend, "frames": count, "guidance": guidance}
                     yield from _swap_if_needed(base.model_copy(update=fixed), tier, run)
 

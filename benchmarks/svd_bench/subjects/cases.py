@@ -18,6 +18,7 @@ from svd_engine.backends.tensorrt.library import require
 from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint, random_checkpoint
 from svd_engine.errors import BackendUnavailable
 from svd_engine.spec.network import Placement
+from svd_engine.spec.precision import DType
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.weights import Family
 
@@ -35,7 +36,7 @@ class Subject(StrictModel):
     checkpoint: str  # what `checkpoint_of` takes
     variant: str | None = None  # of its weight files
     device: str
-    dtype: str  # "float16"
+    dtype: DType
     bundle: str | None = None  # for BUNDLED
     graph: str | None = None  # or a folder of `one_graph`, for onnxruntime
     without_rewrites: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class Case(StrictModel):
         return f"{name} ({self.note})" if self.note else name
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> DType:
         """The VAE encoder is float32 whatever the rest is."""
         return "float32" if self.stage == "vae_encoder" else self.subject.dtype
 
@@ -75,7 +76,7 @@ def subjects(
     peers: list[str],
     checkpoint: str,
     device: str,
-    dtype: str,
+    dtype: DType,
     bundle: str | None,
     variant: str | None = None,
 ) -> list[Subject]:

@@ -10,10 +10,11 @@ import torch
 
 from svd_bench.documents.results import Setting
 from svd_bench.subjects.cases import profile_of
-from svd_bench.subjects.peers import wrapped
 from svd_engine.checkpoint.configs import Configs
 from svd_engine.checkpoint.weights import build
+from svd_engine.networks.modules import COMPONENT_OF, wrap
 from svd_engine.spec.model import Architecture
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
@@ -21,7 +22,7 @@ from svd_engine.spec.tensors import NetworkSpec
 def stage_flop(stage: str, setting: Setting, architecture: Architecture, configs: Configs) -> float | None:
     """FLOP of one call of a stage, of the whole video for whole_video; None for a stage without networks."""
     profile = profile_of(setting)
-    image, encoder, denoiser, *decoders = specs_of(profile, architecture)
+    image, encoder, denoiser, *decoders = specs_of(profile, architecture, FLOAT32)  # of any precision
     if stage == "whole_video":
         by_frames = {spec.inputs[0].shape[0]: network_flop(spec, configs) for spec in decoders}
         once = network_flop(image, configs) + network_flop(encoder, configs)
@@ -41,7 +42,8 @@ def network_flop(spec: NetworkSpec, configs: Configs) -> float:
     """FLOP of one call: matrix products, convolutions and attention, 2 per multiply-add.  Runs nothing."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    module = wrapped(spec, lambda component: build(component, configs[component])).to("meta").eval()
+    component = COMPONENT_OF[spec.network]
+    module = wrap(spec, build(component, configs[component])).to("meta").eval()
     inputs = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in spec.inputs}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(**inputs)

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from svd_bench.documents.strict import StrictModel
 from svd_bench.measuring.memory import release
 from svd_bench.subjects.cases import Subject, checkpoint_of
-from svd_bench.subjects.peers import COMPONENTS
 from svd_engine.bundle.manifest import NetworkEntry, Runtime
 from svd_engine.bundle.reading import Bundle
 from svd_engine.networks.rewrites import rewrites_for
@@ -38,9 +35,6 @@ class OneGraph(Bundle):
     def graph(self, _spec: NetworkSpec, runtime: Runtime, _memory: int | None = None) -> Path:
         return self.folder / self.record.entry.graphs[runtime]
 
-    def dtype_of(self, _spec: NetworkSpec) -> str:
-        return self.record.entry.dtype
-
 
 @contextmanager
 def exported_graph(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
@@ -49,18 +43,18 @@ def exported_graph(subject: Subject, spec: NetworkSpec) -> Iterator[Subject]:
     The folder is as large as the weights (6 GB for SVD's UNet in float32); TMPDIR says where it lies.
     Raises ExportError.
     """
-    from svd_engine.networks.modules import Modules
+    from svd_engine.networks.modules import COMPONENT_OF, Modules
     from svd_export.to_onnx import export_network
     from svd_export.weights import WeightsFile
 
     checkpoint = checkpoint_of(subject.checkpoint, subject.variant)
     rewrites = rewrites_for("onnxruntime", "cpu" if subject.device == "cpu" else "cuda")
-    modules = Modules(checkpoint, getattr(torch, subject.dtype), "cpu", subject.without_rewrites, rewrites)
+    modules = Modules(checkpoint, subject.without_rewrites, rewrites)
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
         folder = Path(name)
         with WeightsFile(folder / f"{spec.network}.bin") as weights:
             entry = export_network(modules, spec, weights, ["onnxruntime"])
-        applied = modules.applied.get(COMPONENTS[spec.network], [])
+        applied = modules.applied.get(COMPONENT_OF[spec.network], [])
         found = tuple(a.name for a in applied if a.places)
         modules.close()
         release()

@@ -14,13 +14,16 @@ import svd_engine
 from svd_bench.documents.results import Setting
 from svd_bench.measuring.memory import release
 from svd_bench.subjects.cases import BUNDLED, Case, OpenCase, Subject, checkpoint_of, profile_of
-from svd_bench.subjects.peers import COMPONENTS, PeerBackend, pipeline
+from svd_bench.subjects.peers import PeerBackend, pipeline
 from svd_engine.arguments import DTYPES
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.backends.tensorrt.jit_cache import default_folder
+from svd_engine.networks.modules import COMPONENT_OF, Modules
 from svd_engine.networks.parity import example_inputs
+from svd_engine.residency.resident import Resident
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.network import Backend, Placement
+from svd_engine.spec.precision import Precision
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
@@ -84,7 +87,7 @@ class OpenBackend:
 
 
 def open_backend(subject: Subject) -> OpenBackend:
-    device, dtype = torch.device(subject.device), getattr(torch, subject.dtype)
+    device = torch.device(subject.device)
     if subject.backend in BUNDLED:
         from svd_bench.subjects.one_graph import OneGraph
         from svd_engine.backends.onnxruntime import OrtBackend
@@ -106,13 +109,12 @@ def open_backend(subject: Subject) -> OpenBackend:
     checkpoint = checkpoint_of(subject.checkpoint, subject.variant)
     architecture = checkpoint.model.architecture
     if subject.name != "svd-engine":
-        peer = PeerBackend(checkpoint, dtype, device, compiled=subject.backend == "torch.compile")
+        peer = PeerBackend(checkpoint, device, compiled=subject.backend == "torch.compile")
         return OpenBackend(peer, architecture, lambda _: ())
-    from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import rewrites_for
 
     rewrites = rewrites_for(subject.backend, device.type)
-    modules = Modules(checkpoint, dtype, device, subject.without_rewrites, rewrites)
+    modules = Modules(checkpoint, subject.without_rewrites, rewrites)
     return OpenBackend(
         BACKENDS[subject.backend].open(modules, device, None),
         architecture,
@@ -120,30 +122,31 @@ def open_backend(subject: Subject) -> OpenBackend:
     )
 
 
-def stage_spec(stage: str, setting: Setting, architecture: Architecture) -> NetworkSpec:
+def stage_spec(stage: str, setting: Setting, architecture: Architecture, precision: Precision) -> NetworkSpec:
     """The network of a stage; of decoder chunks the first."""
-    by_network = {s.network: s for s in reversed(specs_of(profile_of(setting), architecture))}
+    by_network = {s.network: s for s in reversed(specs_of(profile_of(setting), architecture, precision))}
     return by_network[stage.removesuffix("_step")]
 
 
 class OpenNetwork:
-    """One network on seeded inputs."""
+    """One network on seeded inputs; of its outputs the first, which it is for."""
 
     def __init__(self, case: Case, opened: OpenBackend) -> None:
-        self.backend = opened.backend
-        spec = stage_spec(case.stage, case.setting, opened.architecture)
-        self.network = self.backend.open(spec)
-        self.inputs = {n: t.to(self.backend.device) for n, t in example_inputs(spec).items()}
+        self.residency = Resident(opened.backend)
+        precision = Precision.of(case.subject.dtype)
+        spec = stage_spec(case.stage, case.setting, opened.architecture, precision)
+        self.network = self.residency.network(spec)
+        inputs = example_inputs(spec, opened.architecture.conditioning)
+        self.inputs = {name: tensor.to(opened.backend.device) for name, tensor in inputs.items()}
         self.placements: tuple[Placement, ...] = (self.network.placement,)
-        self.rewrites = opened.rewrites(COMPONENTS[spec.network])
+        self.rewrites = opened.rewrites(COMPONENT_OF[spec.network])
 
     def __call__(self) -> Tensor:
-        return self.network(**self.inputs)
+        return next(iter(self.network(**self.inputs).values()))
 
     def close(self) -> None:
-        self.network.close()
-        self.backend.close()
-        del self.network, self.backend
+        self.residency.close()
+        del self.network, self.residency
         release()
 
 

@@ -8,17 +8,13 @@ diffusers' documentation compiles, UNet and VAE decoder, and in a stage whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from svd_engine.backends.torch.eager import EagerNetwork
-from svd_engine.checkpoint.opening import Checkpoint, Component
-from svd_engine.networks.decoder import VaeDecoder
-from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
-from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
+from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.networks.modules import COMPONENT_OF, wrap
 from svd_engine.spec.network import Network, Placement
 from svd_engine.spec.tensors import NetworkSpec
 
@@ -26,25 +22,6 @@ if TYPE_CHECKING:
     from diffusers import StableVideoDiffusionPipeline
 
 PEERS = {"diffusers": "eager", "diffusers-compile": "torch.compile"}  # name: backend in results
-COMPONENTS: dict[str, Component] = {
-    "image_encoder": "image_encoder",
-    "vae_encoder": "vae",
-    "denoiser": "unet",
-    "vae_decoder": "vae",
-}
-
-
-def wrapped(spec: NetworkSpec, load: Callable[[Component], nn.Module]) -> nn.Module:
-    """The published module behind a row of the tensor table, taking the table's tensors."""
-    module = load(COMPONENTS[spec.network])
-    if spec.network == "image_encoder":
-        return ImageEncoder(module)
-    if spec.network == "vae_encoder":
-        return VaeEncoder(module)
-    if spec.network == "vae_decoder":
-        return VaeDecoder(module)
-    guided = any(tensor.name == "guidance" for tensor in spec.inputs)
-    return GuidedDenoiser(module) if guided else Denoiser(module)
 
 
 class PeerNetwork(EagerNetwork):
@@ -54,22 +31,20 @@ class PeerNetwork(EagerNetwork):
 class PeerBackend:
     """diffusers' modules behind the engine's contract; each is loaded when it is opened."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, compiled: bool
-    ) -> None:
-        self.checkpoint, self.dtype, self.device, self.compiled = checkpoint, dtype, device, compiled
+    movable = True
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, compiled: bool) -> None:
+        self.checkpoint, self.device, self.compiled = checkpoint, device, compiled
         self.name = "torch.compile" if compiled else "eager"
 
     def open(self, spec: NetworkSpec) -> Network:
-        dtype = torch.float32 if spec.network == "vae_encoder" else self.dtype  # as the pipeline upcasts it
-        module = (
-            wrapped(spec, lambda component: self.checkpoint.load(component, dtype)).to(self.device).eval()
-        )
+        dtype = getattr(torch, spec.precision.weights)
+        module = wrap(spec, self.checkpoint.load(COMPONENT_OF[spec.network], dtype)).eval()
         if self.compiled:
             module.compile(fullgraph=True, dynamic=False)
-        name = str(dtype).removeprefix("torch.")
         detail = f"diffusers' module, torch {torch.__version__}"
-        return PeerNetwork(spec, lambda: module, Placement(self.name, str(self.device), name, detail))
+        placement = Placement(self.name, str(self.device), str(spec.precision), detail)
+        return PeerNetwork(spec, module, placement)
 
     def close(self) -> None:
         """Modules belong to their networks; nothing else is held."""
