@@ -11,6 +11,8 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from math import isfinite
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Literal, get_args
 
 from svd_engine.errors import SettingsError
@@ -24,6 +26,18 @@ def check_fit(fit: object) -> None:
     """Raises SettingsError unless it is one of FITS."""
     if fit not in FITS:
         raise SettingsError("fit", expected=", ".join(FITS), got=repr(fit), remedy="Choose one of these.")
+
+
+def as_path(name: str, value: object) -> Path:
+    """A path as users give it.  Raises SettingsError for what is neither a string nor a path."""
+    if isinstance(value, str) or (isinstance(value, PathLike) and isinstance(fspath(value), str)):
+        return Path(value)
+    raise SettingsError(
+        name,
+        expected="a path, as a string or pathlib.Path",
+        got=f"an object of type {type(value).__name__}",
+        remedy="Pass the path of a file or folder.",
+    )
 
 
 def check_seed(seed: object) -> int:

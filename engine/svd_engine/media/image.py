@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from svd_engine.errors import ImageError, SettingsError
-from svd_engine.values import Fit, check_fit
+from svd_engine.values import Fit, as_path, check_fit
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +44,10 @@ def load_image(path: str | Path) -> Image.Image:
 
     16-bit grey is scaled to 8 bits, transparency is laid over white, palettes and CMYK are converted.
     Raises ImageError if there is no regular file, or it is empty, in none of FORMATS, damaged, of unknown
-    range (floats), or larger than MAX_PIXELS or MAX_SIDE, by its header, before anything is decoded.
+    range (floats), or larger than MAX_PIXELS or MAX_SIDE, by its header, before anything is decoded;
+    SettingsError for what is no path.
     """
-    name = f"image {path}"
+    path, name = as_path("image", path), f"image {path}"
     if not os.path.isfile(path):
         got = "a folder or a device" if os.path.exists(path) else "nothing at that path"
         raise ImageError(name, expected="a picture file", got=got, remedy="Give the path of a picture.")
