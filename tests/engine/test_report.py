@@ -108,14 +108,14 @@ def test_the_second_chunk_size_of_the_decoder_has_its_own_placement(
     tiny_engine: VideoEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two plans, say: each decoder's detail is its own."""
-    network = tiny_engine._network
+    network = tiny_engine.residency.network
 
     def placed(spec: NetworkSpec) -> Network:
         made = network(spec)
         monkeypatch.setattr(made, "placement", replace(made.placement, detail=spec.key))
         return made
 
-    monkeypatch.setattr(tiny_engine, "_network", placed)
+    monkeypatch.setattr(tiny_engine.residency, "network", placed)
     result = tiny_engine(
         torch.rand(1, 3, HEIGHT, WIDTH), height=HEIGHT, width=WIDTH, num_frames=FRAMES,
         decode_chunk_size=CHUNK, num_inference_steps=1, output_type="latent",
