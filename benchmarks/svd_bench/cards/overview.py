@@ -41,8 +41,9 @@ def cards_table(
         for model, frames, height, width in shapes
     ]
     return Table(
-        f"Cards by memory tier, and a video's latency ({steps} steps, guidance) predicted from compiled kernels",
-        ["tier", "card", "kernels of", "memory", "GB/s", "TFLOP/s", *columns, "source"],
+        f"Cards by memory tier, and a video's latency ({steps} steps, guidance), predicted from compiled "
+        "kernels",
+        ["tier", "card", "compiled for", "memory", "GB/s", "TFLOP/s", *columns, "source"],
         rows,
         left=3,
         note=f"{_trust(videos, efficiency)}\n"
@@ -59,7 +60,7 @@ def _targets(card: Card, made: Collection[predict.Prediction]) -> str:
 
 
 def _trust(videos: Collection[predict.CompiledVideo], efficiency: predict.Efficiency | None) -> str:
-    """What the predictions rest on, which cards will be slower and why, and how far off the bound has been."""
+    """What the predictions rest on, which cards will be slower and why, and how far off they have been."""
     compiled = ", ".join(dict.fromkeys(f"{v.model} for {v.target} by {v.compiler}" for v in videos))
     lines = [
         f"Predicted, not measured, from what the compiler made of {compiled}: each",
@@ -68,11 +69,11 @@ def _trust(videos: Collection[predict.CompiledVideo], efficiency: predict.Effici
     ]
     if not all(video.by_kernel for video in videos):
         lines.append(
-            "Of some networks only two sums are known, of the kernels that multiply and of the others: the bound "
-            "is lower still."
+            "Of some networks only two sums of kernels are known, of those that multiply and of the others: "
+            "their bound is lower still."
         )
     if efficiency is None:
-        lines.append("A lower bound: no kernel reaches both peaks, and no efficiency is assumed.")
+        lines.append("A lower bound: peak rates are not reached, and no efficiency is assumed.")
     else:
         shares = ", ".join(f"{part} {percent(share)}" for part, share in efficiency.parts.items())
         lines.append(
@@ -80,8 +81,8 @@ def _trust(videos: Collection[predict.CompiledVideo], efficiency: predict.Effici
             f"{efficiency.source}."
         )
     lines.append(
-        "Kernels of one target, not of the card's own: nothing is compiled for it here.  TensorRT for RTX has no "
-        "sm90; sm80 stands in\nwhere it is compiled."
+        "Compiled for one target, not the card's own: there are no figures of its own.  TensorRT for RTX has "
+        "no sm90;\nsm80 stands in for it, or what is nearest below."
     )
     low = ", ".join(f"{card.name} {card.low_power} W" for card in CARDS if card.low_power)
     lines.append(
@@ -92,8 +93,8 @@ def _trust(videos: Collection[predict.CompiledVideo], efficiency: predict.Effici
     if whole:
         errors = [check.error for check in whole]
         lines.append(
-            f"Without efficiency it is {percent(min(errors), signed=True)} to {percent(max(errors), signed=True)} "
-            f"off {len(whole)} published times of other engines, in the table of checks."
+            f"Against {len(whole)} published times of other engines the lower bound is off by "
+            f"{percent(min(errors), signed=True)} to {percent(max(errors), signed=True)}."
         )
     return "\n".join(lines)
 
@@ -109,12 +110,12 @@ def checks_table(checks: Collection[predict.Check]) -> Table:
         for check in checks
     ]  # fmt: skip
     return Table(
-        "The bound against published times of SVD-XT (25 frames of 576x1024, 25 steps, guidance)",
+        "The lower bound against published times of SVD-XT (25 frames of 576x1024, 25 steps, guidance)",
         [
             "stack",
             "card",
             "part",
-            "kernels of",
+            "compiled for",
             "accumulates in",
             "published s",
             "predicted s",
@@ -123,8 +124,9 @@ def checks_table(checks: Collection[predict.Check]) -> Table:
         ],
         rows,
         left=5,
-        note="Published of other engines, which ran kernels of their own; predicted from ours at the card's peak "
-        "rates, nothing fitted.\n" + _numbered(sources),
+        note="Published of other engines, which ran kernels of their own; predicted from ours at the card's "
+        "peak rates, nothing fitted.\nOur VAE encoder is float32, which tensor cores do not do: other engines' "
+        "encoders may be below the bound.\n" + _numbered(sources),
     )
 
 
