@@ -125,8 +125,8 @@ def checks_table(checks: Collection[predict.Check]) -> Table:
         rows,
         left=5,
         note="Published of other engines, which ran kernels of their own; predicted from ours at the card's "
-        "peak rates, nothing fitted.\nOur VAE encoder is float32, which tensor cores do not do: other engines' "
-        "encoders may be below the bound.\n" + _numbered(sources),
+        "peak rates, nothing fitted.\nOur VAE encoder is float32, which tensor cores do not do: "
+        "other engines' encoders may be below the bound.\n" + _numbered(sources),
     )
 
 
