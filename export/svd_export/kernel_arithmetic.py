@@ -1,7 +1,8 @@
 """Floating-point operations of a compiled kernel, from the shapes of its tensors as the compiler logs them.
 
 2 per multiply-add, of convolutions, matrix products and attention; what else a kernel does (normalisation,
-activation, softmax) is bound by memory traffic.  Channels that the compiler pads count: they are multiplied.
+activation, softmax) is bound by memory traffic, and so are products of one row, which the compiler makes of
+sums.  Channels that the compiler pads count: they are multiplied.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ Shape = tuple[int, ...]
 FUSED_ATTENTION = "_gemm_mha"  # in the name of a kernel that attends without writing the scores
 CONVOLUTION = "correlation"  # kinds of layers
 PRODUCTS = ("gemm", "runtime_fusion")
+FUSED_CONVOLUTION = "Corr"  # in the name of a runtime_fusion that is one
 
 
 def kernel_flop(
@@ -24,7 +26,7 @@ def kernel_flop(
         return _attention(inputs[0], inputs[1])
     if not made:
         return 0
-    if kind == CONVOLUTION:
+    if kind == CONVOLUTION or (kind in PRODUCTS and FUSED_CONVOLUTION in name):
         return _convolution(constants, made[0])
     if kind in PRODUCTS:
         return 2 * prod(made[0]) * _summed([*inputs, *constants], made[0])
