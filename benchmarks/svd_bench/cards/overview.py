@@ -69,11 +69,14 @@ def _trust(videos: Collection[predict.CompiledVideo], efficiency: predict.Effici
     ]
     if not all(video.by_kernel for video in videos):
         lines.append(
-            "Of some networks only two sums of kernels are known, of those that multiply and of the others: "
+            "Of some networks only two sums of kernels are known, of those that multiply and of the others:\n"
             "their bound is lower still."
         )
     if efficiency is None:
-        lines.append("A lower bound: peak rates are not reached, and no efficiency is assumed.")
+        lines.append(
+            "A lower bound, but for tensors that stay in a cache: peak rates are not reached, and "
+            "no efficiency is assumed."
+        )
     else:
         shares = ", ".join(f"{part} {percent(share)}" for part, share in efficiency.parts.items())
         lines.append(

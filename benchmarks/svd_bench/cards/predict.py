@@ -1,10 +1,10 @@
 """Predicts the latency of a video on cards that are not here, from kernels as compiled.  Never a Row.
 
 A kernel takes the larger of its bytes over the card's bandwidth and its operations over the card's rate, and
-a launch; a video is the sum over its kernels.  That is a lower bound, for the peak rates are not reached, and
-no efficiency is assumed.  Where svd-engine was measured on one card, the efficiency of each part of the video
-(bound over measured time) can be taken to hold on others.  A prediction says nothing about whether a video
-fits into the card's memory, nor of power limits.
+a launch; a video is the sum over its kernels.  That is a lower bound, but for tensors that stay in a cache:
+peak rates are not reached, and no efficiency is assumed.  Where svd-engine was measured on one card, the
+efficiency of each part of the video (bound over measured time) can be taken to hold on others.  A prediction
+says nothing about whether a video fits into the card's memory, nor of power limits.
 """
 
 from __future__ import annotations
