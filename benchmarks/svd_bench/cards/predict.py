@@ -189,11 +189,11 @@ def of_measured(results: Results, videos: Collection[CompiledVideo]) -> Efficien
         if dtype in HALF and setting.frames in compiled and {r.stage for r in rows} == set(NEEDED):
             whole[backend, dtype, setting.frames] = _seconds(rows)
     if not whole:
-        frames = " or ".join(map(str, sorted(compiled))) or "compiled numbers of"
+        counts = " or ".join(map(str, sorted(compiled))) or "compiled numbers of"
         raise SettingsError(
             "measured results",
             expected=f"svd-engine rows of {', '.join(NEEDED)} on a GPU in {' or '.join(HALF)}, at "
-            f"{SIZE[0]}x{SIZE[1]}, {frames} frames, batch 1, batched guidance",
+            f"{SIZE[0]}x{SIZE[1]}, {counts} frames, batch 1, batched guidance",
             got=f"{len(results.rows)} rows on {results.environment.device}, no complete set among them",
             remedy="Measure with `svd-bench run --random-weights svd-xt` on a GPU.",
         )
