@@ -41,6 +41,13 @@ class Observer:
     def on_first_latent(self, pixels: Tensor, latent: Tensor) -> None:
         """What the VAE encoder took, [images,3,H,W] in [-1, 1], and gave, [images,4,h,w], unscaled."""
 
+    def on_evaluation(self, done: int, evaluations: int) -> None:
+        """The denoiser has given its estimate for `done` of so many times in the call; a step takes one or two.
+
+        One evaluation is a run of the network for each half of guidance in a single-guidance profile, and for
+        each batch of videos.
+        """
+
     def on_step(self, step: Step) -> None:
         """Called before the caller's `callback_on_step_end`."""
 

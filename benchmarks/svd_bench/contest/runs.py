@@ -32,7 +32,7 @@ from svd_bench.subjects.cases import (
     subjects,
 )
 from svd_bench.subjects.opening import open_case
-from svd_engine.arguments import dtype_name, one_of, torch_dtype
+from svd_engine.arguments import dtype_name, torch_dtype
 from svd_engine.backends.choose import resolve
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle.reading import Bundle
