@@ -158,11 +158,11 @@ class VideoEngine(Steered, DiffusersNames):
         generator: one for all videos or one for each; latents: unit-variance noise [N,F,4,h,w] to start from.
         fit: resize an image of another aspect ("stretch", as diffusers), crop it in the middle ("crop"), or
         pad it with black ("pad").
-        sampler, schedule, guider: names of `svd_engine.sampling.registry`; the defaults are diffusers'.  A step
-        of "heun" and "dpmpp-2s-ancestral" evaluates the denoiser twice; a sampler's noise comes from `generator`.
-        guidance_scales: a scale for each frame, in place of the guider.  churn: 0 or more, noise that "euler" and
-        "heun" add on their way (S_churn of Karras et al. 2022).  rho: exponent of the schedule "karras", 1 to
-        1000; default the model's own (SVD: 7).
+        sampler, schedule, guider: names of `svd_engine.sampling.registry`; the defaults are diffusers'.  A
+        step of "heun" or "dpmpp-2s-ancestral" evaluates the denoiser twice.  Noise that a sampler adds is
+        drawn from `generator`.  guidance_scales: a scale for each frame, in place of the guider.
+        churn: 0 or more, noise that "euler" and "heun" add (S_churn of Karras et al. 2022).
+        rho: exponent of the schedule "karras", 1 to 1000; default the model's own (SVD: 7).
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
         "latent" [N,F,4,h,w].  return_dict=False returns the frames alone.
         callback_on_step_end(engine, step, timestep, {"latents": x}) returns a dict that may replace the

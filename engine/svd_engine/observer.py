@@ -42,10 +42,10 @@ class Observer:
         """What the VAE encoder took, [images,3,H,W] in [-1, 1], and gave, [images,4,h,w], unscaled."""
 
     def on_evaluation(self, done: int, evaluations: int) -> None:
-        """The denoiser has given its estimate for `done` of so many times in the call; a step takes one or two.
+        """The denoiser has given `done` of the call's estimates; a step takes one or two.
 
-        One evaluation is a run of the network for each half of guidance in a single-guidance profile, and for
-        each batch of videos.
+        One is a run of the network, or several: for each batch of videos, and for each half of guidance
+        where the profile's guidance is "single".
         """
 
     def on_step(self, step: Step) -> None:

@@ -41,6 +41,7 @@ from svd_engine.errors import BundleError, SettingsError
 from svd_engine.request import Settings
 from svd_engine.spec.model import Model
 from svd_engine.spec.precision import DType
+from svd_engine.values import one_of
 
 WARMUP_ROUNDS = {"cuda": 2, "cpu": 0}  # a GPU's clock rises under load; a CPU's first call has warmed it up
 

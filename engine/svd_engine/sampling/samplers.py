@@ -174,7 +174,7 @@ def lms(
     steps: Iterable[int] | None = None,
     _noise: FreshNoise = TORCH_NOISE,
 ) -> Tensor:
-    """Linear multistep of order four: integrates the polynomial through the last four slopes (k-diffusion)."""
+    """Linear multistep: integrates the cubic through the last four slopes (k-diffusion, order 4)."""
     levels: list[float] = []  # of the last steps, the newest first
     slopes: list[Tensor] = []
     for step, s, t in intervals(sigmas, steps):
