@@ -106,8 +106,8 @@ def generate(
         steering = steering or steering_of(settings, len(x), x.device)
         told = model.architecture.conditioning.time_ids(vars(settings), len(x), settings.frames, x.device)
         denoise = denoiser_call(stages, steering, told, embedding, first_latent)
-        noise = FreshNoise(lambda x: draw(x.shape, generator, x.device), settings.churn)
-        x = sample(settings.sampler, denoise, x, sigmas, noise, on_step, clock, steering, progress, observer)
+        fresh = FreshNoise(lambda x: draw(x.shape, generator, x.device), settings.churn)
+        x = sample(settings.sampler, denoise, x, sigmas, fresh, on_step, clock, steering, progress, observer)
         finite(x, stages.denoiser)
     if not decode:
         return x

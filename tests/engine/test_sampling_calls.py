@@ -191,7 +191,9 @@ def test_the_preset_of_stability(frames: int, expected: tuple[float, ...]) -> No
 
 def test_presets_that_there_are_not() -> None:
     engine, _ = fake_engine()  # of 5 frames
-    with pytest.raises(SettingsError, match='preset "sgm": expected a model of 14 frames, .* got fake, of 5'):
+    with pytest.raises(
+        SettingsError, match=r'preset "sgm": expected a model of 14 frames, .* got fake, of 5'
+    ):
         engine.preset("sgm")
     with pytest.raises(SettingsError, match="preset: expected sgm, got 'comfy'"):
         engine.preset("comfy")
