@@ -17,7 +17,7 @@ from svd_engine.observer import UNOBSERVED, Observer
 
 
 class Clock:
-    """Milliseconds by stage (`stages`), of every evaluation of the denoiser and of those of every step.
+    """Milliseconds of stages by name, of evaluations of the denoiser and of steps, in their order.
 
     Tells `observer` when a stage begins and ends.
     """

@@ -331,7 +331,7 @@ def check_together(call: Mapping[str, object]) -> None:
             raise SettingsError(
                 name,
                 expected=f"its default beside {beside}, which leaves it without effect",
-                got=repr(call[name]),
+                got=str(call[name]),
                 remedy="Leave out one of the two.",
             )
 
