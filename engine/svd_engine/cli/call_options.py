@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
-import click
 import typer
-from click.core import ParameterSource
 
 from svd_engine.cli.options import integer
 from svd_engine.request import PARAMETERS, OneOf, Parameter, Real
@@ -27,10 +25,10 @@ def call_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def given_options(call: Mapping[str, Any]) -> set[str]:
+def given_options(context: typer.Context, call: Mapping[str, Any]) -> set[str]:
     """The names in `call` that the user's command line has, as against those at their defaults."""
-    context = click.get_current_context()
-    return {name for name in call if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    sources = {name: context.get_parameter_source(name) for name in call}
+    return {name for name, source in sources.items() if source is None or source.name != "DEFAULT"}
 
 
 def _option(parameter: Parameter) -> inspect.Parameter:

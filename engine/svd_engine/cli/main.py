@@ -30,6 +30,7 @@ def root(version: VersionFlag = False) -> None:
 @app.command()
 @call_options
 def generate(
+    context: typer.Context,
     image: Annotated[Path, typer.Argument(help="Photograph to animate: JPEG, PNG, WebP, ...")],
     output: Annotated[
         list[Path],
@@ -102,7 +103,7 @@ def generate(
     check_name(backend)
     console.show_notices()
     check(call)  # before anything is opened
-    chosen = given_options(call)
+    chosen = given_options(context, call)
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
     targets = _targets(output, videos, fps, report)
     photograph = load_image(image)
