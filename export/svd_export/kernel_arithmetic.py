@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-Shape = tuple[int, ...]
+Dimensions = tuple[int, ...]
 
 FUSED_ATTENTION = "_gemm_mha"  # in the name of a kernel that attends without writing the scores
 CONVOLUTION = "correlation"  # kinds of layers
@@ -19,7 +19,11 @@ FUSED_CONVOLUTION = "Corr"  # in the name of a runtime_fusion that is one
 
 
 def kernel_flop(
-    name: str, kind: str, inputs: Sequence[Shape], constants: Sequence[Shape], made: Sequence[Shape]
+    name: str,
+    kind: str,
+    inputs: Sequence[Dimensions],
+    constants: Sequence[Dimensions],
+    made: Sequence[Dimensions],
 ) -> int:
     """Of one run of the kernel; 0 where it multiplies no matrices, or none that its tensors show."""
     if FUSED_ATTENTION in name and len(inputs) > 1:
@@ -33,17 +37,17 @@ def kernel_flop(
     return 0
 
 
-def _convolution(constants: Sequence[Shape], made: Shape) -> int:
+def _convolution(constants: Sequence[Dimensions], made: Dimensions) -> int:
     """Weights [out, in / groups, *kernel], the largest of its constants; the others scale and add."""
     return 2 * prod(made) * prod(max(constants, key=prod)[1:]) if constants else 0
 
 
-def _attention(queries: Shape, keys: Shape) -> int:
+def _attention(queries: Dimensions, keys: Dimensions) -> int:
     """Two products.  Queries [heads, tokens, width], keys turned already: [heads, width, keys]."""
     return 4 * prod(queries) * keys[-1]
 
 
-def _summed(operands: Sequence[Shape], made: Shape) -> int:
+def _summed(operands: Sequence[Dimensions], made: Dimensions) -> int:
     """K of [.., M, K] x [.., K, N] = [.., M, N], among tensors of which some are added; 0 without a pair."""
     matrices = [shape for shape in operands if len(shape) > 1]
     sides = [

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from svd_engine.errors import ImageError, SettingsError
-from svd_engine.values import Fit, as_path, check_fit
+from svd_engine.values import FITS, Fit, as_path, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def fitted(images: Images, height: int, width: int, fit: Fit) -> list[Image.Imag
     import torch
     from torch.nn import functional
 
-    check_fit(fit)
+    one_of("fit", fit, FITS)
     _check_size(height, width)
     given = _unit_tensor(images) if isinstance(images, torch.Tensor) else _rgb_images(images)
     if fit == "stretch":
