@@ -11,13 +11,16 @@ import pytest
 import torch
 from diffusers.models.resnet import AlphaBlender
 
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.errors import SettingsError, TensorMismatch
 from svd_engine.networks.rewrites import (
     ORT_CPU_REWRITES,
     REWRITES,
+    TENSORRT_REWRITES,
     TORCH_CPU_REWRITES,
     Rewrite,
     apply_rewrites,
+    frames_in_groups,
     frames_in_place,
     rewrites_for,
     temporal_rows,
@@ -35,6 +38,9 @@ from tests.engine.rewrite_networks import (
 )
 
 EVERY = tuple(dict.fromkeys((*REWRITES, *ORT_CPU_REWRITES, *TORCH_CPU_REWRITES)))
+FOR_TENSORRT = tuple(rewrite for rewrite in TENSORRT_REWRITES if rewrite not in REWRITES)
+# what a rewrite needs to find a place
+NEEDS = {"attention-layout": ("single-token-cross-attention", "transformer-blend")}
 EXACT = 1e-12  # relative to the output's largest value, float64
 PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder with 8 resnets
     "single-token-cross-attention": (12, 0),
@@ -52,6 +58,9 @@ PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder wit
     "winograd-rows": (0, 16),
     "linear-as-convolution": (90, 2),
     "channels-last": (55, 39 + 3 * 16),  # four weights for one
+    "attention-layout": (6, 0),
+    "transposed-upsample": (1, 1),
+    "frames-in-groups": (0, 1),
 }
 
 
@@ -61,8 +70,9 @@ def named(rewrites: Sequence[Rewrite]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks here have 64 at most."""
+    """The networks here have 64 at most, and the videos 3 frames."""
     monkeypatch.setattr(winograd_rows, "LEAST", 32)
+    monkeypatch.setattr(frames_in_groups, "MOST", 2)
 
 
 @pytest.fixture(scope="module", params=["alone", "all but one"])
@@ -91,7 +101,30 @@ def test_vae(rewrite: Rewrite, some: str) -> None:
     assert relative_difference(call_vae(vae), expected) <= EXACT
 
 
-@pytest.mark.parametrize("rewrites", [REWRITES, EVERY], ids=["for every backend", "and for a CPU"])
+def chosen(rewrite: Rewrite, some: str) -> list[Rewrite]:
+    """It and what it needs; or all others of its list."""
+    if some == "alone":
+        needed = NEEDS.get(rewrite.name, ())
+        return [*(other for other in TENSORRT_REWRITES if other.name in needed), rewrite]
+    return [other for other in TENSORRT_REWRITES if other != rewrite]
+
+
+@pytest.mark.parametrize("rewrite", TENSORRT_REWRITES, ids=named(TENSORRT_REWRITES))
+def test_for_tensorrt(rewrite: Rewrite, some: str) -> None:
+    """What is left alone then is what stands on the rewrite that is missing."""
+    for network, call in ((random_unet(), call_unet), (random_vae(), call_vae)):
+        expected = call(network)
+        for applied in apply_rewrites(network, rewrites=chosen(rewrite, some)):
+            missing = some == "all but one" and rewrite.name in NEEDS.get(applied.name, ())
+            assert bool(applied.left_alone) == (missing and call is call_unet)
+        assert relative_difference(call(network), expected) <= EXACT
+
+
+@pytest.mark.parametrize(
+    "rewrites",
+    [REWRITES, EVERY, TENSORRT_REWRITES, (*REWRITES, *FOR_TENSORRT[::2])],
+    ids=["for every backend", "and for a CPU", "for TensorRT", "on products of q, k and v"],
+)
 def test_all_together(rewrites: Sequence[Rewrite]) -> None:
     """Frames come from the call: the same rewritten network serves 3, 14 and 1, and other sizes."""
     unet, vae = random_unet(), random_vae()
@@ -270,8 +303,10 @@ def test_rows_of_any_number_of_pixels(pixels: int) -> None:
 def test_what_is_for_which_backend() -> None:
     assert rewrites_for("eager", "cpu") == (*REWRITES, *TORCH_CPU_REWRITES)
     assert rewrites_for("onnxruntime", "cpu") == (*REWRITES, *ORT_CPU_REWRITES)
-    elsewhere = [("compiled", "cpu"), ("eager", "cuda"), ("onnxruntime", "cuda"), ("tensorrt", "cuda")]
-    assert {rewrites_for(*where) for where in elsewhere} == {REWRITES}
+    assert {rewrites_for(*where) for where in [("compiled", "cpu"), ("eager", "cuda")]} == {REWRITES}
+    graphs = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # one trace serves all of a half-precision bundle
+    assert {rewrites_for(backend, "cuda") for backend in graphs} == {TENSORRT_REWRITES}
+    assert {*graphs, "eager", "compiled"} == set(BACKENDS)
 
 
 def test_a_size_that_upsampling_must_be_told_is_refused() -> None:
