@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from svd_bench.gpu_context import tiny_checkpoint
-from svd_bench.opening import PHOTOGRAPH
-from svd_bench.stages import panning
+from svd_bench.contest.stages import panning
+from svd_bench.gpu.context import tiny_checkpoint
+from svd_bench.subjects.opening import PHOTOGRAPH
 from svd_engine.backends.fake import FakeBackend
 from svd_engine.backends.onnxruntime import OrtBackend
 from svd_engine.backends.torch.compiled import CompiledBackend
@@ -29,6 +29,7 @@ from svd_engine.networks.parity import example_inputs
 from svd_engine.sampling import samplers, schedules
 from svd_engine.spec.model import Model
 from svd_engine.spec.network import Backend
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_export.to_onnx import export_bundle
@@ -94,11 +95,11 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         export_bundle(checkpoint, folder, [TINY], torch.float32)
         made: Backend = OrtBackend(Bundle(folder), CPU)
     else:
-        modules = Modules(checkpoint, torch.float32)
+        modules = Modules(checkpoint)
         made = {
             "fake": FakeBackend,
-            "eager": lambda: EagerBackend(modules),
-            "compiled": lambda: CompiledBackend(modules),
+            "eager": lambda: EagerBackend(modules, CPU),
+            "compiled": lambda: CompiledBackend(modules, CPU),
         }[request.param]()
     yield made
     made.close()
@@ -106,9 +107,10 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_dispatch(benchmark: Timed, backend: Backend, model: Model) -> None:
     """One call of the smallest image encoder, the fake's being nothing but the checks."""
-    spec = specs_of(TINY, model.architecture)[0]
+    spec = specs_of(TINY, model.architecture, FLOAT32)[0]
     network = backend.open(spec)
     inputs = example_inputs(spec)
     network(**inputs)  # compiles
-    assert benchmark(lambda: network(**inputs)).shape == spec.output.shape
+    output = benchmark(lambda: network(**inputs))["embedding"]
+    assert output.shape == spec.outputs[0].shape
     network.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import zipfile
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,19 @@ LAYERS: tuple[set[str], ...] = (
     {"engine"},
     {"serving", "cli", "__init__"},
 )
+
+BENCH_LAYERS: tuple[set[str], ...] = (
+    {"py.typed", "results", "documents"},
+    {"measuring", "cards"},
+    {"subjects"},
+    {"memory", "compiled", "quality"},
+    {"contest", "report"},
+    {"gpu"},
+    {"commands"},
+    {"cli"},
+    {"gpu_check", "__init__"},
+)
+LAYERS_OF = {"svd_engine": LAYERS, "svd_bench": BENCH_LAYERS}
 
 # module (or folder) -> what it must not import, anywhere in the file
 MUST_NOT_KNOW: dict[str, set[str]] = {
@@ -105,34 +120,52 @@ def test_must_not_know(place: str) -> None:
     } == {}
 
 
-def room(name: str) -> str:
-    """The part of the engine that a module belongs to: a folder, or a file at the top."""
-    return name.split(".")[1] if "." in name else "__init__"
+def part(module: str) -> str:
+    """The part of its package that a module belongs to: a folder, or a file at the top."""
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-def test_every_part_of_the_engine_has_a_layer() -> None:
-    parts = {path.name.removesuffix(".py") for path in ENGINE.iterdir()} - {"__pycache__"}
-    assert set().union(*LAYERS) == parts
-
-
-def test_what_is_below_knows_nothing_of_what_is_above() -> None:
-    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    upward = {
-        f"{path.relative_to(ENGINE)}: {name}"
-        for path in ENGINE.rglob("*.py")
-        for name in known(path, {"svd_engine"}) - {"svd_engine"}
-        if level.get(room(name), -1) > level[path.relative_to(ENGINE).parts[0].removesuffix(".py")]
+def arrows(package: str) -> set[tuple[str, str]]:
+    """(module, module that it imports), both of the package."""
+    folder = PACKAGES[package]
+    modules = {module_name(path).removesuffix(".__init__"): path for path in folder.rglob("*.py")}
+    return {
+        (name, imported)
+        for name, path in modules.items()
+        for imported in known(path, {package}) & modules.keys() - {package, name}
     }
-    assert upward == set()
 
 
-def test_no_two_parts_of_the_engine_know_each_other() -> None:
-    edges = {
-        (path.relative_to(ENGINE).parts[0].removesuffix(".py"), room(name))
-        for path in ENGINE.rglob("*.py")
-        for name in known(path, {"svd_engine"}) - {"svd_engine"}
-    }
-    assert {pair for pair in edges if pair[0] != pair[1] and pair[::-1] in edges} == set()
+@pytest.mark.parametrize("package", LAYERS_OF)
+def test_every_part_has_a_layer(package: str) -> None:
+    parts = {path.name.removesuffix(".py") for path in PACKAGES[package].iterdir()} - {"__pycache__"}
+    assert set().union(*LAYERS_OF[package]) == parts
+
+
+@pytest.mark.parametrize("package", LAYERS_OF)
+def test_what_is_below_knows_nothing_of_what_is_above(package: str) -> None:
+    level = {name: number for number, layer in enumerate(LAYERS_OF[package]) for name in layer}
+    assert {(a, b) for a, b in arrows(package) if level[part(b)] > level[part(a)]} == set()
+
+
+@pytest.mark.parametrize("package", LAYERS_OF)
+def test_no_two_parts_know_each_other(package: str) -> None:
+    between = {(part(a), part(b)) for a, b in arrows(package)}
+    assert {pair for pair in between if pair[0] != pair[1] and pair[::-1] in between} == set()
+
+
+def test_the_benchmark_imports_in_no_circle() -> None:
+    """Neither its modules nor its sub-packages, imports inside functions included."""
+    modules: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {}
+    for a, b in arrows("svd_bench"):
+        if PACKAGES["svd_bench"].joinpath(*b.split(".")[1:]).is_dir():
+            continue  # `from svd_bench.report import views` names the folder beside the module
+        modules.setdefault(a, set()).add(b)
+        if part(a) != part(b):
+            folders.setdefault(part(a), set()).add(part(b))
+    for graph in (modules, folders):
+        assert list(TopologicalSorter(graph).static_order())  # CycleError names the circle
 
 
 def test_a_front_knows_the_service_and_not_the_other_way_round() -> None:
@@ -152,6 +185,24 @@ def test_the_engine_stands_alone() -> None:
 def test_the_exporter_does_not_measure() -> None:
     files = PACKAGES["svd_export"].rglob("*.py")
     assert {f.name: known(f, {"svd_bench"}) for f in files if known(f, {"svd_bench"})} == {}
+
+
+def names_of(path: Path) -> set[str]:
+    """The classes, types and constants that a module makes."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found.update(target.id for target in targets if isinstance(target, ast.Name))
+    return {name for name in found if name[0].isupper()}
+
+
+def test_no_name_means_two_things() -> None:
+    """Among what the engine and the exporter define; the benchmarks have words of their own."""
+    files = [f for package in ("svd_engine", "svd_export") for f in PACKAGES[package].rglob("*.py")]
+    made = Counter(name for file in files for name in names_of(file))
+    assert {name for name, count in made.items() if count > 1} == set()
 
 
 def test_commits_are_checked_as_make_lint_does() -> None:

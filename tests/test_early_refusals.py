@@ -30,10 +30,10 @@ def never(*_: Any, **__: Any) -> Any:
 @pytest.fixture
 def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither checkpoints nor bundles."""
-    import svd_bench.subjects
+    import svd_bench.subjects.cases
     import svd_engine.residency.source
 
-    for module in (checkpoint, svd_engine.residency.source, svd_bench.subjects):
+    for module in (checkpoint, svd_engine.residency.source, svd_bench.subjects.cases):
         monkeypatch.setattr(module, "open_checkpoint", never)
     monkeypatch.setattr(svd_engine.residency.source, "Bundle", never)
     monkeypatch.setattr("svd_export.to_onnx.export_bundle", never)

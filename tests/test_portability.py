@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from svd_bench.environment import anonymous
-from svd_bench.gpu_check import OutOfTime, deadline
+from svd_bench.gpu.check import OutOfTime, deadline
+from svd_bench.measuring.environment import anonymous
 from svd_engine import info, report, shell
 from svd_engine.bundle.flavours import Host, card_target
 from svd_engine.bundle.manifest import read_manifest

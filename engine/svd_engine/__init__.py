@@ -5,7 +5,7 @@ Pillow; they are loaded on first use.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from svd_engine._version import __version__
 from svd_engine.errors import (
@@ -73,7 +73,7 @@ _LOADED_ON_USE = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _LOADED_ON_USE:
         return getattr(import_module(f"svd_engine.{_LOADED_ON_USE[name]}"), name)
     raise AttributeError(f"module 'svd_engine' has no attribute {name!r}")

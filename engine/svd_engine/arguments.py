@@ -8,6 +8,7 @@ import torch
 
 from svd_engine.errors import SettingsError
 from svd_engine.observer import Observer
+from svd_engine.spec.precision import DTYPE_OPTIONS, DType
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 CALLBACK_TENSORS = ("latents",)  # what `callback_on_step_end_tensor_inputs` may name
@@ -21,6 +22,12 @@ def torch_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     return DTYPES[one_of("dtype", name, tuple(DTYPES))]
+
+
+def dtype_name(dtype: torch.dtype) -> DType:
+    """Of a type that networks compute in: "float16" of torch.float16."""
+    names: dict[torch.dtype, DType] = {DTYPES[option]: name for name, option in DTYPE_OPTIONS.items()}
+    return names[dtype]
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:

@@ -31,11 +31,11 @@ from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
 from svd_engine.request import SETTINGS, Settings
-from svd_engine.residency.source import Source, of_bundle, of_checkpoint
-from svd_engine.spec.network import Network
+from svd_engine.residency.source import EngineSource, of_bundle, of_checkpoint
+from svd_engine.residency.swapped import Swapped
+from svd_engine.spec.network import Backend
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
-from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.steering import Steered
 from svd_engine.torch_state import own_torch_state
 from svd_engine.unsupported import DiffusersNames
@@ -57,10 +57,9 @@ class VideoEngine(Steered, DiffusersNames):
     a `with` block, frees the memory.  Processes that use an engine are started with "spawn", not forked.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source, self.model, self.backend = source, source.model, source.backend
+    def __init__(self, source: EngineSource) -> None:
+        self.source, self.model, self.residency = source, source.model, source.residency
         self.choice, self.default = source.choice, source.default
-        self._open: dict[str, Network] = {}
         self._calls = CallQueue()
 
     @classmethod
@@ -108,6 +107,11 @@ class VideoEngine(Steered, DiffusersNames):
             of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant)
         )
 
+    @property
+    def backend(self) -> Backend:
+        """What runs the networks; `residency` opens them."""
+        return self.residency.backend
+
     @own_torch_state()
     def __call__(
         self,
@@ -134,7 +138,7 @@ class VideoEngine(Steered, DiffusersNames):
         cancel: Cancel | None = None,
         observer: Observer | None = None,
         fit: Fit = "stretch",
-    ) -> VideoOutput | Any:  # Any: `Frames` with return_dict off; nobody else should have to tell them apart
+    ) -> VideoOutput | Any:  # Any: `VideoFrames` with return_dict off; else none need tell them apart
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
         image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.
@@ -178,7 +182,7 @@ class VideoEngine(Steered, DiffusersNames):
             check_generators(generator, videos)
             with clock.stage("load"):
                 stages = self._stages(self.source.profile_for(settings, videos), turn, observer)
-            if cold := [network for network in self._open.values() if network.needs_warm_up]:
+            if cold := self.residency.cold():
                 with clock.stage("compile_kernels"):
                     for network in cold:
                         turn.check()
@@ -207,9 +211,7 @@ class VideoEngine(Steered, DiffusersNames):
         if not self._calls.in_opening_process:
             return
         with self._calls.turn(closes=True):
-            while self._open:
-                self._open.popitem()[1].close()
-            self.backend.close()
+            self.residency.close()
 
     def __enter__(self) -> VideoEngine:
         return self
@@ -234,7 +236,7 @@ class VideoEngine(Steered, DiffusersNames):
         clip = images.to_clip_pixels(framed, model.architecture.clip_size, model.clip_mean, model.clip_std)
         return pixels, clip.to(device)
 
-    def _on_step(self, callback: Callback | None, tensor_inputs: Sequence[str]) -> pipeline.OnStep:
+    def _on_step(self, callback: Callback | None, tensor_inputs: Sequence[str]) -> pipeline.StepCallback:
         """Shows each step to the caller's function, and takes what it gives back and what it changed."""
 
         def on_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
@@ -250,16 +252,12 @@ class VideoEngine(Steered, DiffusersNames):
 
     def _stages(self, profile: Profile, turn: Turn, observer: Observer) -> pipeline.Stages:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
-        specs = specs_of(profile, self.model.architecture)
-        opened = [InterruptibleNetwork(self._network(spec), turn.check, observer) for spec in specs]
+        specs = specs_of(profile, self.model.architecture, self.source.precision)
+        networks = [self.residency.network(spec) for spec in specs]
+        opened = [InterruptibleNetwork(network, turn.check, observer) for network in networks]
         image_encoder, vae_encoder, denoiser, *decoders = opened
         by_frames = {d.spec.inputs[0].shape[0]: d for d in decoders}
         return pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames)
-
-    def _network(self, spec: NetworkSpec) -> Network:
-        if spec.key not in self._open:
-            self._open[spec.key] = self.backend.open(spec)
-        return self._open[spec.key]
 
     def _report(
         self,
@@ -283,7 +281,7 @@ class VideoEngine(Steered, DiffusersNames):
             stages=_placements(stages),
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
-            swap_networks=self.source.swap_networks,
+            swap_networks=isinstance(self.residency, Swapped),
             stage_ms=clock.stages,
             step_ms=clock.steps,
             waited_ms=turn.waited_ms,

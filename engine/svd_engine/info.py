@@ -17,12 +17,12 @@ from svd_engine.backends.registry import PLAN_BACKENDS
 from svd_engine.backends.tensorrt.jit import invalidity
 from svd_engine.backends.tensorrt.library import host, library, log, require
 from svd_engine.bundle.flavours import FLAVOURS, Flavour, Host, sm
-from svd_engine.bundle.manifest import DType, PlanEntry
+from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.plans import build_command, misfit
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError
-from svd_engine.spec.tables import specs_of
+from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.weights import COMPONENTS, WeightFile
 
 COMPILERS = {  # torch.compile's own choice, and how it is had
@@ -55,7 +55,7 @@ def gpus() -> list[str]:
 
 def abilities() -> list[Ability]:
     """Every backend on every kind of device, whatever it would run."""
-    return [*torch_abilities(), *bundle_abilities("float32"), *plan_abilities()]
+    return [*torch_abilities(), *bundle_abilities(FLOAT32), *plan_abilities()]
 
 
 def torch_abilities() -> list[Ability]:
@@ -69,14 +69,14 @@ def torch_abilities() -> list[Ability]:
     ]
 
 
-def bundle_abilities(dtype: DType) -> list[Ability]:
+def bundle_abilities(precision: Precision) -> list[Ability]:
     """The backends that can run a bundle of this precision."""
     rows = []
     for device in ("cpu", "cuda"):
         try:
             load_runtime(torch.device(device))
             why_not = "" if device == "cpu" or torch.cuda.is_available() else _no_gpu()
-            if device == "cpu" and dtype == "bfloat16":
+            if device == "cpu" and precision.activations == "bfloat16":
                 why_not = "ONNX Runtime computes no bfloat16 on the CPU: export the bundle in fp32"
         except BackendError as error:
             why_not = str(error)
@@ -123,8 +123,8 @@ def _hosts(flavour: Flavour) -> tuple[dict[str, Host], str]:
 
 
 def _plan(bundle: Bundle, plan: PlanEntry) -> str:
-    manifest, arch = bundle.manifest, bundle.manifest.model.architecture
-    keys = [{spec.key for spec in specs_of(profile, arch)} for profile in manifest.profiles]
+    manifest = bundle.manifest
+    keys = [{spec.key for spec in bundle.specs_of(profile)} for profile in manifest.profiles]
     profiles = ", ".join(str(number) for number, of_one in enumerate(keys, 1) if plan.network in of_one)
     target = plan.target
     only = f"{target.gpu} only, " if target.gpu else f"{target.label}: " if target.label == "portable" else ""
@@ -134,7 +134,7 @@ def _plan(bundle: Bundle, plan: PlanEntry) -> str:
     kernels = f", {compiled.kernels} kernels that move {report.size(moved)}" if compiled else ""
     return (
         f"{plan.network} (profile {profiles}), {FLAVOURS[plan.flavour].title} {plan.version}, "
-        f"for {only}{target.cards}, {plan.dtype}, "
+        f"for {only}{target.cards}, {plan.precision}, "
         f"{manifest.files[plan.file].bytes / 2**20:.1f} MiB{' without weights' if plan.stripped else ''}, "
         f"on the GPU {weights}{plan.device_memory_bytes / 2**20:.1f} MiB of activations{kernels}"
     )
@@ -176,7 +176,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
         "model": f"{model.name}{' with random weights' if model.random_weights else ''}",
         "made from": f"{source.checkpoint}{f', variant {source.variant}' if source.variant else ''}",
         **_weights_facts(source.weights),
-        "precision": manifest.dtype,
+        "precision": str(manifest.precision),
         "size": f"{size / 2**20:.1f} MiB in {len(manifest.files)} files, ONNX opset {manifest.opset}",
     }
     for number, profile in enumerate(manifest.profiles, 1):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # of every video, by `output_type`: "pil", "np" [N,F,H,W,3], "pt" [N,F,3,H,W] or "latent" [N,F,4,h,w]
-Frames: TypeAlias = "list[list[Image]] | np.ndarray | Tensor"
+VideoFrames: TypeAlias = "list[list[Image]] | np.ndarray | Tensor"
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class VideoOutput:
     `output.frames`, `output[0]` and `output["frames"]` are the same.
     """
 
-    frames: Frames
+    frames: VideoFrames
     report: RunReport
 
-    def __getitem__(self, key: int | str) -> Frames:
+    def __getitem__(self, key: int | str) -> VideoFrames:
         if isinstance(key, str):
             return {"frames": self.frames}[key]
         return (self.frames,)[key]
@@ -65,7 +65,7 @@ class VideoOutput:
         return video.as_bytes(frames)
 
 
-def present(result: Tensor, output_type: str) -> Frames:
+def present(result: Tensor, output_type: str) -> VideoFrames:
     """Convert frames [N,F,3,H,W] in [0, 1], or latents, to `output_type`."""
     if output_type in ("pt", "latent"):
         return result

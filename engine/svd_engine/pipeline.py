@@ -28,8 +28,8 @@ from svd_engine.spec.profile import Profile
 from svd_engine.steering import Steering
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-OnStep = Callable[[int, Tensor, Tensor], Tensor]  # (step, c_noise, latents) -> latents
-Progress = Callable[[range], Iterable[int]]  # the steps' numbers, shown as they pass
+StepCallback = Callable[[int, Tensor, Tensor], Tensor]  # (step, c_noise, latents) -> latents
+ProgressBar = Callable[[range], Iterable[int]]  # the steps' numbers, shown as they pass
 
 SAMPLING = Sampling()  # SVD's
 
@@ -53,11 +53,11 @@ def generate(
     clip_pixels: Tensor,  # [images, 3, S, S], normalised for CLIP
     generator: Generators,
     latents: Tensor | None,  # [N, F, 4, h, w] of standard deviation 1, or None to draw them
-    on_step: OnStep,
+    on_step: StepCallback,
     clock: Clock,
     decode: bool = True,
     steering: Steering | None = None,  # None: what `settings` say, to the end
-    progress: Progress = iter,
+    progress: ProgressBar = iter,
     observer: Observer = UNOBSERVED,
 ) -> Tensor:
     """Frames [N,F,3,H,W] in [0, 1], or with `decode` off the latents [N,F,4,h,w].  float32.
@@ -66,14 +66,14 @@ def generate(
     the network's name as soon as a stage gives NaN or infinity.
     """
     with clock.stage("image_encoder"):
-        embedding = in_batches(
-            stages.image_encoder, stages.profile.batch, pixels=clip_pixels
-        )  # [images, 1, D]
+        encoded = in_batches(stages.image_encoder, stages.profile.batch, pixels=clip_pixels)
+        embedding = encoded["embedding"]  # [images, 1, D]
         finite(embedding, stages.image_encoder)
     with clock.stage("vae_encoder"):
         noise = draw(pixels.shape, generator, pixels.device)
         noisy = pixels + settings.noise_aug_strength * noise
-        first_latent = in_batches(stages.vae_encoder, stages.profile.batch, pixels=noisy)  # [images, 4, h, w]
+        encoded = in_batches(stages.vae_encoder, stages.profile.batch, pixels=noisy)
+        first_latent = encoded["latent"]  # [images, 4, h, w]
         finite(first_latent, stages.vae_encoder)
     observer.on_first_latent(noisy, first_latent)
 
@@ -85,7 +85,8 @@ def generate(
         sigmas = schedule(settings, model).to(pixels.device)
         x = noise_video(first_latent, settings, generator, latents) * initial_scale(sigmas)
         steering = steering or steering_of(settings, len(x), x.device)
-        denoise = denoiser_call(stages, settings, steering, embedding, first_latent)
+        told = model.architecture.conditioning.time_ids(vars(settings), len(x), settings.frames, x.device)
+        denoise = denoiser_call(stages, steering, told, embedding, first_latent)
         x = sample(denoise, x, sigmas, on_step, clock, steering, progress, observer)
         finite(x, stages.denoiser)
     if not decode:
@@ -140,24 +141,24 @@ def latents_of(name: str, given: object, shape: torch.Size, device: torch.device
 
 
 def denoiser_call(
-    stages: Stages, settings: Settings, steering: Steering, embedding: Tensor, first_latent: Tensor
+    stages: Stages, steering: Steering, time_ids: Tensor, embedding: Tensor, first_latent: Tensor
 ) -> Denoise:
-    """D(x; sigma) over all N videos, with the guidance scales that `steering` has at each step."""
-    n, device = len(embedding), embedding.device
-    ids = [settings.fps - 1, settings.motion_bucket_id, settings.noise_aug_strength]  # trained on fps - 1
-    time_ids = torch.tensor([ids], dtype=torch.float32, device=device).expand(n, -1)
+    """D(x; sigma) over all N videos, with the guidance scales that `steering` has at each step.
+
+    time_ids: [N, fields] or [N, F, fields], see `spec.conditioning`.
+    """
     batch, network = stages.profile.batch, stages.denoiser
 
     def half(x: Tensor, sigma: Tensor, first: Tensor, embed: Tensor) -> Tensor:
         return in_batches(
             network, batch, x=x, sigma=sigma, first_latent=first, embedding=embed, time_ids=time_ids
-        )
+        )["denoised"]
 
     def batched(x: Tensor, sigma: Tensor) -> Tensor:
         return in_batches(
             network, batch, x=x, sigma=sigma, first_latent=first_latent, embedding=embedding,
             time_ids=time_ids, guidance=steering.scales,
-        )  # fmt: skip
+        )["denoised"]  # fmt: skip
 
     def one_by_one(x: Tensor, sigma: Tensor) -> Tensor:
         """D_u + g (D_c - D_u): guidance commutes with the preconditioning, which is affine in v."""
@@ -176,10 +177,10 @@ def sample(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
-    on_step: OnStep,
+    on_step: StepCallback,
     clock: Clock,
     steering: Steering,
-    progress: Progress,
+    progress: ProgressBar,
     observer: Observer,
 ) -> Tensor:
     """Noise -> latent video [N,F,4,h,w]; `on_step` may replace the latents after each step.
@@ -215,15 +216,17 @@ def decode_video(stages: Stages, latents: Tensor) -> Tensor:
         start = 0
         for size in profile.chunks:
             decoder = stages.vae_decoders[size]
-            chunk = decoder(latent=video[start : start + size])  # [T, 3, H, W]
+            chunk = decoder(latent=video[start : start + size])["frames"]  # [T, 3, H, W]
             finite(chunk, decoder)
             into[start : start + size] = (chunk / 2 + 0.5).clamp(0, 1)
             start += size
     return frames
 
 
-def in_batches(network: Network, batch: int, **inputs: Tensor) -> Tensor:
-    """Calls `network`, made for `batch` rows, on any number of rows.  Rows do not see each other.
+def in_batches(network: Network, batch: int, **inputs: Tensor) -> dict[str, Tensor]:
+    """Calls `network`, made for `batch` rows, on any number of rows: its outputs by name.
+
+    Rows do not see each other.
 
     Inputs without a row dimension (sigma) go into every call.  The last call is filled up with copies
     of the last row.
@@ -231,12 +234,12 @@ def in_batches(network: Network, batch: int, **inputs: Tensor) -> Tensor:
     rows = max((len(t) for t in inputs.values() if t.dim()), default=batch)
     if rows == batch:
         return network(**inputs)
-    outputs = []
+    parts = []
     for start in range(0, rows, batch):
         index = torch.arange(start, start + batch).clamp(max=rows - 1)
         part = {name: t[index.to(t.device)] if t.dim() else t for name, t in inputs.items()}
-        outputs.append(network(**part)[: rows - start].clone())
-    return torch.cat(outputs)
+        parts.append({name: t[: rows - start].clone() for name, t in network(**part).items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def draw(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from svd_engine.backends.choose import resolve
 from svd_engine.errors import NotOffered
-from svd_engine.spec.network import Backend
+from svd_engine.residency.contract import Residency
 from svd_engine.steering import CALL_NAMES, no_call
 
 _OPEN = "Open it with VideoEngine.from_checkpoint(CHECKPOINT, dtype=..., device=...), or from_bundle(BUNDLE)."
@@ -48,7 +48,7 @@ OUR_WAY = {
 class DiffusersNames:
     """Answers to names that users of diffusers type: errors, but for a `to` that is true already."""
 
-    backend: Backend
+    residency: Residency
 
     @classmethod
     def from_pretrained(cls, *_: object, **__: object) -> NoReturn:
@@ -57,7 +57,7 @@ class DiffusersNames:
 
     def to(self, *places: str | torch.device | torch.dtype) -> Self:
         """The engine itself if it is on this device already.  Raises NotOffered otherwise."""
-        here = self.backend.device
+        here = self.residency.backend.device
         for place in places:
             if not isinstance(place, (str, torch.device)) or resolve(place) != here:
                 raise not_offered("to", f"{place}, and the engine was opened on {here}")

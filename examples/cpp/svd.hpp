@@ -18,12 +18,14 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iomanip>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -55,6 +57,16 @@ inline std::string join(const std::vector<std::string>& parts, const std::string
   return all;
 }
 
+/// Text of a file that may be anything, for a message: other bytes than ASCII's as \xNN.
+inline std::string printable(const std::string& text) {
+  std::ostringstream all;
+  all << std::hex << std::setfill('0');
+  for (const unsigned char byte : text)
+    if (byte >= ' ' && byte <= '~') all << char(byte);
+    else all << "\\x" << std::setw(2) << int(byte);
+  return all.str();
+}
+
 struct Tensor {
   std::string name;
   std::vector<std::int64_t> shape;  // of float32, always
@@ -75,9 +87,9 @@ struct Network {
     return std::any_of(inputs.begin(), inputs.end(), [&](const Tensor& t) { return t.name == input; });
   }
   std::string text() const {
-    std::string tables;
-    for (const auto& input : inputs) tables += input.text() + ", ";
-    return tables + "-> " + output.text();
+    std::vector<std::string> rows;
+    for (const auto& input : inputs) rows.push_back(input.text());
+    return join(rows) + " -> " + output.text();
   }
 };
 
@@ -118,8 +130,8 @@ class Bundle {
                   "Make one with: svd-export onnx CHECKPOINT -o BUNDLE");
     try {
       manifest = parse(file);
-      if (!manifest.at("format").is_number_integer() || manifest["format"] != 2)
-        throw bad("bundle format 2", "format " + manifest["format"].dump());
+      if (!manifest.at("format").is_number_integer() || manifest["format"] != 3)
+        throw bad("bundle format 3", "format " + manifest["format"].dump());
       read_model();
       std::set<std::string> keys;
       for (const auto& one : manifest.at("networks"))
@@ -128,7 +140,7 @@ class Bundle {
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
       for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
     } catch (const json::exception& error) {
-      throw bad("JSON that follows manifest.schema.json", error.what());
+      throw bad("JSON that follows manifest.schema.json", printable(error.what()));
     }
   }
 
@@ -242,6 +254,7 @@ class Bundle {
              rgb(m.at("clip_mean"), "clip_mean", -1e6, 1e6), rgb(m.at("clip_std"), "clip_std", 1e-6, 1e6),
              float(real(m.value("min_guidance_scale", json(1.0)), "min_guidance_scale", -1e6, 1e6)),
              float(real(m.value("max_guidance_scale", json(3.0)), "max_guidance_scale", -1e6, 1e6))};
+    check_conditioning(a.at("conditioning").at("fields"));
     if (model.sigma_min >= model.sigma_max) throw bad("sigma_min below sigma_max", m.at("sigma_min").dump());
     const auto& listed = manifest.at("profiles");
     if (!listed.is_array() || listed.empty() || listed.size() > 256)
@@ -253,6 +266,21 @@ class Bundle {
       if (std::int64_t(made.batch) * made.frames * made.height * made.width > std::int64_t{1} << 30)
         throw bad("at most 1,073,741,824 pixels in one call", made.text());
     }
+  }
+
+  /// `generate` tells the denoiser SVD's three numbers, one of each a video, frames per second less one.
+  void check_conditioning(const json& fields) const {
+    std::vector<std::string> told;
+    for (const auto& field : fields) {
+      const auto name = field.at("name").get<std::string>();
+      const auto less = field.value("offset", 0.0);
+      const bool known = field.value("per", "video") == "video" && less == (name == "fps" ? -1.0 : 0.0);
+      told.push_back(known ? name : name + " (per " + field.value("per", "video") + ", offset " +
+                                        json(less).dump() + ")");
+    }
+    if (told != std::vector<std::string>{"fps", "motion_bucket_id", "noise_aug_strength"})
+      throw Error("conditioning of bundle " + folder.string(), "fps, motion_bucket_id, noise_aug_strength",
+                  join(told), "This host runs SVD's bundles; run another model's with svd-engine.");
   }
 
   void check_present(const std::string& name, std::uintmax_t bytes) const {
@@ -270,11 +298,13 @@ class Bundle {
 
   void check_listed(const Network& network) const {
     const auto& found = entry(network);
-    const auto tensor = [](const json& t) { return Tensor{t.at("name"), t.at("shape")}; };
-    Network listed{"", network.key, {}, tensor(found.at("spec").at("output"))};
-    for (const auto& input : found.at("spec").at("inputs")) listed.inputs.push_back(tensor(input));
-    if (listed.text() != network.text())
-      throw Error("network " + network.key + " of bundle " + folder.string(), network.text(), listed.text(),
+    const auto table = [&](const char* side) {
+      std::vector<std::string> rows;
+      for (const auto& t : found.at("spec").at(side)) rows.push_back(Tensor{t.at("name"), t.at("shape")}.text());
+      return join(rows);
+    };
+    if (const auto listed = table("inputs") + " -> " + table("outputs"); listed != network.text())
+      throw Error("network " + network.key + " of bundle " + folder.string(), network.text(), listed,
                   "Export the bundle again.");
     std::vector<std::string> files;
     files.push_back(found.at("weights").get<std::string>());

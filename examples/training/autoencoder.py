@@ -26,7 +26,7 @@ from run_state import Run, learning_rate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svd_bench.held_out import held_out
+from svd_bench.quality.held_out import held_out
 from svd_engine.media.image import to_vae_pixels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from itertools import product
 from pathlib import Path
@@ -11,20 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svd_engine.cli import console
-from svd_engine.cli.options import Family, Variant, Version
+from svd_engine.cli.options import FamilyOption, Variant, VersionFlag
 from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
     from svd_engine.bundle.manifest import ParityEntry
     from svd_engine.checkpoint.opening import Checkpoint
-    from svd_engine.spec.profile import Profile
+    from svd_engine.spec.profile import GuidanceMode, Profile
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command()(tensorrt_cli.check)
 app.command()(tensorrt_cli.tensorrt)
 
 
-class DType(StrEnum):
+class ExportDType(StrEnum):
     fp16 = "fp16"
     bf16 = "bf16"
     fp32 = "fp32"
@@ -36,13 +37,13 @@ class VerifiedBackend(StrEnum):
     tensorrt_rtx = "tensorrt-rtx"
 
 
-class Guidance(StrEnum):
+class GuidanceOption(StrEnum):
     batched = "batched"
     single = "single"
 
 
 @app.callback()
-def root(version: Version = False) -> None:
+def root(version: VersionFlag = False) -> None:
     """Export Stable Video Diffusion checkpoints to bundles of ONNX graphs and TensorRT plans."""
 
 
@@ -58,7 +59,7 @@ def onnx(
         ),
     ] = None,
     random_weights: Annotated[
-        Family | None,
+        FamilyOption | None,
         typer.Option(
             help="Export this architecture with seeded random weights, to measure speed and memory."
         ),
@@ -75,10 +76,11 @@ def onnx(
     ] = None,
     batch: Annotated[int, typer.Option(help="Batch size: videos per network call.")] = 1,
     dtype: Annotated[
-        DType | None, typer.Option(help="Precision of weights and arithmetic; default fp16, for demo fp32.")
+        ExportDType | None,
+        typer.Option(help="Precision of weights and arithmetic; default fp16, for demo fp32."),
     ] = None,
     guidance: Annotated[
-        list[Guidance] | None,
+        list[GuidanceOption] | None,
         typer.Option(
             help="Classifier-free guidance: both halves in one call (batched) or one half per call (single). "
             "Repeatable."
@@ -113,12 +115,14 @@ def onnx(
     )
     wanted = profiles(
         opened, frames or [opened.model.frames], height, width, batch,
-        [g.value for g in guidance or [Guidance.batched]], decode_chunk or [None],
+        [g.value for g in guidance or [GuidanceOption.batched]], decode_chunk or [None],
     )  # fmt: skip
-    chosen = dtype or (DType.fp32 if checkpoint == "demo" else DType.fp16)
+    chosen = dtype or (ExportDType.fp32 if checkpoint == "demo" else ExportDType.fp16)
     manifest = export_bundle(opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress())
     size = sum(entry.bytes for entry in manifest.files.values())
-    typer.echo(f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.dtype}")
+    typer.echo(
+        f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.precision}"
+    )
     if manifest.model.random_weights:
         typer.echo("random weights: for shapes, speed and memory; the videos mean nothing")
 
@@ -187,10 +191,10 @@ def triton(
 ) -> None:
     """Write a model repository for Triton Inference Server; docs/triton.md says how to serve it."""
     from svd_engine.bundle.reading import Bundle
-    from svd_export.triton import Service, seconds, write_repository
+    from svd_export.triton import QueueLimits, seconds, write_repository
 
-    service = Service(instances, max_queue, seconds(timeout))
-    names = write_repository(Bundle(bundle), output, service, _progress())
+    limits = QueueLimits(instances, max_queue, seconds(timeout))
+    names = write_repository(Bundle(bundle), output, limits, _progress())
     typer.echo(f"wrote {output}: {', '.join(names)}")
 
 
@@ -208,7 +212,7 @@ def profiles(
     height: int | None,
     width: int | None,
     batch: int,
-    guidance: list[str],
+    guidance: Sequence[GuidanceMode],
     decode_chunks: Sequence[int | None],
 ) -> list[Profile]:
     """Every combination of frames, guidance and decode chunk (None: all frames).  Raises SettingsError."""
@@ -224,8 +228,7 @@ def profiles(
     for count, mode, chunk in product(frames, guidance, decode_chunks):
         asked = Settings(count, height, width, decode_chunk_size=chunk)
         asked.check_size(model.architecture.size_multiple)
-        at_once = min(asked.decode_chunk_size or count, count)
-        made.append(Profile(count, asked.height, asked.width, batch, mode, at_once))  # type: ignore[arg-type]
+        made.append(replace(Profile.of_request(asked, batch), guidance=mode))
     return list(dict.fromkeys(made))
 
 

@@ -24,7 +24,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from svd_export import tensorrt_ops as table
 from svd_export.attention_pattern import Graph, attention_width
-from svd_export.tensorrt_ops import Version
+from svd_export.tensorrt_ops import TensorRTRelease
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class GraphReport:
         return dict(Counter(self.fused) + Counter(self.apart))
 
 
-def check_graph(path: Path, version: Version, target: str | None = None) -> GraphReport:
+def check_graph(path: Path, version: TensorRTRelease, target: str | None = None) -> GraphReport:
     """What would keep TensorRT `version` from building the graph at `path` for a card of `target` ("sm75").
 
     Without a target, for any card.
@@ -66,7 +66,7 @@ def check_graph(path: Path, version: Version, target: str | None = None) -> Grap
     return GraphReport(len(graph.nodes), len(kinds), dict(fused), dict(apart), tuple(findings))
 
 
-def _opset(model: Any, version: Version) -> Iterator[str]:
+def _opset(model: Any, version: TensorRTRelease) -> Iterator[str]:
     low, high = table.OPSET_LIMITS[version]
     for item in model.opset_import:
         if item.domain not in ("", "ai.onnx"):
@@ -85,7 +85,7 @@ def _external(model: Any, folder: Path) -> Iterator[str]:
                 yield f"weight {tensor.name}: no bytes up to {end} in {info.location}"
 
 
-def _node(node: Any, graph: Graph, version: Version) -> Iterator[str]:
+def _node(node: Any, graph: Graph, version: TensorRTRelease) -> Iterator[str]:
     op = node.op_type
     if not table.supported(op, version):
         since = table.SINCE.get(op)

@@ -21,7 +21,7 @@ from svd_engine.bundle.flavours import Flavour, Target
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import BackendUnavailable, ExportError
 from svd_export.compiled import read_log
-from svd_export.tensorrt_progress import Progress
+from svd_export.tensorrt_progress import BuildProgress
 
 if TYPE_CHECKING:
     import tensorrt
@@ -92,7 +92,7 @@ def build(
             raise _failure(
                 graph, "a graph that TensorRT's parser takes", log(flavour).errors_so_far()
             ) from error
-        monitor = _monitor(flavour, Progress(graph.stem.removesuffix(".tensorrt"), say))
+        monitor = _monitor(flavour, BuildProgress(graph.stem.removesuffix(".tensorrt"), say))
         config = _config(network, flavour, target, options, monitor)
         if not flavour.compiles_at_first_launch:
             _use_timings(config, timings, say)
@@ -223,7 +223,7 @@ def _loaded_memory(graph: Path, flavour: Flavour, plan: memoryview) -> int:
     return int(engine.device_memory_size_v2)
 
 
-def _monitor(flavour: Flavour, progress: Progress) -> Any:
+def _monitor(flavour: Flavour, progress: BuildProgress) -> Any:
     """TensorRT's view of `progress`, which Polygraphy takes and has none of.  Nothing may be raised through
     TensorRT: `stopped_by` keeps it."""
     if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from svd_export.graph_check import GraphReport
 
 
-class Version(StrEnum):
+class VersionOption(StrEnum):
     v10_14 = "10.14"
     v10_15 = "10.15"
     v11 = "11"
@@ -32,7 +32,7 @@ class Card(StrEnum):
 def check(
     bundle: Annotated[Path, typer.Argument(help="Bundle to check; nothing is written.")],
     tensorrt: Annotated[
-        Version | None,
+        VersionOption | None,
         typer.Option(
             help="TensorRT version whose table to ask. Default: an installed parser, else the table of 11."
         ),
@@ -52,7 +52,7 @@ def check(
         raise typer.BadParameter("--target asks for the rules of TensorRT for RTX: leave out --tensorrt")
     opened = Bundle(bundle)
     parser = compiled.installed() if tensorrt is None else None
-    version = tensorrt or Version.v11
+    version = tensorrt or VersionOption.v11
     if parser is None:
         asked = f"the table of TensorRT {version.value}"
     else:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-Version = Literal["10.14", "10.15", "11"]
+TensorRTRelease = Literal["10.14", "10.15", "11"]
 
-OPSET_LIMITS: dict[Version, tuple[int, int]] = {  # oldest and newest opset
+OPSET_LIMITS: dict[TensorRTRelease, tuple[int, int]] = {  # oldest and newest opset
     "10.14": (9, 23),  # at least: Attention-23 came with it
     "10.15": (9, 24),
     "11": (9, 25),
 }
-SINCE: dict[str, Version] = {
+SINCE: dict[str, TensorRTRelease] = {
     "RMSNormalization": "10.15",
     "RotaryEmbedding": "10.15",
     "TensorScatter": "10.15",
@@ -80,6 +80,6 @@ NOT_ON: dict[str, dict[str, tuple[str, ...]]] = {  # card: type: operators that 
 ONE_OUTPUT = ("Attention", "LayerNormalization", "MaxPool")  # the others of these are not made
 
 
-def supported(op: str, version: Version) -> bool:
+def supported(op: str, version: TensorRTRelease) -> bool:
     versions = list(OPSET_LIMITS)
     return op in TYPES and versions.index(version) >= versions.index(SINCE.get(op, versions[0]))

@@ -20,7 +20,7 @@ class Phase:
     done: int = 0
 
 
-class Progress:
+class BuildProgress:
     """Told of phases and steps; says a line now and then."""
 
     def __init__(

@@ -21,16 +21,15 @@ import torch
 from torch import nn
 
 from svd_engine import report
+from svd_engine.arguments import dtype_name
 from svd_engine.bundle.manifest import (
-    DTYPE_OPTIONS,
     MANIFEST,
     SCHEMA,
-    DType,
+    CheckpointSource,
     Manifest,
     NetworkEntry,
     RewriteEntry,
     Runtime,
-    Source,
     check_profile,
 )
 from svd_engine.checkpoint.opening import Checkpoint
@@ -38,6 +37,7 @@ from svd_engine.cli import console
 from svd_engine.errors import ExportError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import rewrites_for
+from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import NETWORKS, specs_of
 from svd_engine.spec.tensors import NetworkSpec
@@ -46,7 +46,7 @@ from svd_export.manifest_file import as_json, file_entry
 from svd_export.placing import placed
 from svd_export.weights import WeightsFile
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]  # a line for whoever waits
 
 
 def export_bundle(
@@ -55,7 +55,7 @@ def export_bundle(
     profiles: Sequence[Profile],
     dtype: torch.dtype,
     without_rewrites: Collection[str] = (),
-    progress: Progress = lambda line: None,
+    progress: Say = lambda line: None,
 ) -> Manifest:
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
@@ -63,11 +63,12 @@ def export_bundle(
     work begins.  Raises SettingsError for a profile out of bounds, ExportError when the place is taken or
     cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
     """
+    architecture, precision = checkpoint.model.architecture, Precision.of(dtype_name(dtype))
     for profile in profiles:
-        check_profile(profile, checkpoint.model.architecture)
+        check_profile(profile, architecture)
     rewrites = rewrites_for("onnxruntime", forms.device_of(dtype))
-    modules = Modules(checkpoint, dtype, without_rewrites=without_rewrites, rewrites=rewrites)
-    specs = dict.fromkeys(chain(*(specs_of(p, checkpoint.model.architecture) for p in profiles)))
+    modules = Modules(checkpoint, without_rewrites, rewrites)
+    specs = dict.fromkeys(chain(*(specs_of(p, architecture, precision) for p in profiles)))
     with placed(folder) as aside:
         entries: list[NetworkEntry] = []
         for network in NETWORKS:
@@ -82,13 +83,13 @@ def export_bundle(
             modules.release(of_network[0])
         manifest = Manifest(
             model=checkpoint.model,
-            source=Source(
+            source=CheckpointSource(
                 checkpoint=checkpoint.source,
                 digest=checkpoint.digest(),
                 variant=checkpoint.variant,
                 weights=tuple(chain(*modules.weight_files.values())),
             ),
-            dtype=dtype_name(dtype),
+            precision=precision,
             opset=forms.OPSET,
             profiles=tuple(profiles),
             networks=tuple(entries),
@@ -128,7 +129,7 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
                 module,
                 kwargs=example,
                 input_names=list(example),
-                output_names=[spec.output.name],
+                output_names=[t.name for t in spec.outputs],
                 opset_version=forms.OPSET,
                 dynamo=True,
                 external_data=True,
@@ -145,11 +146,6 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
     assert program is not None  # dynamo=True always returns a program
     model: ir.Model = program.model
     return model
-
-
-def dtype_name(dtype: torch.dtype) -> DType:
-    names: dict[torch.dtype, DType] = {getattr(torch, name): name for name in DTYPE_OPTIONS}
-    return names[dtype]
 
 
 def export_network(
@@ -169,9 +165,7 @@ def export_network(
         weights.move_out(model)
         graphs[runtime] = graph_file(spec, runtime)
         ir.save(model, weights.path.with_name(graphs[runtime]))
-    return NetworkEntry(
-        spec=spec, dtype=dtype_name(modules.dtype_of(spec)), graphs=graphs, weights=weights.path.name
-    )
+    return NetworkEntry(spec=spec, graphs=graphs, weights=weights.path.name)
 
 
 def graph_file(spec: NetworkSpec, runtime: Runtime) -> str:

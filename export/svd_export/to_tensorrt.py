@@ -68,7 +68,7 @@ def build_plans(
         bundle.graph_name(entry.spec, "tensorrt")  # refused at once where there is none
     order = _order(options, timing_cache, flavour, target, progress)
     if timing_cache is None:
-        name = plan_file("timing", order.flavour.name, order.version, order.target, bundle.manifest.dtype)
+        name = plan_file("timing", order.flavour.name, order.version, order.target, bundle.manifest.precision)
         timing_cache = (bundle.folder / name).with_suffix(".cache")
     made = []
     with workshop(bundle.folder) as aside:
@@ -162,11 +162,11 @@ def _row(bundle: Bundle, entry: NetworkEntry, order: Order, built: Built) -> Pla
     files, options = bundle.manifest.files, order.options
     return PlanEntry(
         network=entry.spec.key,
-        file=plan_file(entry.spec.key, order.flavour.name, order.version, order.target, entry.dtype),
+        file=plan_file(entry.spec.key, order.flavour.name, order.version, order.target, entry.spec.precision),
         flavour=order.flavour.name,
         version=order.version,
         target=order.target,
-        dtype=entry.dtype,
+        precision=entry.spec.precision,
         graph_sha256=files[bundle.graph_name(entry.spec, "tensorrt")].sha256,
         weights_sha256=files[entry.weights].sha256,
         stripped=options.stripped,

@@ -35,7 +35,7 @@ SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
 @dataclass(frozen=True)
-class Service:
+class QueueLimits:
     """How many requests are served at once, how many wait, and for how long."""
 
     instances: int = 1  # on every GPU, or on the CPU where there is none
@@ -62,7 +62,7 @@ def seconds(text: str) -> float:
 
 
 def write_repository(
-    bundle: Bundle, folder: Path, service: Service, progress: Callable[[str], None] = lambda line: None
+    bundle: Bundle, folder: Path, limits: QueueLimits, progress: Callable[[str], None] = lambda line: None
 ) -> list[str]:
     """Writes the model repository to `folder`, which must not exist yet; gives the models' names.
 
@@ -74,7 +74,7 @@ def write_repository(
     with placed(folder) as aside:
         for name, stream in (("svd", False), ("svd_stream", True)):
             progress(name)
-            text = config.video_model(name, bundle.manifest, service, stream=stream)
+            text = config.video_model(name, bundle.manifest, limits, stream=stream)
             version = _model(aside, name, text)
             (version / "model.py").write_text(MODEL_PY, encoding="utf-8")
         _copy(bundle, aside / "svd/1/bundle", *bundle.manifest.files, MANIFEST)

@@ -12,7 +12,7 @@ from svd_engine.serving.triton.inputs import CALL, OUTPUT_TYPE, PREVIEW_EVERY, T
 from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from svd_export.triton import Service
+    from svd_export.triton import QueueLimits
 
 ONE = struct.pack("<f", 1.0)
 MAX_STEPS = 100
@@ -29,7 +29,7 @@ PROGRESS = (
 )
 
 
-def video_model(name: str, manifest: Manifest, service: Service, *, stream: bool) -> str:
+def video_model(name: str, manifest: Manifest, limits: QueueLimits, *, stream: bool) -> str:
     """The whole pipeline as one model over the Python backend."""
     frames = max(prod((p.frames, p.height, p.width, 3)) for p in manifest.profiles)
     inputs = (*CALL, OUTPUT_TYPE, *((PREVIEW_EVERY,) if stream else ()))
@@ -47,13 +47,13 @@ max_batch_size: 0
 {_list("input", map(_tensor, inputs))}
 {_list("output", map(_tensor, outputs))}
 {decoupled}# One request at a time in an instance: `count` of them on every GPU, or on the CPU without one.
-instance_group [{{ kind: KIND_AUTO, count: {service.instances} }}]
+instance_group [{{ kind: KIND_AUTO, count: {limits.instances} }}]
 # More than max_queue_size waiting, or waiting for longer than the timeout: refused.  A request may ask for
 # less time, not for more.
 dynamic_batching {{
   default_queue_policy {{
-    max_queue_size: {service.max_queue}
-    default_timeout_microseconds: {round(service.timeout * 1e6)}
+    max_queue_size: {limits.max_queue}
+    default_timeout_microseconds: {round(limits.timeout * 1e6)}
     timeout_action: REJECT
     allow_timeout_override: true
   }}
@@ -74,7 +74,7 @@ name: "{name or spec.key}"
 backend: "{backend}"
 max_batch_size: 0
 {_list("input", map(_static, spec.inputs))}
-{_list("output", [_static(spec.output)])}
+{_list("output", map(_static, spec.outputs))}
 instance_group [{{ kind: {kind}, count: 1 }}]
 model_warmup [{{
   name: "static_shapes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.cli import console
 from svd_engine.errors import NonFiniteOutput, ParityError
 from svd_engine.networks.modules import Modules
-from svd_engine.networks.parity import TOLERANCES, example_inputs
+from svd_engine.networks.parity import example_inputs, tolerance
 from svd_engine.networks.rewrites import REWRITES
+from svd_engine.spec.network import named_outputs
 from svd_engine.spec.weights import COMPONENTS
 from svd_export.manifest_file import update_manifest
 
@@ -43,16 +44,16 @@ def verify(
     if write:
         console.check_folder(bundle.folder / MANIFEST, "use write=False")
     _check_checkpoint(bundle, checkpoint)
-    rows = []
+    rows: list[ParityEntry] = []
     for entry in manifest.networks:
         progress(entry.spec.key)
-        rows.append(compare(runtime, checkpoint, entry))
+        rows += compare(runtime, checkpoint, entry)
     if write:
         update_manifest(bundle.folder, lambda now: now.model_copy(update={"parity": tuple(rows)}))
     for row in rows:
         if not row.relative <= row.tolerance:  # written so that NaN fails
             raise ParityError(
-                f"network {row.network} on {row.backend}",
+                f"{row.output} of network {row.network} on {row.backend}",
                 expected=f"a difference of at most {row.tolerance:g} of the reference's largest value",
                 got=f"{row.relative:g} (max abs {row.max_abs:g}, cosine {row.cosine:.6f})",
                 remedy="To find the cause, export in fp32, or without a rewrite: "
@@ -75,25 +76,34 @@ def _check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
     )
 
 
-def compare(runtime: OrtBackend, checkpoint: Checkpoint, entry: NetworkEntry) -> ParityEntry:
-    """One row.  The two sides are loaded one after the other."""
-    inputs = example_inputs(entry.spec)
-    network = runtime.open(entry.spec)
-    got = network(**{name: tensor.to(runtime.device) for name, tensor in inputs.items()}).cpu().clone()
+def compare(runtime: OrtBackend, checkpoint: Checkpoint, entry: NetworkEntry) -> list[ParityEntry]:
+    """A row for each output.  The two sides are loaded one after the other."""
+    spec = entry.spec
+    inputs = example_inputs(spec, checkpoint.model.architecture.conditioning)
+    network = runtime.open(spec)
+    outputs = network(**{name: tensor.to(runtime.device) for name, tensor in inputs.items()})
+    got = {name: tensor.cpu().clone() for name, tensor in outputs.items()}
     where = f"{network.placement.detail} {network.placement.device}"
     network.close()
-    modules = Modules(checkpoint, getattr(torch, entry.dtype), without_rewrites=[r.name for r in REWRITES])
+    modules = Modules(checkpoint, without_rewrites=[r.name for r in REWRITES])
     with torch.no_grad():
-        reference = modules.network(entry.spec).float()(**inputs)
-    return difference(entry, where, got, reference)
+        reference = named_outputs(spec, modules.network(spec).float()(**inputs))
+    return differences(entry, where, got, reference)
 
 
-def difference(entry: NetworkEntry, backend: str, got: Tensor, reference: Tensor) -> ParityEntry:
+def differences(
+    entry: NetworkEntry, backend: str, got: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+) -> list[ParityEntry]:
+    """A row for each output of a network.  Raises NonFiniteOutput."""
+    return [difference(entry, name, backend, got[name], reference[name]) for name in reference]
+
+
+def difference(entry: NetworkEntry, output: str, backend: str, got: Tensor, reference: Tensor) -> ParityEntry:
     a, b = got.double().flatten(), reference.double().flatten()
     wrong = [where for where, t in (("torch", b), (backend, a)) if not t.isfinite().all()]
     if wrong:  # no number to write
         raise NonFiniteOutput(
-            f"network {entry.spec.key}",
+            f"{output} of network {entry.spec.key}",
             expected="finite numbers",
             got=f"NaN or infinity from {' and '.join(wrong)}",
             remedy="The checkpoint is damaged." if "torch" in wrong else "Export the bundle in bf16 or fp32.",
@@ -101,9 +111,10 @@ def difference(entry: NetworkEntry, backend: str, got: Tensor, reference: Tensor
     max_abs = float((a - b).abs().max())
     return ParityEntry(
         network=entry.spec.key,
+        output=output,
         backend=backend,
         max_abs=max_abs,
         relative=max_abs / max(float(b.abs().max()), TINY),
         cosine=float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
-        tolerance=TOLERANCES[entry.dtype],
+        tolerance=tolerance(entry.spec),
     )

@@ -16,7 +16,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, ParityError
 from svd_engine.networks.parity import example_inputs
 from svd_export.tensorrt_builder import load_polygraphy
-from svd_export.verify import difference
+from svd_export.verify import differences
 
 
 def verify_plans(
@@ -38,17 +38,17 @@ def verify_plans(
         )
     here = host(flavour, device)
     load_polygraphy(flavour)
-    rows = []
+    rows: list[ParityEntry] = []
     for entry in bundle.manifest.networks:
         progress(entry.spec.key)
         plan = bundle.read_plan(fitting_plan(bundle, entry.spec, here))
         with torch.cuda.device(device):
             reference, got = outputs(bundle, entry, plan)
-        rows.append(difference(entry, f"{flavour.title} {here.version} {device}", got, reference))
+        rows += differences(entry, f"{flavour.title} {here.version} {device}", got, reference)
     for row in rows:
         if not row.relative <= row.tolerance:  # written so that NaN fails
             raise ParityError(
-                f"network {row.network} on {row.backend}",
+                f"{row.output} of network {row.network} on {row.backend}",
                 expected=f"a difference of at most {row.tolerance:g} of ONNX Runtime's largest value",
                 got=f"{row.relative:g} (max abs {row.max_abs:g}, cosine {row.cosine:.6f})",
                 remedy=f'Build the plan again ({build_command(bundle, here)}), or export with dtype="bf16".',
@@ -56,17 +56,22 @@ def verify_plans(
     return rows
 
 
-def outputs(bundle: Bundle, entry: NetworkEntry, plan: bytes) -> tuple[Tensor, Tensor]:
-    """Of ONNX Runtime and of the plan, on the same inputs."""
+Outputs = dict[str, Tensor]
+
+
+def outputs(bundle: Bundle, entry: NetworkEntry, plan: bytes) -> tuple[Outputs, Outputs]:
+    """Of ONNX Runtime and of the plan, on the same inputs; by name."""
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
     from polygraphy.comparator import Comparator
 
-    feed = {name: tensor.numpy() for name, tensor in example_inputs(entry.spec).items()}
+    inputs = example_inputs(entry.spec, bundle.manifest.model.architecture.conditioning)
+    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
     runners = [
         OnnxrtRunner(SessionFromOnnx(str(bundle.graph(entry.spec, "onnxruntime")), providers=["cpu"])),
         TrtRunner(EngineFromBytes(plan)),
     ]
     results: Any = Comparator.run(runners, data_loader=[feed])
-    reference, got = (torch.from_numpy(run[0][entry.spec.output.name]) for _, run in results.items())
+    names = [tensor.name for tensor in entry.spec.outputs]
+    reference, got = ({n: torch.from_numpy(run[0][n]) for n in names} for _, run in results.items())
     return reference, got

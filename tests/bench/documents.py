@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from svd_bench.results import Ceiling, Environment, Kind, Misfit, Ratio, Results, Row, Setting, Spread
+from svd_bench.documents.results import (
+    Ceiling,
+    DocumentKind,
+    Environment,
+    OutOfMemory,
+    Ratio,
+    Results,
+    Row,
+    Setting,
+    Spread,
+)
 
 GIB = 2**30
 
@@ -58,7 +68,7 @@ def row(stage: str = "whole_video", ms: float = 1000.0, **changed: Any) -> Row:
     return Row(**given | changed)
 
 
-def results(*rows: Row, kind: Kind = "run", **changed: Any) -> Results:
+def results(*rows: Row, kind: DocumentKind = "run", **changed: Any) -> Results:
     given: dict[str, Any] = {"environment": environment()}
     return Results(kind=kind, rows=rows, **given | changed)
 
@@ -139,7 +149,7 @@ def tiers() -> Results:
         )
         for cap, guidance, chunk, peak in fits
     ]  # fmt: skip
-    misfit = Misfit(
+    misfit = OutOfMemory(
         backend="eager", setting=setting(guidance="single", decode_chunk=25, networks="swapped"),
         note="emulated cap 8 GB", stopped_in="denoiser",
     )  # fmt: skip

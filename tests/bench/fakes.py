@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svd_bench.capped import Attempt
-from svd_bench.contest import Bench
-from svd_bench.harness import Timer
-from svd_bench.memory import Peaks
-from svd_bench.recorder import Recorder
-from svd_bench.results import Ceiling
-from svd_bench.subjects import Case, Subject
+from svd_bench.contest.contest import Bench
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import Ceiling
+from svd_bench.measuring.memory import Peaks
+from svd_bench.measuring.timing import Timer
+from svd_bench.memory.capped import Attempt
+from svd_bench.subjects.cases import Case, Subject
 from svd_engine.spec.network import Placement
 from tests.bench import documents
 
 CEILING = Ceiling(
-    matmul_flops={"float32": 1e9, "bfloat16": 2e9},
-    conv_flops={"float32": 4e9, "bfloat16": 1e9},
+    matmul_flops={"float32": 1e9, "bfloat16": 2e9, "float16": 2e9},
+    conv_flops={"float32": 4e9, "bfloat16": 1e9, "float16": 1e9},
     copy_bytes=1e9,
 )
 ATTEMPT = Attempt(
@@ -44,7 +44,7 @@ class FakeClock:
 
 
 @dataclass
-class FakeRunning:
+class FakeOpenCase:
     """Takes `open_ms` to open, `first_ms` for the first call and then `ms` a call."""
 
     clock: FakeClock
@@ -81,7 +81,7 @@ def case(
 
 def bench(
     clock: FakeClock,
-    open_case: Callable[[Case], FakeRunning],
+    open_case: Callable[[Case], FakeOpenCase],
     peaks: Callable[[Case], Peaks] = lambda _: Peaks(host=7),
     repeat: int = 3,
     path: Path | None = None,

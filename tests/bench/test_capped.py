@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from svd_bench import capped, emulate
-from svd_bench.capped import Answer, attempt_videos, open_engine
+from svd_bench.memory import capped, emulate
+from svd_bench.memory.capped import Answer, attempt_videos, open_engine
 from svd_engine import VideoEngine
 from svd_engine.backends import choose
 from svd_engine.errors import BackendUnavailable

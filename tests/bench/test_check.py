@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svd_bench.check import VIDEO_TOLERANCES, check_output, check_placement, tolerance
+from svd_bench.measuring.check import VIDEO_TOLERANCES, check_output, check_placement, tolerance
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
 from svd_engine.networks.parity import TOLERANCES
 from svd_engine.spec.network import Placement

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from svd_bench import cli, running
-from svd_bench.memory import Peaks
-from svd_bench.results import Results, read_results
+from svd_bench import cli
+from svd_bench.contest import runs as running
+from svd_bench.documents.results import Results, read_results
+from svd_bench.measuring.memory import Peaks
 from svd_engine.bundle.reading import Bundle
 from tests.bench.fakes import CEILING
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from svd_bench import cli
-from svd_bench.compare import Change, compare, table
-from svd_bench.results import Results, Row, Spread
+from svd_bench.documents.results import Results, Row, Spread
+from svd_bench.report.compare import Change, compare, comparison_table
 from svd_engine.errors import SettingsError
 from tests.bench.documents import GIB, environment, ladder, results, row, run, setting, spread, tiers
 from tests.support.commands import call
@@ -155,7 +155,7 @@ def test_what_was_measured_twice_is_compared_in_order() -> None:
 
 def test_what_only_one_measured_is_said() -> None:
     found = compare(results(row(), row("denoiser_step")), results(row(), row("vae_decoder")), 0.05)
-    text = table(found).text()
+    text = comparison_table(found).text()
     assert "only in OLD: denoiser_step, svd-engine (compiled, float16)" in text
     assert "only in NEW: vae_decoder, svd-engine (compiled, float16)" in text
 

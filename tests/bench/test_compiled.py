@@ -15,20 +15,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from svd_bench import plots
-from svd_bench.arithmetic import flop_of
 from svd_bench.cli import main
-from svd_bench.compile_bundle import candidate
-from svd_bench.compiled_document import (
+from svd_bench.compiled.arithmetic import flop_of
+from svd_bench.compiled.compile_bundle import candidate
+from svd_bench.compiled.compiling import CompileCase, compiled_in_child
+from svd_bench.compiled.document import (
     CompiledDocument,
     CompiledNetwork,
-    Group,
-    changes,
-    overview,
+    KernelGroup,
+    changes_table,
+    compiled_tables,
+    networks_table,
     read_compiled,
-    tables,
 )
-from svd_bench.compiling import CompileCase, compiled_in_child
+from svd_bench.report import plots
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import ExportError, SettingsError
@@ -43,7 +43,7 @@ def network(key: str = "denoiser-b1", kernels: int = 10, gib: int = 3, fused: in
     figures = CompiledFigures(
         kernels=kernels, read_bytes=gib * 2**30, written_bytes=2**30, activation_bytes=2**29, weights_bytes=5
     )
-    group = Group(kernels=kernels, read_bytes=gib * 2**30, written_bytes=2**30)
+    group = KernelGroup(kernels=kernels, read_bytes=gib * 2**30, written_bytes=2**30)
     return CompiledNetwork(
         network=key, figures=figures, flop=1.5e12, attentions=2, fused_attentions=fused,
         kinds={"gemm": group}, names={"_gemm_mha_v2": group}, seconds=3.0, peak_host_bytes=2**31,
@@ -151,7 +151,7 @@ def test_forms(
         cases.append(case)
         return network(case.network)
 
-    monkeypatch.setattr("svd_bench.compile_bundle.compiled_in_child", compiled)
+    monkeypatch.setattr("svd_bench.compiled.compile_bundle.compiled_in_child", compiled)
     assert call(main, "forms", tiny_half_bundle, "--network", "vae_decoder", "--out", tmp_path) == 0
     assert len(cases) == 3  # three normalisations; it has no attention that is one operator
     assert {case.target for case in cases} == {"sm89"}
@@ -215,7 +215,7 @@ def test_an_interrupt_ends_the_compiler(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_compiler_ends_with_its_parent() -> None:
     """Its stdin closes when the parent is killed."""
     program = (
-        "import threading, time; from svd_bench.compiling import end_with_parent as end; "
+        "import threading, time; from svd_bench.compiled.compiling import end_with_parent as end; "
         "threading.Thread(target=end, daemon=True).start(); time.sleep(100)"
     )
     ended = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, timeout=90, check=False)
@@ -226,7 +226,9 @@ def test_a_compiler_ends_with_its_parent() -> None:
 def test_a_bad_comparison_is_refused_before_compiling(
     tiny_half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
-    monkeypatch.setattr("svd_bench.compile_bundle.compiled_in_child", lambda case: pytest.fail("compiled"))
+    monkeypatch.setattr(
+        "svd_bench.compiled.compile_bundle.compiled_in_child", lambda case: pytest.fail("compiled")
+    )
     if bad != "nothing":
         text = "{}" if bad == "text" else document(network("other")).model_dump_json()
         (tmp_path / bad).write_text(text)
@@ -235,17 +237,17 @@ def test_a_bad_comparison_is_refused_before_compiling(
 
 def test_changes() -> None:
     before = document(network(kernels=20, gib=7), network("vae_decoder-t2"))
-    table = changes(before, document(network(kernels=10, gib=3)))
+    table = changes_table(before, document(network(kernels=10, gib=3)))
     assert [list(row) for row in table.rows] == [
         ["denoiser-b1", "20 -> 10", "8.0 GiB -> 4.0 GiB (-50.0%)", "0.5 GiB -> 0.5 GiB", "2 -> 2 of 2"]
     ]
     with pytest.raises(SettingsError, match=r"networks to compare: expected one of denoiser-b1, .*got other"):
-        changes(before, document(network("other")))
+        changes_table(before, document(network("other")))
 
 
 def test_tables_and_plot() -> None:
     made = document(network(), network("vae_encoder-b1", fused=0))
-    first, *largest = tables(made)
+    first, *largest = compiled_tables(made)
     assert first.title == "svd, random weights, float16, sm89, TensorRT for RTX 1.7: one call"
     assert list(first.rows[1])[:6] == ["vae_encoder-b1", "10", "3.0 GiB", "1.0 GiB", "1.5", "0 of 2"]
     assert [table.title for table in largest] == ["denoiser-b1", "vae_encoder-b1"]
@@ -266,11 +268,7 @@ def test_the_child_needs_no_gpu_and_prints_one_document(tiny_half_bundle: Path) 
     bundle = Bundle(tiny_half_bundle)
     graph = bundle.graph(bundle.manifest.networks[0].spec, "tensorrt")
     case = CompileCase(network="n", graph=graph, target="sm89")
-    done = subprocess.run(
-        [sys.executable, "-m", "svd_bench.compiling"], input=case.model_dump_json(), capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
-    assert CompiledNetwork.model_validate_json(done.stdout).network == "n"
+    assert compiled_in_child(case).network == "n"
 
 
 RESULTS = ROOT / "benchmarks" / "svd_bench" / "results" / "compiled"
@@ -281,7 +279,7 @@ PAGES = {"README.md": "svd-xt-sm89.json", "docs/tensorrt.md": "forms-*.json"}
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_show_the_documents(page: str) -> None:
     text = (ROOT / page).read_text()
-    shown = [overview(read_compiled(path)) for path in sorted(RESULTS.glob(PAGES[page]))]
+    shown = [networks_table(read_compiled(path)) for path in sorted(RESULTS.glob(PAGES[page]))]
     assert shown
     assert all(table.markdown().strip() in text for table in shown)
 

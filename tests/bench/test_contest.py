@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from svd_bench.contest import Bench, contest
-from svd_bench.memory import Peaks
-from svd_bench.nvml import Gpu
-from svd_bench.results import Row, read_results
-from svd_bench.subjects import Case
+from svd_bench.contest.contest import Bench, contest
+from svd_bench.documents.results import Row, read_results
+from svd_bench.measuring.memory import Peaks
+from svd_bench.measuring.nvml import Gpu
+from svd_bench.subjects.cases import Case
 from svd_engine.errors import BackendError, BackendUnavailable, NonFiniteOutput
 from svd_engine.spec.network import Placement
-from tests.bench.fakes import FakeClock, FakeRunning, bench, case
+from tests.bench.fakes import FakeClock, FakeOpenCase, bench, case
 
 OUTPUT = torch.tensor([1.0, 2.0])
 THEIRS, EAGER, ORT = case("diffusers"), case(), case(backend="onnxruntime")
@@ -29,7 +29,7 @@ class Machine:
         self.clock, self.log, self.open, self.most = FakeClock(), [], 0, 0
         self.changed = changed  # of every subject of ours
 
-    def open_case(self, one: Case) -> FakeRunning:
+    def open_case(self, one: Case) -> FakeOpenCase:
         self.clock.pass_ms(1000)
         self.log.append(f"open {one.subject.name} {one.subject.backend}")
         first, calls = COSTS.get(one, (50, [8.0]))
@@ -38,7 +38,7 @@ class Machine:
         if one.subject.name == "svd-engine":
             given |= self.changed
         name = f"{one.subject.name} {one.subject.backend}"
-        return FakeRunning(self.clock, name, first, calls, log=self.log, **given)
+        return FakeOpenCase(self.clock, name, first, calls, log=self.log, **given)
 
     def bench(self, **changed: Any) -> Bench:
         return bench(self.clock, self.open_case, **changed)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_bench import cli, emulate, environment
-from svd_bench.capped import Answer, Attempt
-from svd_bench.cards import TIERS, Tier
-from svd_bench.emulate import CONTEXT, Tried, smaller_tiers, walk
-from svd_bench.recorder import Recorder
-from svd_bench.results import read_results
+from svd_bench import cli
+from svd_bench.cards.cards import TIERS, Tier
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import read_results
+from svd_bench.measuring import environment
+from svd_bench.memory import emulate
+from svd_bench.memory.capped import Answer, Attempt
+from svd_bench.memory.emulate import CUDA_CONTEXT, TierResult, smaller_tiers, try_tiers
 from svd_engine.backends import choose
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendUnavailable, SettingsError
@@ -56,7 +58,7 @@ def tier(name: str) -> Tier:
 
 def test_the_walk_goes_down_until_the_answer_is_known() -> None:
     gpu = MadeUpGpu()
-    tried = list(walk(ATTEMPT, [tier("8"), tier("16")], ["eager"], [25], gpu))
+    tried = list(try_tiers(ATTEMPT, [tier("8"), tier("16")], ["eager"], [25], gpu))
     said = [
         (t.tier.name, t.attempt.guidance, t.attempt.networks, t.attempt.decode_chunk, t.verdict)
         for t in tried
@@ -75,24 +77,26 @@ def test_the_walk_goes_down_until_the_answer_is_known() -> None:
 
 def test_the_walk_covers_backends_and_frames_under_a_hard_cap() -> None:
     gpu = MadeUpGpu()
-    list(walk(ATTEMPT, [tier("16"), tier("40/48")], ["eager", "compiled"], [14, 25], gpu))
+    list(try_tiers(ATTEMPT, [tier("16"), tier("40/48")], ["eager", "compiled"], [14, 25], gpu))
     assert {(a.backend, a.frames) for a in gpu.attempts} == {
         (backend, frames) for backend in ("eager", "compiled") for frames in (14, 25)
     }
     assert {(a.cap, a.note) for a in gpu.attempts} == {
-        (16 * GIB - CONTEXT, "emulated cap 16 GB"),
-        (40 * GIB - CONTEXT, "emulated cap 40 GB"),
+        (16 * GIB - CUDA_CONTEXT, "emulated cap 16 GB"),
+        (40 * GIB - CUDA_CONTEXT, "emulated cap 40 GB"),
     }
     assert {a.steps for a in gpu.attempts} == {ATTEMPT.steps}
 
 
 def test_an_attempt_that_breaks_does_not_stop_the_walk() -> None:
-    tried = list(walk(ATTEMPT, [tier("8")], ["eager"], [14], lambda _: Answer(failed="exit code 1: boom")))
+    tried = list(
+        try_tiers(ATTEMPT, [tier("8")], ["eager"], [14], lambda _: Answer(failed="exit code 1: boom"))
+    )
     assert [t.verdict for t in tried] == ["failed: exit code 1: boom"] * 2  # both guidance modes
 
 
 def test_chunks_are_smaller_than_the_frames() -> None:
-    tried = list(walk(ATTEMPT, [tier("8")], ["eager"], [4], lambda _: Answer(stopped_in="vae_decoder")))
+    tried = list(try_tiers(ATTEMPT, [tier("8")], ["eager"], [4], lambda _: Answer(stopped_in="vae_decoder")))
     assert [t.attempt.decode_chunk for t in tried] == [4, 2, 1] * 4
 
 
@@ -122,10 +126,10 @@ def test_without_a_gpu_it_says_so(device: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_fits_becomes_a_row_and_what_does_not_a_misfit(tmp_path: Path) -> None:
     recorder = Recorder("tiers", documents.environment(), tmp_path / "tiers.json")
-    tried = list(walk(ATTEMPT, [tier("8")], ["eager"], [25], MadeUpGpu()))
+    tried = list(try_tiers(ATTEMPT, [tier("8")], ["eager"], [25], MadeUpGpu()))
     model = open_checkpoint("demo").model
     for one in tried:
-        emulate.record(recorder, one, model)
+        emulate.record_result(recorder, one, model)
     written = read_results(tmp_path / "tiers.json")
     assert [row.note for row in written.rows] == ["emulated cap 8 GB"] * 2
     assert {m.note for m in written.misfits} == {"emulated cap 8 GB"}
@@ -136,10 +140,10 @@ def test_what_fits_becomes_a_row_and_what_does_not_a_misfit(tmp_path: Path) -> N
         ("single", "swapped", "vae_decoder"),
     ]
     assert written.warnings == ()
-    broken = Tried(tier("8"), ATTEMPT, Answer(failed="exit code 1: boom"))
-    emulate.record(recorder, broken, model)
+    broken = TierResult(tier("8"), ATTEMPT, Answer(failed="exit code 1: boom"))
+    emulate.record_result(recorder, broken, model)
     assert recorder.results().warnings == (f"emulated cap {broken}",)
-    text = emulate.table(tried, "NVIDIA H200").text()
+    text = emulate.tiers_table(tried, "NVIDIA H200").text()
     assert "What fits under an emulated cap, on NVIDIA H200" in text
     assert sum("swapped" in line for line in text.splitlines()) == 4  # and the note
     assert any(line.split()[-4:] == ["6.00", "GiB", "1.00", "s"] for line in text.splitlines())
@@ -205,7 +209,7 @@ def test_the_command_prints_tiers_without_a_gpu(capsys: pytest.CaptureFixture[st
 
 
 def test_tried_reads_as_a_sentence() -> None:
-    tried = Tried(tier("8"), ATTEMPT, Answer(stopped_in="vae_decoder"))
+    tried = TierResult(tier("8"), ATTEMPT, Answer(stopped_in="vae_decoder"))
     assert str(tried) == (
         "8 GB, eager, 14 frames, batched guidance, decode chunk 14, networks resident: "
         "does not fit (vae_decoder)"

@@ -12,9 +12,9 @@ import psutil
 import pytest
 import torch
 
-from svd_bench import environment as module
-from svd_bench.environment import anonymous, commit, environment
-from svd_bench.nvml import Gpu
+from svd_bench.measuring import environment as module
+from svd_bench.measuring.environment import anonymous, commit, environment
+from svd_bench.measuring.nvml import Gpu
 from tests.bench.test_nvml import stand_in
 
 

@@ -16,15 +16,23 @@ import pytest
 import torch
 
 from svd_bench import cli
-from svd_bench.cli import names
-from svd_bench.gpu_check import REHEARSAL, OutOfTime, attempt, check, deadline, found, run
-from svd_bench.gpu_context import Context, DeviceWeights, Skipped
-from svd_bench.gpu_stage import Found, Stage
-from svd_bench.gpu_stages import STAGES, onnxruntime
-from svd_bench.harness import timer_for
-from svd_bench.recorder import Recorder
-from svd_bench.results import read_results
-from svd_bench.subjects import Case
+from svd_bench.commands.arguments import names
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import read_results
+from svd_bench.gpu.check import (
+    REHEARSAL,
+    OutOfTime,
+    check_gpu,
+    deadline,
+    describe_device,
+    run_stage,
+    run_stages,
+)
+from svd_bench.gpu.context import Context, DeviceWeights, Skipped
+from svd_bench.gpu.stage import Findings, GpuStage
+from svd_bench.gpu.stages import GPU_STAGES, onnxruntime
+from svd_bench.measuring.timing import timer_for
+from svd_bench.subjects.cases import Case
 from svd_engine.checkpoint.random_weights import statistics
 from tests.bench import documents
 from tests.support.commands import call
@@ -53,7 +61,7 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     assert all(line.startswith(REHEARSAL.rstrip()) for line in lines + progress)
     results = read_results(tmp_path / "out" / "gpu-check.json")
     assert results.rehearsal
-    expected = {stage.name: "skipped" if "TensorRT" in stage.name else "passed" for stage in STAGES}
+    expected = {stage.name: "skipped" if "TensorRT" in stage.name else "passed" for stage in GPU_STAGES}
     assert {o.stage: o.status for o in results.outcomes} == expected
     assert list(expected) == [o.stage for o in results.outcomes]
     skipped = [o.why for o in results.outcomes if o.status == "skipped"]
@@ -92,35 +100,37 @@ def test_without_a_gpu_it_says_so_and_stops_at_once(
 
 def test_what_was_found_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
-    assert found(CPU, None).startswith("no CUDA GPU: this torch is built without CUDA; torch ")
+    assert describe_device(CPU, None).startswith("no CUDA GPU: this torch is built without CUDA; torch ")
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert found(CPU, None).startswith("no CUDA GPU: torch sees none, is the NVIDIA driver installed?")
+    assert describe_device(CPU, None).startswith(
+        "no CUDA GPU: torch sees none, is the NVIDIA driver installed?"
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert found(CPU, None).startswith("no CUDA GPU in use: device cpu was asked for")
+    assert describe_device(CPU, None).startswith("no CUDA GPU in use: device cpu was asked for")
     card = SimpleNamespace(name="NVIDIA H200", total_memory=140 * documents.GIB, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
-    line = found(torch.device("cuda"), None)
+    line = describe_device(torch.device("cuda"), None)
     assert line.startswith("GPU: NVIDIA H200, 140 GiB, compute capability 9.0, driver unknown, CUDA ")
     assert f"torch {torch.__version__}" in line
 
 
-def failing(error: BaseException) -> Stage:
-    def stage(_: Context) -> Found:
+def failing(error: BaseException) -> GpuStage:
+    def stage(_: Context) -> Findings:
         raise error
 
-    return Stage("it", 0, stage)
+    return GpuStage("it", 0, stage)
 
 
 def test_what_a_stage_finds_is_kept() -> None:
-    outcome = attempt(context(), Stage("it", 0, lambda _: Found({"a": "b"}, ("c",))), lambda: 100.0)
+    outcome = run_stage(context(), GpuStage("it", 0, lambda _: Findings({"a": "b"}, ("c",))), lambda: 100.0)
     assert (outcome.status, outcome.facts, outcome.lines) == ("passed", {"a": "b"}, ("c",))
 
 
 def test_a_failure_is_recorded_with_its_traceback_and_the_next_stage_runs() -> None:
     here = context()
-    run(here, [failing(ValueError("no such thing\nat all")), Stage("next", 0, lambda _: Found())],
-        lambda: 100.0, lambda line: None)  # fmt: skip
+    stages = [failing(ValueError("no such thing\nat all")), GpuStage("next", 0, lambda _: Findings())]
+    run_stages(here, stages, lambda: 100.0, lambda line: None)
     first, second = here.recorder.results().outcomes
     assert (first.status, first.why) == ("failed", "ValueError: no such thing")
     assert any("test_gpu_check.py" in line for line in first.lines)
@@ -128,7 +138,7 @@ def test_a_failure_is_recorded_with_its_traceback_and_the_next_stage_runs() -> N
 
 
 def test_a_stage_that_cannot_run_says_why() -> None:
-    outcome = attempt(context(), failing(Skipped("no CUDA provider")), lambda: 100.0)
+    outcome = run_stage(context(), failing(Skipped("no CUDA provider")), lambda: 100.0)
     assert (outcome.status, outcome.why) == ("skipped", "no CUDA provider")
 
 
@@ -146,20 +156,20 @@ def test_onnxruntime_without_a_provider_or_an_exporter_is_skipped(monkeypatch: p
 def test_a_stage_is_not_begun_without_time_for_it() -> None:
     here = context()
     here.full = True
-    outcome = attempt(here, Stage("it", 60, lambda _: Found()), lambda: 69.0)
+    outcome = run_stage(here, GpuStage("it", 60, lambda _: Findings()), lambda: 69.0)
     assert (outcome.status, outcome.why) == ("skipped", "69 s were left, it needs about 60")
 
 
 def test_a_stage_that_takes_too_long_is_stopped() -> None:
-    def hang(_: Context) -> Found:
+    def hang(_: Context) -> Findings:
         try:
             time.sleep(60)
         except Exception:  # a library that swallows what it does not know
             time.sleep(60)
-        return Found()
+        return Findings()
 
     started = time.monotonic()
-    outcome = attempt(context(), Stage("it", 0, hang), lambda: 10.2 - (time.monotonic() - started))
+    outcome = run_stage(context(), GpuStage("it", 0, hang), lambda: 10.2 - (time.monotonic() - started))
     assert outcome.status == "failed"
     assert "the time was over" in outcome.why
     assert time.monotonic() - started < 30
@@ -182,7 +192,7 @@ def test_the_deadline_gives_back_the_timer_that_it_took() -> None:
 
 
 def test_exit_code_and_document_of_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(tmp_path, "auto", 100, [], ["x"], [failing(ValueError("no"))], rehearse=True) == 1
+    assert check_gpu(tmp_path, "auto", 100, [], ["x"], [failing(ValueError("no"))], rehearse=True) == 1
     printed = capsys.readouterr().out
     assert "failed  it" in printed
     assert read_results(tmp_path / "gpu-check.json").outcomes[0].why == "ValueError: no"
@@ -191,10 +201,10 @@ def test_exit_code_and_document_of_a_failure(tmp_path: Path, capsys: pytest.Capt
 def test_only_some_stages(tmp_path: Path) -> None:
     ran: list[str] = []
 
-    def stage(name: str) -> Stage:
-        return Stage(name, 0, lambda _: ran.append(name) or Found())
+    def stage(name: str) -> GpuStage:
+        return GpuStage(name, 0, lambda _: ran.append(name) or Findings())
 
-    check(tmp_path, "auto", 100, ["c"], ["x"], [stage("a"), stage("b"), stage("c")], rehearse=True)
+    check_gpu(tmp_path, "auto", 100, ["c"], ["x"], [stage("a"), stage("b"), stage("c")], rehearse=True)
     assert ran == ["a", "c"]  # the first is the ceiling, which the others need
 
 
@@ -237,4 +247,6 @@ def test_weights_are_counted_once_whoever_shares_them() -> None:
 
 
 def test_every_stage_can_be_asked_for_by_its_name() -> None:
-    assert [name for stage in STAGES for name in names(stage.name)] == [stage.name for stage in STAGES]
+    assert [name for stage in GPU_STAGES for name in names(stage.name)] == [
+        stage.name for stage in GPU_STAGES
+    ]

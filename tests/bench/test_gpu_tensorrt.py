@@ -12,18 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from svd_bench import gpu_stage, gpu_tensorrt
-from svd_bench.floor import profile_of
-from svd_bench.gpu_context import Context, Skipped, tiny_checkpoint
-from svd_bench.gpu_stages import ceiling
+from svd_bench.gpu import stage as gpu_stage
+from svd_bench.gpu import tensorrt_stages as gpu_tensorrt
+from svd_bench.gpu.context import Context, Skipped, tiny_checkpoint
+from svd_bench.subjects.cases import profile_of
 from svd_engine.backends.choose import Choice
 from svd_engine.bundle.flavours import TENSORRT_RTX
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendError
 from svd_engine.networks.modules import Modules
+from svd_engine.networks.parity import TOLERANCES
+from svd_engine.spec.network import named_outputs
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_export.to_onnx import export_bundle
+from tests.bench.fakes import CEILING
 from tests.bench.test_gpu_check import context
 from tests.support import tensorrt_builder_double, tensorrt_double
 from tests.support.tensorrt_double import Fault
@@ -60,18 +64,17 @@ def trt(monkeypatch: pytest.MonkeyPatch, exports: Callable[..., None]) -> Any:
 
 def computing(modules: Modules, profile: Profile) -> Any:
     """What the engines of a profile compute, by their keys."""
-    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture)}
+    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture, FLOAT32)}
 
-    def compute(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    def compute(key: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
-            found: Tensor = modules.network(specs[key])(**inputs)
-        return found
+            return named_outputs(specs[key], modules.network(specs[key])(**inputs))
 
     return compute
 
 
 def test_small_networks(trt: Any) -> None:
-    trt.compute = computing(Modules(tiny_checkpoint(), torch.float32), TINY)
+    trt.compute = computing(Modules(tiny_checkpoint()), TINY)
     facts = gpu_tensorrt.small(context()).facts
     assert [name.split()[0] for name in facts] == [
         "image_encoder",
@@ -81,7 +84,9 @@ def test_small_networks(trt: Any) -> None:
         "whole",
     ]
     assert all(float(found.split()[0]) < 1e-4 for found in facts.values())
-    assert all("(allowed 0.0001)" in facts[name] for name in facts if name != "whole video")
+    allowed = {name: TOLERANCES[name.split()[1]] for name in facts if name != "whole video"}
+    assert [name.split()[1] for name in allowed] == ["float16", "float32", "float16", "float16"]
+    assert all(f"(allowed {figure:g})" in facts[name] for name, figure in allowed.items())
     assert len(trt.called("Builder.build_serialized_network")) == 4
 
 
@@ -92,9 +97,10 @@ def network_of(here: Context) -> Any:
 
 
 def prepared() -> Context:
-    """After the ceiling, which stages are held against."""
+    """In half precision, as on a GPU, with a ceiling, which stages are held against."""
     here = context()
-    ceiling(here)
+    here.dtype = "float16"
+    here.recorder.ceiling = CEILING
     return here
 
 
@@ -106,7 +112,7 @@ def test_full_size(trt: Any) -> None:
         assert facts[f"{network}: plan"].endswith("MiB, activations 0 MiB")
         assert {f"{network}: build", f"{network}: allowed"} <= facts.keys()
     rows = [row for row in here.recorder.results().rows if row.backend == "tensorrt"]
-    assert [row.stage for row in rows] == [gpu_tensorrt.STAGES[network] for network in NETWORKS]
+    assert [row.stage for row in rows] == [gpu_tensorrt.STAGE_OF_NETWORK[network] for network in NETWORKS]
     for row in rows:
         assert row.max_abs_difference is not None
         assert row.max_abs_difference < 1e-4
@@ -120,7 +126,12 @@ def test_full_size(trt: Any) -> None:
 def test_a_wrong_network_is_found_and_what_was_before_it_kept(trt: Any) -> None:
     here = prepared()
     right = network_of(here)
-    trt.compute = lambda key, inputs: right(key, inputs) * (1.01 if key.startswith("vae_decoder") else 1)
+
+    def off(key: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        factor = 1.5 if key.startswith("vae_decoder") else 1
+        return {name: tensor * factor for name, tensor in right(key, inputs).items()}
+
+    trt.compute = off
     with pytest.raises(BackendError, match="output of vae_decoder"):
         gpu_tensorrt.full_size(here)
     rows = [row.stage for row in here.recorder.results().rows if row.backend == "tensorrt"]
@@ -148,13 +159,16 @@ def test_graphs_are_exported_in_half_precision(monkeypatch: pytest.MonkeyPatch) 
     """float32 bundles hold no graphs for TensorRT."""
     seen: list[Any] = []
     monkeypatch.setattr("svd_export.to_onnx.export_bundle", lambda *arguments: seen.append(arguments))
-    with gpu_tensorrt.exported(context(), tiny_checkpoint(), TINY):
+    with gpu_tensorrt.exported_bundle(context(), tiny_checkpoint(), TINY):
         pass
     assert seen[0][3] is torch.float16
 
 
 def test_rtx_has_no_target_for_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt_double.install(monkeypatch, "1.7.0.1", TENSORRT_RTX, (9, 0))
+    with pytest.raises(Skipped, match="TensorRT for RTX runs on a CUDA GPU"):
+        gpu_tensorrt.small_rtx(context())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(Skipped, match="TensorRT for RTX has no SM90 target"):
         gpu_tensorrt.small_rtx(context())
 

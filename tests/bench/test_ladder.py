@@ -6,16 +6,18 @@ from pathlib import Path
 
 import torch
 
-from svd_bench.contest import Bench
-from svd_bench.harness import timer_for
-from svd_bench.ladder import ladder_tables, measure_ladder, steps_of
-from svd_bench.memory import Peaks
-from svd_bench.one_graph import exported
-from svd_bench.opening import open_case, stage_spec
-from svd_bench.recorder import Recorder
-from svd_bench.results import Ratio
-from svd_bench.subjects import Case, checkpoint_of
+from svd_bench.contest.contest import Bench
+from svd_bench.contest.ladder import measure_ladder, steps_of
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import Ratio
+from svd_bench.measuring.memory import Peaks
+from svd_bench.measuring.timing import timer_for
+from svd_bench.report.ladder import ladder_tables
+from svd_bench.subjects.cases import Case, checkpoint_of
+from svd_bench.subjects.one_graph import exported_graph
+from svd_bench.subjects.opening import open_case, stage_spec
 from svd_engine.networks.rewrites import REWRITES, rewrites_for
+from svd_engine.spec.precision import FLOAT32
 from tests.bench import documents
 from tests.bench.fakes import CEILING, subject
 from tests.bench.test_stages import TINY
@@ -99,12 +101,12 @@ def test_ours_may_compute_in_another_type(tiny_checkpoint: Path) -> None:
 
 def test_the_folder_of_a_graph_goes_with_its_block(tiny_checkpoint: Path) -> None:
     one = subject(backend="onnxruntime").model_copy(update={"checkpoint": str(tiny_checkpoint)})
-    spec = stage_spec("vae_decoder", TINY, checkpoint_of(str(tiny_checkpoint)).model.architecture)
-    with exported(one, spec) as ready:
+    spec = stage_spec("vae_decoder", TINY, checkpoint_of(str(tiny_checkpoint)).model.architecture, FLOAT32)
+    with exported_graph(one, spec) as ready:
         assert ready.graph is not None
         folder = Path(ready.graph)
         assert (folder / f"{spec.key}.onnx").is_file()
         running = open_case(Case(subject=ready, stage="vae_decoder", setting=TINY))
-        assert running().shape == spec.output.shape
+        assert running().shape == spec.outputs[0].shape
         running.close()
     assert not folder.exists()

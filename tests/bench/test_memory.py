@@ -10,9 +10,10 @@ import psutil
 import pytest
 import torch
 
-from svd_bench import memory
-from svd_bench.memory import Peaks, PeakSampler, peaks_in_child, release
-from svd_bench.subjects import Case, Subject
+from svd_bench.measuring.memory import Peaks, PeakSampler, release
+from svd_bench.memory import peaks as memory
+from svd_bench.memory.peaks import peaks_in_child
+from svd_bench.subjects.cases import Case, Subject
 from svd_engine.errors import BackendError
 from tests.bench import documents
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH

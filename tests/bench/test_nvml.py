@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from svd_bench.environment import clock_warning, clocks
-from svd_bench.nvml import Gpu, open_gpu
-from svd_bench.results import Clocks
+from svd_bench.documents.results import Clocks
+from svd_bench.measuring.environment import clock_warning, clocks
+from svd_bench.measuring.nvml import Gpu, open_gpu
 
 CUDA = torch.device("cuda", 0)
 
@@ -51,7 +51,7 @@ def test_older_bindings_give_bytes() -> None:
 @pytest.mark.parametrize(("bits", "held"), [(0x0, False), (0x4, False), (0x24, True), (0x48, True)])
 def test_heat_and_faults_hold_back_and_the_power_cap_does_not(bits: int, held: bool) -> None:
     gpu = Gpu(stand_in(nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: bits), "a")
-    assert gpu.held_back() is held
+    assert gpu.throttled() is held
 
 
 def test_a_gpu_that_does_not_count_energy() -> None:

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from svd_bench import held_out, quality
 from svd_bench.cli import main
-from svd_bench.quality import Videos, of_motions
-from svd_bench.quality_document import BUCKETS, Difference, Document, Figure, Motion, tables
+from svd_bench.quality import evaluate as quality
+from svd_bench.quality import held_out
+from svd_bench.quality.document import BUCKETS, Difference, Metric, Motion, QualityDocument, quality_tables
+from svd_bench.quality.evaluate import Videos, of_motions
 from svd_engine.errors import BackendUnavailable
 from tests.bench import documents
 from tests.support.commands import call
 from tests.support.paths import ROOT
 
 FIGURES = [
-    Figure("sharp", 24.0, 23),
-    Figure("jumps", 4.0, 3, "less"),
-    Figure("  for information", 1.5),
+    Metric("sharp", 24.0, 23),
+    Metric("jumps", 4.0, 3, "less"),
+    Metric("  for information", 1.5),
 ]
 MOTIONS = [
     Motion(name, bucket, flow, 1 + flow)
@@ -35,8 +36,8 @@ DOCUMENT = ROOT / "benchmarks" / "svd_bench" / "results" / "quality" / "demo.jso
 CARD = "engine/svd_engine/assets/demo/README.md"
 
 
-def written(figures: list[Figure]) -> Document:
-    return Document(
+def written(figures: list[Metric]) -> QualityDocument:
+    return QualityDocument(
         environment=documents.environment(),
         checkpoint="demo",
         figures=figures,
@@ -47,11 +48,11 @@ def written(figures: list[Figure]) -> Document:
 
 def test_a_figure_is_met_on_the_right_side_of_its_bound() -> None:
     assert [f.met for f in FIGURES] == [True, False, None]
-    assert Figure("at the bound", 3, 3, "less").met
+    assert Metric("at the bound", 3, 3, "less").met
 
 
 def test_tables_say_what_is_met() -> None:
-    held, moves, beside = (table.text() for table in tables(written(FIGURES)))
+    held, moves, beside = (table.text() for table in quality_tables(written(FIGURES)))
     assert [line.split()[-1] for line in held.splitlines()[2:4]] == ["yes", "no"]
     assert "<= 3" in held
     assert [line.split() for line in moves.splitlines()[2:5]] == [
@@ -70,19 +71,19 @@ def test_motion_is_judged_by_its_mean_and_by_the_worst_clip() -> None:
 def test_the_document_is_strict_json_and_comes_back() -> None:
     text = written(FIGURES).model_dump_json()
     assert [d["psnr"] for d in json.loads(text)["settings"]] == ["Infinity", 31.25]
-    assert Document.model_validate_json(text) == written(FIGURES)
+    assert QualityDocument.model_validate_json(text) == written(FIGURES)
 
 
 @pytest.mark.parametrize("text", ["README.md", CARD])
 def test_the_texts_show_the_committed_figures(text: str) -> None:
     shown = (ROOT / text).read_text()
-    for table in tables(Document.model_validate_json(DOCUMENT.read_text())):
+    for table in quality_tables(QualityDocument.model_validate_json(DOCUMENT.read_text())):
         assert table.markdown() in shown
 
 
 @pytest.mark.parametrize(("figures", "code"), [(FIGURES[:1], 0), (FIGURES, 1)])
 def test_the_command_fails_when_a_figure_does(
-    figures: list[Figure],
+    figures: list[Metric],
     code: int,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -90,35 +91,38 @@ def test_the_command_fails_when_a_figure_does(
 ) -> None:
     asked: list[Any] = []
 
-    def measured(*arguments: Any) -> tuple[list[Figure], list[Motion], list[Difference]]:
+    def measured(*arguments: Any) -> tuple[list[Metric], list[Motion], list[Difference]]:
         asked.append(arguments)
         return figures, MOTIONS, []
 
-    monkeypatch.setattr(quality, "measure", measured)
+    monkeypatch.setattr(quality, "evaluate", measured)
     out = tmp_path / "quality.json"
     assert call(main, "quality", "--photographs", 2, "--only", "targets", "--out", out) == code
-    ((source, count, _, only),) = asked
-    assert (source, count, only) == ("demo", 2, "targets")
+    ((source, count, _, only, variant),) = asked
+    assert (source, count, only, variant) == ("demo", 2, "targets", None)
     printed = capsys.readouterr().out
     assert "Quality on held-out photographs" in printed
     assert "Settings that are not exact" not in printed
     assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
 
 
-def test_figures_are_printed_before_a_place_that_cannot_be_written(
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quality, "measure", lambda *_: (FIGURES[:1], [], []))
+    monkeypatch.setattr(quality, "evaluate", lambda *_: pytest.fail("measured"))
     assert call(main, "quality", "--out", tmp_path / "missing" / "quality.json") != 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out.splitlines()[-1])["checkpoint"] == "demo"
-    assert "a place that can be written" in printed.err
+    assert printed.out == ""
+    assert "Make the folder first" in printed.err
 
 
 def test_videos_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
 
     class Engine:
+        def set_progress_bar_config(self, *, disable: bool) -> None:
+            assert disable
+
         def __call__(self, image: object, **settings: Any) -> Any:
             calls.append(settings)
             return type("Output", (), {"frames": np.zeros((1, 2, 4, 4, 3), np.float32)})()
@@ -132,5 +136,5 @@ def test_videos_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_out, "find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailable, match=r"package skimage.*not installed.*svd-engine\[bench\]"):
+    with pytest.raises(BackendUnavailable, match=r"package skimage.*not installed.*\[bench\]"):
         held_out.held_out(64, 64)

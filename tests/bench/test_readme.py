@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from svd_bench import cli
-from svd_bench.readme import render
-from svd_bench.results import read_results
+from svd_bench.documents.results import read_results
+from svd_bench.report.readme import render
 from svd_engine.errors import SettingsError
 from tests.bench import documents
 from tests.bench.documents import results, row

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from svd_bench.recorder import Recorder, out_folder
-from svd_bench.results import Outcome, read_results
+from svd_bench.documents.recorder import Recorder, out_folder
+from svd_bench.documents.results import Outcome, read_results
 from svd_engine.errors import OutputError
 from tests.bench.documents import environment, row
 

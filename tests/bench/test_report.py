@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from svd_bench import report, views
-from svd_bench.plots import PLOTS
-from svd_bench.report import Figure, Heading, Lines
-from svd_bench.results import Outcome, Ratio, Results, Row, Spread
-from svd_bench.scopes import scopes
-from svd_bench.table import Table, figure, gibibytes, milliseconds, percent
-from svd_bench.views import VIEWS
+from svd_bench.documents.results import Outcome, Ratio, Results, Row, Spread
+from svd_bench.documents.scopes import scopes
+from svd_bench.documents.table import Table, figure, gibibytes, milliseconds, percent
+from svd_bench.report import pages as report
+from svd_bench.report import views
+from svd_bench.report.pages import Heading, Lines, Plot
+from svd_bench.report.plots import PLOTS
+from svd_bench.report.views import VIEWS
 from svd_engine.errors import SettingsError
 from tests.bench import documents
 from tests.bench.documents import GIB, environment, ratio, results, row, setting, spread
@@ -186,20 +187,20 @@ def test_figures_of_nothing_and_of_much() -> None:
     assert (percent(0.123), percent(0.0123)) == ("12%", "1.2%")
 
 
-def sections(blocks: list[report.Block]) -> list[tuple[list[str], list[Table | Figure]]]:
+def sections(blocks: list[report.Block]) -> list[tuple[list[str], list[Table | Plot]]]:
     """Tables and figures, with the headings above them."""
     path: list[str] = []
-    found: list[tuple[list[str], list[Table | Figure]]] = []
+    found: list[tuple[list[str], list[Table | Plot]]] = []
     for block in blocks:
         if isinstance(block, Heading):
             path = [*path[: block.level - 1], block.text]
             found.append((path, []))
-        elif isinstance(block, Table | Figure):
+        elif isinstance(block, Table | Plot):
             found[-1][1].append(block)
     return found
 
 
-def words(block: Table | Figure) -> str:
+def words(block: Table | Plot) -> str:
     return block.text() if isinstance(block, Table) else block.svg
 
 

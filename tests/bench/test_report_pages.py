@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from svd_bench import cli, report
-from svd_bench.plots import PLOTS
-from svd_bench.report import Figure, Heading
-from svd_bench.table import Table
+from svd_bench import cli
+from svd_bench.documents.table import Table
+from svd_bench.report import pages as report
+from svd_bench.report.pages import Heading, Plot
+from svd_bench.report.plots import PLOTS
 from svd_engine.errors import BackendUnavailable, OutputError
 from tests.bench import documents
 from tests.bench.documents import results, row
@@ -55,13 +56,13 @@ def test_the_html_page_needs_no_other_file(blocks: list[report.Block]) -> None:
     assert page.open == []
     assert page.links == []
     assert not {"script", "img", "link"} & set(page.tags)
-    assert page.tags.count("svg") == sum(isinstance(block, Figure) for block in blocks)
+    assert page.tags.count("svg") == sum(isinstance(block, Plot) for block in blocks)
     assert page.tags.count("table") == sum(isinstance(block, Table) for block in blocks)
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
 
 
 def test_plots_are_svg_with_their_figures(blocks: list[report.Block]) -> None:
-    plots = {block.title: block.svg for block in blocks if isinstance(block, Figure)}
+    plots = {block.title: block.svg for block in blocks if isinstance(block, Plot)}
     assert set(plots) == set(PLOTS)
     text = {title: " ".join(ET.fromstring(svg).itertext()) for title, svg in plots.items()}
     assert "15.10 s" in text["Ours against peers"]
@@ -76,8 +77,8 @@ def test_plots_are_svg_with_their_figures(blocks: list[report.Block]) -> None:
 
 def test_the_same_results_give_the_same_bytes(blocks: list[report.Block]) -> None:
     again = report.page([("run", documents.run())])
-    first = [block for block in blocks if isinstance(block, Figure) and block.name.startswith("run-")]
-    assert first == [block for block in again if isinstance(block, Figure)]
+    first = [block for block in blocks if isinstance(block, Plot) and block.name.startswith("run-")]
+    assert first == [block for block in again if isinstance(block, Plot)]
 
 
 def test_markdown_tables_are_tables() -> None:

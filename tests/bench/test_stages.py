@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from svd_bench import running
-from svd_bench import stages as module
-from svd_bench.contest import Bench
-from svd_bench.harness import timer_for
-from svd_bench.memory import Peaks
-from svd_bench.opening import open_case, stage_spec, video_call
-from svd_bench.recorder import Recorder
-from svd_bench.results import Setting
-from svd_bench.stages import check_video, measure_stages, panning
-from svd_bench.subjects import Case, checkpoint_of, subjects
+from svd_bench.contest import runs as running
+from svd_bench.contest import stages as module
+from svd_bench.contest.contest import Bench
+from svd_bench.contest.stages import check_video, measure_stages, panning
+from svd_bench.documents.recorder import Recorder
+from svd_bench.documents.results import Setting
+from svd_bench.measuring.memory import Peaks
+from svd_bench.measuring.timing import timer_for
+from svd_bench.subjects.cases import Case, checkpoint_of, subjects
+from svd_bench.subjects.opening import open_case, stage_spec, video_call
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.errors import BackendError, BackendUnavailable, SettingsError
 from svd_engine.install import install_line
 from svd_engine.media.video import write_video
@@ -28,6 +29,7 @@ from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.rewrites import REWRITES, rewrites_for
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.network import check_inputs
+from svd_engine.spec.precision import FLOAT32
 from tests.bench import documents
 from tests.bench.fakes import CEILING
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
@@ -95,7 +97,7 @@ def test_the_sampler_alone_needs_no_peer(tiny_checkpoint: Path) -> None:
 
 
 def test_a_wrong_sampler_is_never_timed(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sampling, "c_skip", lambda sigma: 1 / (sigma**2 + 2))
+    monkeypatch.setattr(module, "c_skip", lambda sigma: 1 / (sigma**2 + 2))
     here = bench()
     chosen = subjects(["eager"], ["diffusers"], str(tiny_checkpoint), "cpu", "float32", None)
     with pytest.raises(BackendError, match="output of sampler"):
@@ -136,9 +138,7 @@ def test_a_compiled_peer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["openvino", "Eager", ""])
 def test_a_backend_that_there_is_not(name: str) -> None:
-    with pytest.raises(
-        SettingsError, match="backend: expected eager, compiled, onnxruntime, tensorrt, got '"
-    ):
+    with pytest.raises(SettingsError, match=f"backend: expected {', '.join(BACKENDS)}, got '"):
         subjects([name], [], "demo", "cpu", "float32", None)
 
 
@@ -180,7 +180,7 @@ def test_random_weights_have_a_name_of_their_own() -> None:
 @pytest.mark.parametrize("stage", ["image_encoder", "vae_encoder", "denoiser_step", "vae_decoder"])
 def test_inputs_fit_the_table(stage: str) -> None:
     spec = stage_spec(
-        stage, documents.setting(frames=5, height=64, width=128, decode_chunk=2), Architecture()
+        stage, documents.setting(frames=5, height=64, width=128, decode_chunk=2), Architecture(), FLOAT32
     )
     check_inputs(spec, example_inputs(spec), "cpu")
 

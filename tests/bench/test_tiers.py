@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from svd_bench import predict, tiers
-from svd_bench.cards import CARDS, TIERS, Card, card_named
-from svd_bench.results import Row, Setting
-from svd_bench.work import PUBLISHED, Published, Stage, Work, video
+from svd_bench.cards import overview as tiers
+from svd_bench.cards import predict
+from svd_bench.cards.cards import CARDS, TIERS, Card, card_named
+from svd_bench.cards.work import PUBLISHED, Part, Published, Work, video
+from svd_bench.documents.results import Row, Setting
 from svd_engine.errors import SettingsError
 from tests.bench.documents import environment, results, row, setting
 
@@ -87,7 +88,7 @@ def test_ideal_time_is_products_then_traffic() -> None:
 
 def test_a_prediction_adds_the_stages_up() -> None:
     card = card_named("A10")
-    shares: dict[Stage, float] = {"denoiser": 0.5, "vae_decoder": 0.25, "encoders": 0.1}
+    shares: dict[Part, float] = {"denoiser": 0.5, "vae_decoder": 0.25, "encoders": 0.1}
     efficiency = predict.Efficiency(shares, "H200 SXM", "by hand")
     work = video(14, 4)
     expected = sum(
@@ -115,11 +116,13 @@ def test_a_total_time_gives_one_efficiency_for_all_stages() -> None:
 
 
 def test_published_times_are_checked_on_cards_that_were_not_fitted() -> None:
-    checks = predict.checks()
-    assert sorted(c.row.source + c.row.card for c in checks) == sorted(r.source + r.card for r in PUBLISHED)
-    for check in checks:
+    validations = predict.validations()
+    assert sorted(c.row.source + c.row.card for c in validations) == sorted(
+        r.source + r.card for r in PUBLISHED
+    )
+    for check in validations:
         assert (check.predicted is None) == (check.row.card == "A100 80GB SXM") == (check.error is None)
-    tensorrt = next(c for c in checks if c.row.kind == "tensorrt" and c.row.card == "H100 PCIe")
+    tensorrt = next(c for c in validations if c.row.kind == "tensorrt" and c.row.card == "H100 PCIe")
     assert tensorrt.predicted is not None
     assert tensorrt.error == pytest.approx(tensorrt.predicted / 22.645 - 1)
     assert tensorrt.error == pytest.approx(-0.143, abs=0.001)  # what the table is known to say

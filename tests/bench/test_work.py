@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from svd_bench.work import DECODED_FRAME, DENOISER_STEP, IMAGE_ENCODER, VAE_ENCODER, Work
+from svd_bench.cards.work import DECODED_FRAME, DENOISER_STEP, IMAGE_ENCODER, VAE_ENCODER, Work
 from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.checkpoint.weights import build
 from svd_engine.networks.decoder import VaeDecoder

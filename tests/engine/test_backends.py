@@ -20,27 +20,28 @@ from svd_engine.errors import BackendError, TensorMismatch
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
 from svd_engine.spec.network import Backend, Network
-from svd_engine.spec.tables import NETWORKS, specs_of
+from svd_engine.spec.tables import NETWORKS
 from svd_engine.spec.tensors import NetworkSpec
+from tests.support.networks import only
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def specs(tiny_bundle: Path) -> dict[str, NetworkSpec]:
-    manifest = Bundle(tiny_bundle).manifest
-    return {s.network: s for s in specs_of(manifest.profiles[0], manifest.model.architecture)}
+    bundle = Bundle(tiny_bundle)
+    return {s.network: s for s in bundle.specs_of(bundle.manifest.profiles[0])}
 
 
 @pytest.fixture(scope="module", params=["fake", "eager", "compiled", "onnxruntime"])
 def backend(request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_bundle: Path) -> Iterator[Backend]:
     def modules() -> Modules:
-        return Modules(open_checkpoint(str(tiny_checkpoint)), torch.float32)
+        return Modules(open_checkpoint(str(tiny_checkpoint)))
 
     made: dict[str, Any] = {
         "fake": FakeBackend,
-        "eager": lambda: EagerBackend(modules()),
-        "compiled": lambda: CompiledBackend(modules()),
+        "eager": lambda: EagerBackend(modules(), CPU),
+        "compiled": lambda: CompiledBackend(modules(), CPU),
         "onnxruntime": lambda: OrtBackend(Bundle(tiny_bundle), CPU),
     }
     opened: Backend = made[request.param]()
@@ -61,11 +62,13 @@ def test_gives_what_the_table_says(network: Network) -> None:
     spec = network.spec
     inputs = example_inputs(spec)
     before = {name: tensor.clone() for name, tensor in inputs.items()}
-    output = network(**inputs)
-    assert (tuple(output.shape), output.dtype) == (spec.output.shape, torch.float32)
+    outputs = network(**inputs)
+    assert list(outputs) == [tensor.name for tensor in spec.outputs]
+    output = only(outputs)
+    assert (tuple(output.shape), output.dtype) == (spec.outputs[0].shape, torch.float32)
     assert bool(output.isfinite().all())
     first = output.clone()
-    assert torch.equal(network(**inputs), first), "the same inputs give the same output"
+    assert torch.equal(only(network(**inputs)), first), "the same inputs give the same output"
     assert all(torch.equal(inputs[name], before[name]) for name in inputs), "inputs are only read"
 
 
@@ -77,10 +80,10 @@ def test_says_where_it_ran(network: Network, backend: Backend) -> None:
 def test_takes_views(network: Network) -> None:
     """Expanded and transposed tensors are tensors too."""
     inputs = example_inputs(network.spec)
-    plain = network(**inputs).clone()
+    plain = only(network(**inputs)).clone()
     views = {name: strided(tensor) for name, tensor in inputs.items()}
     assert any(not tensor.is_contiguous() for tensor in views.values())
-    torch.testing.assert_close(network(**views), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(only(network(**views)), plain, rtol=1e-4, atol=1e-4)
 
 
 def test_refuses_a_wrong_name_dtype_or_shape_in_this_order(network: Network) -> None:
@@ -100,10 +103,10 @@ def test_refuses_a_wrong_name_dtype_or_shape_in_this_order(network: Network) -> 
 def test_equals_eager(network: Network, tiny_checkpoint: Path) -> None:
     if network.placement.backend == "fake":
         pytest.skip("the fake has no weights; every other backend is compared")
-    eager = EagerBackend(Modules(open_checkpoint(str(tiny_checkpoint)), torch.float32)).open(network.spec)
+    eager = EagerBackend(Modules(open_checkpoint(str(tiny_checkpoint))), CPU).open(network.spec)
     inputs = example_inputs(network.spec)
-    expected = eager(**inputs)
-    difference = float((network(**inputs) - expected).abs().max())
+    expected = only(eager(**inputs))
+    difference = float((only(network(**inputs)) - expected).abs().max())
     assert difference <= 1e-4 * float(expected.abs().max())
 
 
@@ -113,9 +116,9 @@ def test_what_torch_cannot_compile_is_an_error(specs: dict[str, NetworkSpec], ti
             torch._dynamo.graph_break()
             return pixels
 
-    backend = CompiledBackend(Modules(open_checkpoint(str(tiny_checkpoint)), torch.float32))
+    backend = CompiledBackend(Modules(open_checkpoint(str(tiny_checkpoint))), CPU)
     spec = specs["image_encoder"]
-    backend.modules._networks["image_encoder"] = Breaks()
+    backend.modules._networks["image_encoder", None, "float32"] = Breaks()
     with pytest.raises(
         BackendError, match=r"torch.compile of image_encoder.*one graph.*got .*backend=\"eager\""
     ):

@@ -14,7 +14,6 @@ import pytest
 from svd_engine.bundle.manifest import MANIFEST, SCHEMA
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BundleError
-from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 from tests.conftest import FRAMES
 from tests.support import damage
@@ -36,15 +35,15 @@ def refusal(folder: Path) -> str:
 
 
 def specs(folder: Path) -> dict[str, NetworkSpec]:
-    manifest = Bundle(folder).manifest
-    return {s.network: s for s in specs_of(manifest.profiles[0], manifest.model.architecture)}
+    bundle = Bundle(folder)
+    return {s.network: s for s in bundle.specs_of(bundle.manifest.profiles[0])}
 
 
 def test_a_whole_bundle_opens_and_its_hashes_hold(bundle: Path) -> None:
     opened = Bundle(bundle)
     opened.check_hashes()
     for profile in opened.manifest.profiles:
-        for spec in specs_of(profile, opened.manifest.model.architecture):
+        for spec in opened.specs_of(profile):
             assert opened.graph(spec, "onnxruntime").parent == bundle
 
 
@@ -71,11 +70,11 @@ def test_a_manifest_that_is_not_json(bundle: Path, content: bytes) -> None:
     assert str(bundle / MANIFEST) in message
 
 
-@pytest.mark.parametrize("document", [{}, {"format": 1}, {"format": 3}, {"format": "1"}, [], 1, None])
+@pytest.mark.parametrize("document", [{}, {"format": 2}, {"format": 4}, {"format": "3"}, [], 1, None])
 def test_another_format(bundle: Path, document: object) -> None:
     (bundle / MANIFEST).write_text(json.dumps(document))
     message = refusal(bundle)
-    assert "expected bundle format 2, got format" in message
+    assert "expected bundle format 3, got format" in message
     assert "Export it again: svd-export onnx CHECKPOINT -o NEW_BUNDLE" in message
 
 
@@ -95,8 +94,10 @@ def test_another_format_is_exported_again_as_it_was(bundle: Path) -> None:
     assert f"svd-export onnx x --variant fp16 -o NEW_BUNDLE --frames {FRAMES} --height " in message
     assert "--guidance batched --guidance single" in message
     assert message.endswith("--dtype fp32")
+    damage.edit(bundle, lambda m: (m.pop("precision"), m.update(dtype="float16", format=2)))
+    assert refusal_of_format(bundle).endswith("--dtype fp16")  # formats 1 and 2 called it dtype
     damage.edit(bundle, lambda m: m.update(profiles=[{"frames": "all"}]))
-    assert refusal_of_format(bundle).endswith("svd-export onnx x --variant fp16 -o NEW_BUNDLE --dtype fp32")
+    assert refusal_of_format(bundle).endswith("svd-export onnx x --variant fp16 -o NEW_BUNDLE --dtype fp16")
 
 
 def refusal_of_format(folder: Path) -> str:
@@ -107,6 +108,7 @@ def refusal_of_format(folder: Path) -> str:
 
 PARITY: dict[str, Any] = {
     "network": "n",
+    "output": "o",
     "backend": "b",
     **dict.fromkeys(("max_abs", "relative", "cosine", "tolerance"), 0.0),
 }
@@ -119,7 +121,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "true for a number": ("opset", lambda m: m.update(opset=True)),
     "a fraction": ("profiles.0.height", lambda m: m["profiles"][0].update(height=32.5)),
     "another guidance": ("profiles.0.guidance", lambda m: m["profiles"][0].update(guidance="both")),
-    "another dtype": ("dtype", lambda m: m.update(dtype="int8")),
+    "another dtype": ("precision.weights", lambda m: m["precision"].update(weights="int8")),
     "no profiles": ("profiles", lambda m: m.update(profiles=[])),
     "no frames": ("profiles.0.frames", lambda m: m["profiles"][0].update(frames=0)),
     "an empty chunk": ("profiles.0.decode_chunk", lambda m: m["profiles"][0].update(decode_chunk=0)),

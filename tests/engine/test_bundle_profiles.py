@@ -9,20 +9,20 @@ import pytest
 
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import ProfileError
+from svd_engine.request import Settings
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support import damage
 
 
-def asked(**other: Any) -> dict[str, Any]:
-    call = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH, "decode_chunk": None, "guided": True}
-    return {**call, **other}
+def asked(**other: Any) -> Settings:
+    return Settings(**{"frames": FRAMES, "height": HEIGHT, "width": WIDTH, **other})
 
 
 def test_the_profile_that_serves_a_call(tiny_bundle: Path) -> None:
     bundle = Bundle(tiny_bundle)
-    assert bundle.profile_for(**asked()).guidance == "batched"
-    assert bundle.profile_for(**asked(guided=False)).guidance == "single"
-    assert bundle.profile_for(**asked(decode_chunk=CHUNK)).decode_chunk == CHUNK
+    assert bundle.profile_for(asked()).guidance == "batched"
+    assert bundle.profile_for(asked(max_guidance_scale=1)).guidance == "single"
+    assert bundle.profile_for(asked(decode_chunk_size=CHUNK)).decode_chunk == CHUNK
 
 
 def test_a_batched_profile_serves_a_call_without_guidance_when_there_is_no_single_one(
@@ -30,7 +30,7 @@ def test_a_batched_profile_serves_a_call_without_guidance_when_there_is_no_singl
 ) -> None:
     bundle = damage.copy(tiny_bundle, tmp_path)
     damage.edit(bundle, lambda manifest: manifest["profiles"].pop())
-    assert Bundle(bundle).profile_for(**asked(guided=False)).guidance == "batched"
+    assert Bundle(bundle).profile_for(asked(max_guidance_scale=1)).guidance == "batched"
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ def test_a_batched_profile_serves_a_call_without_guidance_when_there_is_no_singl
     [
         ({"frames": 14}, f"--frames 14 --height {HEIGHT} --width {WIDTH} --dtype fp32"),
         ({"height": 64}, f"--frames {FRAMES} --height 64 --width {WIDTH} --dtype fp32"),
-        ({"decode_chunk": 1}, f"--height {HEIGHT} --width {WIDTH} --decode-chunk 1 --dtype fp32"),
+        ({"decode_chunk_size": 1}, f"--height {HEIGHT} --width {WIDTH} --decode-chunk 1 --dtype fp32"),
     ],
 )
 def test_a_call_that_no_profile_serves(tiny_bundle: Path, call: dict[str, Any], flags: str) -> None:
     bundle = Bundle(tiny_bundle)
     with pytest.raises(ProfileError) as caught:
-        bundle.profile_for(**asked(**call))
+        bundle.profile_for(asked(**call))
     message = str(caught.value)
     assert caught.value.exit_code == 2
     assert f"{FRAMES} frames, {HEIGHT}x{WIDTH}, batch 1, single guidance" in message

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from svd_engine.checkpoint.configs import FILES, _Scheduler, describe, read_configs
 from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.errors import CheckpointError
+from svd_engine.spec.conditioning import svd_conditioning
 from svd_engine.spec.model import Architecture, Model
 
 Configs = dict[str, dict[str, Any]]
@@ -55,7 +56,12 @@ def test_a_model_survives_a_json_document(configs: Configs) -> None:
 def test_a_folder_of_diffusers_is_read(tiny_checkpoint: Path) -> None:
     model = describe("tiny", "here", read_configs(tiny_checkpoint))
     assert model.architecture == Architecture(
-        clip_size=32, embedding_dim=32, latent_channels=4, vae_scale=2, size_multiple=4
+        clip_size=32,
+        embedding_dim=32,
+        latent_channels=4,
+        vae_scale=2,
+        size_multiple=4,
+        conditioning=svd_conditioning(32),
     )
 
 

@@ -24,6 +24,7 @@ from svd_engine import (
 )
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.request import Settings
 from svd_engine.spec.profile import Profile
 from svd_engine.unsupported import OUR_WAY
 from svd_export.to_onnx import export_bundle
@@ -131,10 +132,10 @@ def test_several_decode_chunks_in_one_bundle(tiny_checkpoint: Path, tmp_path: Pa
     profiles = [Profile(FRAMES, HEIGHT, WIDTH, decode_chunk=chunk) for chunk in (1, FRAMES, CHUNK)]
     manifest = export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, profiles, torch.float32)
     assert len({entry.weights for entry in manifest.networks}) == 4  # the decoders share theirs
-    asked = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH, "guided": True}
     bundle = Bundle(folder)
     chosen = {
-        chunk: bundle.profile_for(decode_chunk=chunk, **asked).decode_chunk for chunk in (1, 2, 3, None)
+        chunk: bundle.profile_for(Settings(FRAMES, HEIGHT, WIDTH, decode_chunk_size=chunk)).decode_chunk
+        for chunk in (1, 2, 3, None)
     }
     assert chosen == {1: 1, 2: 2, 3: 3, None: 3}
     with VideoEngine.from_bundle(folder, device="cpu") as engine:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from svd_bench.held_out import held_out
-from svd_bench.likeness import contrast_kept, optical_flow, psnr, speeds
-from svd_bench.quality import export, reconstructions
+from svd_bench.quality.evaluate import export, reconstructions
+from svd_bench.quality.held_out import held_out
+from svd_bench.quality.metrics import contrast_kept, optical_flow, psnr, speeds
 from svd_engine import VideoEngine
 from svd_engine.checkpoint.opening import DEMO_FOLDER, open_checkpoint
 from tests.support.paths import ROOT

@@ -331,7 +331,7 @@ def test_a_rewrite_that_would_not_run_cannot_be_left_out(tiny_checkpoint: Path) 
     """Those for torch on a CPU are no part of an export: naming one there would change nothing."""
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     with pytest.raises(SettingsError, match=r"rewrite channels-last: expected one of .* no rewrite has here"):
-        Modules(checkpoint, torch.float32, without_rewrites=["channels-last"])
+        Modules(checkpoint, without_rewrites=["channels-last"])
     with VideoEngine.from_checkpoint(
         checkpoint, backend="eager", device="cpu", without_rewrites=["channels-last"]
     ) as engine:

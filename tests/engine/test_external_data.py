@@ -17,7 +17,6 @@ from onnx import TensorProto, helper
 from svd_engine.backends.onnxruntime import OrtBackend
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable, BundleError
-from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage
 
@@ -31,8 +30,8 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 def encoder(folder: Path) -> NetworkSpec:
-    manifest = Bundle(folder).manifest
-    return specs_of(manifest.profiles[0], manifest.model.architecture)[0]
+    bundle = Bundle(folder)
+    return bundle.specs_of(bundle.manifest.profiles[0])[0]
 
 
 def rewrite(folder: Path, change: Callable[[onnx.ModelProto], None]) -> None:

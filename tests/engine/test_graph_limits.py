@@ -16,11 +16,12 @@ from svd_engine.bundle.external_data import read_graph
 from svd_engine.bundle.graph_limits import CONSTANT_BYTES, check_limits, peak_bytes
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BundleError
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 from tests.support import damage
 from tests.support.messages import complete
 
-SPEC = NetworkSpec("toy", "toy-b1", (TensorSpec("x", (1, 4)),), TensorSpec("y", (1, 4)))
+SPEC = NetworkSpec("toy", "toy-b1", (TensorSpec("x", (1, 4)),), (TensorSpec("y", (1, 4)),), FLOAT32)
 GIB = 2**30
 Nodes = list[onnx.NodeProto]
 
@@ -196,19 +197,20 @@ def test_weights_elsewhere_are_no_constants_of_the_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "output"),
+    ("inputs", "outputs"),
     [
-        ((TensorSpec("pixels", (1, 4)),), SPEC.output),
-        ((TensorSpec("x", (1, 5)),), SPEC.output),
-        ((TensorSpec("x", (1, 4), "float16"),), SPEC.output),
-        ((*SPEC.inputs, TensorSpec("sigma", ())), SPEC.output),
-        (SPEC.inputs, TensorSpec("z", (1, 4))),
-        (SPEC.inputs, TensorSpec("y", (4,))),
+        ((TensorSpec("pixels", (1, 4)),), SPEC.outputs),
+        ((TensorSpec("x", (1, 5)),), SPEC.outputs),
+        ((TensorSpec("x", (1, 4), "float16"),), SPEC.outputs),
+        ((*SPEC.inputs, TensorSpec("sigma", ())), SPEC.outputs),
+        (SPEC.inputs, (TensorSpec("z", (1, 4)),)),
+        (SPEC.inputs, (TensorSpec("y", (4,)),)),
+        (SPEC.inputs, (*SPEC.outputs, TensorSpec("z", (1, 4)))),
     ],
 )
-def test_another_table_is_refused(inputs: tuple[TensorSpec, ...], output: TensorSpec) -> None:
+def test_another_table_is_refused(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     with pytest.raises(BundleError) as caught:
-        check(model([]), spec=NetworkSpec("toy", "toy-b1", inputs, output))
+        check(model([]), spec=NetworkSpec("toy", "toy-b1", inputs, outputs, FLOAT32))
     complete(caught.value, "got x float32 [1, 4] -> y float32 [1, 4]")
 
 

@@ -17,6 +17,7 @@ from svd_engine.bundle.manifest import ParityEntry
 from svd_engine.bundle.reading import Bundle
 from svd_engine.cli.main import _lines, main
 from svd_engine.install import install_line
+from svd_engine.spec.precision import Precision
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support import damage, tensorrt_double, tensorrt_plans
 from tests.support.commands import call
@@ -46,7 +47,7 @@ def test_what_is_special_about_a_bundle(tiny_bundle: Path, tmp_path: Path) -> No
 
     def row(network: str, relative: float, tolerance: float) -> dict[str, object]:
         numbers = {"max_abs": 1.0, "relative": relative, "cosine": 1.0, "tolerance": tolerance}
-        return ParityEntry(network=network, backend="ort cpu", **numbers).model_dump()
+        return ParityEntry(network=network, output="out", backend="ort cpu", **numbers).model_dump()
 
     folder = damage.copy(tiny_bundle, tmp_path)
     damage.edit(folder, lambda m: m["model"].update(random_weights=True))
@@ -98,7 +99,7 @@ def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt_double.install(monkeypatch)
     assert info.machine_facts()["GPU 1"] == "NVIDIA Any, 80.0 GiB, sm90"
     assert set(rows(info.abilities()).values()) == {""}
-    assert rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cuda"] == ""
+    assert rows(info.bundle_abilities(Precision.of("bfloat16")))["onnxruntime", "cuda"] == ""
 
 
 def test_a_gpu_whose_driver_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,12 +110,12 @@ def test_a_gpu_whose_driver_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> 
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     assert "nvidia-smi" in info.machine_facts()["GPU"]
-    assert "nvidia-smi" in rows(info.bundle_abilities("float16"))["onnxruntime", "cuda"]
+    assert "nvidia-smi" in rows(info.bundle_abilities(Precision.of("float16")))["onnxruntime", "cuda"]
 
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    able = rows(info.bundle_abilities("float32"))
+    able = rows(info.bundle_abilities(Precision.of("float32")))
     assert install_line("cpu") in able["onnxruntime", "cpu"]
     assert install_line("cuda") in able["onnxruntime", "cuda"]
 
@@ -127,8 +128,8 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bfloat16_is_nothing_for_onnx_runtime_on_the_cpu() -> None:
-    assert "in fp32" in rows(info.bundle_abilities("bfloat16"))["onnxruntime", "cpu"]
-    assert rows(info.bundle_abilities("float16"))["onnxruntime", "cpu"] == ""
+    assert "in fp32" in rows(info.bundle_abilities(Precision.of("bfloat16")))["onnxruntime", "cpu"]
+    assert rows(info.bundle_abilities(Precision.of("float16")))["onnxruntime", "cpu"] == ""
 
 
 @pytest.fixture

@@ -17,16 +17,16 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError
 from svd_engine.install import install_line
 from svd_engine.networks.parity import example_inputs
-from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage
+from tests.support.networks import only
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def encoder(folder: Path) -> NetworkSpec:
-    manifest = Bundle(folder).manifest
-    return specs_of(manifest.profiles[0], manifest.model.architecture)[0]
+    bundle = Bundle(folder)
+    return bundle.specs_of(bundle.manifest.profiles[0])[0]
 
 
 @pytest.fixture
@@ -129,18 +129,18 @@ def test_inputs_that_are_views_are_read_in_their_own_order(tiny_bundle: Path) ->
     """Inputs are bound by address: a transposed tensor must not be read as if it were contiguous."""
     network = OrtBackend(Bundle(tiny_bundle), CPU).open(encoder(tiny_bundle))
     pixels = example_inputs(network.spec)["pixels"]
-    expected = network(pixels=pixels).clone()
+    expected = only(network(pixels=pixels)).clone()
     turned = pixels.transpose(2, 3).contiguous().transpose(2, 3)
     assert not turned.is_contiguous()
-    assert torch.equal(network(pixels=turned), expected)
+    assert torch.equal(only(network(pixels=turned)), expected)
 
 
 def test_the_output_is_a_buffer_that_the_next_call_writes_over(tiny_bundle: Path) -> None:
     network = OrtBackend(Bundle(tiny_bundle), CPU).open(encoder(tiny_bundle))
     pixels = example_inputs(network.spec)["pixels"]
-    first = network(pixels=pixels)
+    first = only(network(pixels=pixels))
     kept = first.clone()
-    second = network(pixels=pixels + 1)
+    second = only(network(pixels=pixels + 1))
     assert second.data_ptr() == first.data_ptr()
     assert not torch.equal(second, kept)
     network.close()

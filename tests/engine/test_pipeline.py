@@ -17,8 +17,10 @@ from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.request import Settings
 from svd_engine.spec.model import Architecture, Model
 from svd_engine.spec.network import Network, Placement
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import image_encoder, specs_of
+from svd_engine.spec.tensors import NetworkSpec
 
 ARCH = Architecture(clip_size=16, embedding_dim=8)
 MODEL = Model(
@@ -39,7 +41,7 @@ SETTINGS = Settings(frames=5, height=64, width=128, steps=3)
 
 
 def stages_of(backend: FakeBackend, profile: Profile) -> pipeline.Stages:
-    image, vae, denoiser, *decoders = [backend.open(spec) for spec in specs_of(profile, ARCH)]
+    image, vae, denoiser, *decoders = [backend.open(spec) for spec in specs_of(profile, ARCH, FLOAT32)]
     return pipeline.Stages(profile, image, vae, denoiser, {d.spec.inputs[0].shape[0]: d for d in decoders})
 
 
@@ -112,9 +114,9 @@ def test_time_ids_and_guidance_reach_the_denoiser(monkeypatch: pytest.MonkeyPatc
 
     original = fake.FUNCTIONS["denoiser"]
 
-    def spy(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    def spy(inputs: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
         seen.update({name: tensor.clone() for name, tensor in inputs.items()})
-        return original(inputs, shape)
+        return original(inputs, spec)
 
     monkeypatch.setitem(fake.FUNCTIONS, "denoiser", spy)
     run(settings=dataclasses.replace(SETTINGS, fps=12, motion_bucket_id=33, noise_aug_strength=0.5))
@@ -129,10 +131,11 @@ def test_a_network_that_gives_nan_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     for network, original in dict(fake.FUNCTIONS).items():
 
-        def broken(inputs: Any, shape: Any, original: Any = original) -> Tensor:
-            output: Tensor = original(inputs, shape).clone()
-            output.view(-1)[0] = float("nan")
-            return output
+        def broken(inputs: Any, spec: NetworkSpec, original: Any = original) -> dict[str, Tensor]:
+            ((name, output),) = original(inputs, spec).items()
+            spoilt = output.clone()
+            spoilt.view(-1)[0] = float("nan")
+            return {name: spoilt}
 
         with monkeypatch.context() as patch:
             patch.setitem(fake.FUNCTIONS, network, broken)
@@ -156,12 +159,13 @@ def test_outputs_may_be_written_over_by_the_next_call() -> None:
     class OneBuffer(Network):
         buffer = torch.zeros(1, 1, 8)
 
-        def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-            return self.buffer.copy_(inputs["pixels"].mean().expand(1, 1, 8))
+        def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {"embedding": self.buffer.copy_(inputs["pixels"].mean().expand(1, 1, 8))}
 
-    network = OneBuffer(image_encoder(PROFILE, ARCH), Placement("test", "cpu", "float32"))
+    network = OneBuffer(image_encoder(PROFILE, ARCH, FLOAT32), Placement("test", "cpu", "float32"))
     pixels = torch.arange(3.0)[:, None, None, None].expand(3, 3, 16, 16)
-    assert pipeline.in_batches(network, 1, pixels=pixels)[:, 0, 0].tolist() == [0.0, 1.0, 2.0]
+    embeddings = pipeline.in_batches(network, 1, pixels=pixels)["embedding"]
+    assert embeddings[:, 0, 0].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_the_clock_has_every_stage_and_step() -> None:

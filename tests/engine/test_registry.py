@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from svd_bench import subjects
+from svd_bench.subjects import cases as subjects
 from svd_engine import info
 from svd_engine.backends.registry import BACKENDS, NAMES, PLAN_BACKENDS, check_name, names
 from svd_engine.bundle.flavours import FLAVOURS, Flavour
@@ -33,7 +33,7 @@ def test_the_rows() -> None:
 
 
 def test_whoever_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tuple(BACKENDS) == subjects.BACKENDS
+    assert tuple(BACKENDS) == subjects.BACKEND_NAMES
     assert {ability.backend for ability in info.abilities()} == set(BACKENDS)
     assert call(main, "generate", "--help") == 0
     shown = "".join(capsys.readouterr().out.split())
@@ -54,9 +54,5 @@ def test_a_row_opens_its_backend(
     if flavour is not None:
         version = ".".join(map(str, (*flavour.oldest, 0, 1)))
         tensorrt_double.install(monkeypatch, version, flavour)
-    what = (
-        Bundle(tiny_bundle)
-        if row.of_bundle
-        else Modules(open_checkpoint(str(tiny_checkpoint)), torch.float32, CPU)
-    )
+    what = Bundle(tiny_bundle) if row.of_bundle else Modules(open_checkpoint(str(tiny_checkpoint)))
     assert row.open(what, CPU, None).name == name

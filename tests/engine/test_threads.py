@@ -236,7 +236,7 @@ def test_a_with_block_left_by_an_error_waits_for_the_call_of_another_thread() ->
 def test_a_network_that_fails_to_close_leaves_the_others_to_the_next_close() -> None:
     engine, backend = fake_engine()
     engine(IMAGE, **FAKE_CALL)
-    last = list(engine._open.values())[-1]
+    last = list(engine.residency._networks.values())[-1]
     last.close = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     with pytest.raises(ZeroDivisionError):
         engine.close()

@@ -18,6 +18,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.networks.parity import example_inputs
 from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage, tensorrt_double
+from tests.support.networks import only
 from tests.support.tensorrt_double import TensorRT
 from tests.support.tensorrt_plans import add_plan, plan_of, specs
 
@@ -29,7 +30,7 @@ def trt(planned: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
     """It computes what the fake backend does."""
     double = tensorrt_double.install(monkeypatch)
     by_key = {spec.key: spec for spec in specs(planned)}
-    double.compute = lambda key, inputs: FUNCTIONS[by_key[key].network](inputs, by_key[key].output.shape)
+    double.compute = lambda key, inputs: FUNCTIONS[by_key[key].network](inputs, by_key[key])
     return double
 
 
@@ -46,7 +47,7 @@ def opened(backend: TrtBackend, spec: NetworkSpec) -> TrtNetwork:
 def test_opening_a_network(trt: TensorRT, planned: Path) -> None:
     """Deserialised, checked, a context without memory of its own, every tensor bound to a buffer."""
     network = opened(TrtBackend(Bundle(planned), CPU), denoiser(planned))
-    names = [*(tensor.name for tensor in network.spec.inputs), network.spec.output.name]
+    names = [tensor.name for tensor in (*network.spec.inputs, *network.spec.outputs)]
     assert trt.order() == [
         "Runtime.__init__",
         "Runtime.deserialize_cuda_engine",
@@ -55,7 +56,7 @@ def test_opening_a_network(trt: TensorRT, planned: Path) -> None:
         *["IExecutionContext.set_tensor_address"] * len(names),
     ]
     assert trt.called("ICudaEngine.create_execution_context") == [("USER_MANAGED",)]
-    buffers = {**network.inputs, network.spec.output.name: network.output}
+    buffers = network.inputs | network.outputs
     assert trt.called("IExecutionContext.set_tensor_address") == [(n, buffers[n].data_ptr()) for n in names]
     plan = Bundle(planned).plans(network.spec)[0]
     assert network.placement.backend == "tensorrt"
@@ -77,9 +78,9 @@ def test_the_denoiser_is_recorded_once_and_replayed(trt: TensorRT, planned: Path
     for step in range(25):
         inputs = example_inputs(network.spec)
         inputs["sigma"] = torch.tensor(1.0 + step)
-        expected = FUNCTIONS["denoiser"](inputs, network.spec.output.shape)
+        expected = only(FUNCTIONS["denoiser"](inputs, network.spec))
         given = {name: tensor.clone() for name, tensor in inputs.items()}
-        output = network(**given)
+        output = only(network(**given))
         del given
         assert torch.equal(output, expected)
     key = network.spec.key
@@ -100,7 +101,7 @@ def test_without_graphs_every_call_is_launched(trt: TensorRT, planned: Path) -> 
     network = TrtBackend(Bundle(planned), CPU, graphs=False).open(denoiser(planned))
     inputs = example_inputs(network.spec)
     for _ in range(3):
-        assert torch.equal(network(**inputs), FUNCTIONS["denoiser"](inputs, network.spec.output.shape))
+        assert torch.equal(only(network(**inputs)), only(FUNCTIONS["denoiser"](inputs, network.spec)))
     assert len(trt.called("IExecutionContext.execute_async_v3")) == 3
     assert trt.called("cuda.capture", "cuda.replay") == []
 
@@ -147,7 +148,7 @@ def test_a_network_that_needs_more_comes_later(trt: TensorRT, planned: Path) -> 
     trt.calls.clear()
     larger = backend.open(specs(planned)[-1])
     for _ in range(2):
-        assert torch.equal(network(**inputs), FUNCTIONS["denoiser"](inputs, network.spec.output.shape))
+        assert torch.equal(only(network(**inputs)), only(FUNCTIONS["denoiser"](inputs, network.spec)))
     larger(**example_inputs(larger.spec))
     events = [name for name, _ in trt.calls if name.startswith("cuda.") or "memory" in name]
     first = events.index("cuda.synchronize")
@@ -168,9 +169,9 @@ def test_a_network_that_needs_more_comes_later(trt: TensorRT, planned: Path) -> 
 def test_the_output_is_a_buffer_that_the_next_call_writes_over(trt: TensorRT, planned: Path) -> None:
     network = TrtBackend(Bundle(planned), CPU).open(denoiser(planned))
     inputs = example_inputs(network.spec)
-    first = network(**inputs)
+    first = only(network(**inputs))
     kept = first.clone()
-    second = network(**{**inputs, "x": inputs["x"] + 1})
+    second = only(network(**{**inputs, "x": inputs["x"] + 1}))
     assert second.data_ptr() == first.data_ptr()
     assert not torch.equal(second, kept)
 
@@ -179,10 +180,10 @@ def test_inputs_that_are_views_are_read_in_their_own_order(trt: TensorRT, planne
     spec = specs(planned)[0]
     network = TrtBackend(Bundle(planned), CPU).open(spec)
     pixels = example_inputs(spec)["pixels"]
-    expected = network(pixels=pixels).clone()
+    expected = only(network(pixels=pixels)).clone()
     turned = pixels.transpose(2, 3).contiguous().transpose(2, 3)
     assert not turned.is_contiguous()
-    assert torch.equal(network(pixels=turned), expected)
+    assert torch.equal(only(network(pixels=turned)), expected)
 
 
 def test_close_waits_and_frees_from_the_top_down(trt: TensorRT, planned: Path) -> None:

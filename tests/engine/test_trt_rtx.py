@@ -21,6 +21,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable, OutputError, SettingsError
 from svd_engine.networks.parity import example_inputs
 from tests.support import damage, tensorrt_double, tensorrt_plans
+from tests.support.networks import only
 from tests.support.tensorrt_double import GPU, EngineValidity, Fault, TensorRT
 from tests.support.tensorrt_plans import denoiser, specs
 
@@ -44,7 +45,7 @@ def trt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
     """It computes what the fake backend does."""
     double = tensorrt_double.install(monkeypatch, VERSION, TENSORRT_RTX, (8, 9))
     by_key = {spec.key: spec for spec in specs(folder)}
-    double.compute = lambda key, inputs: FUNCTIONS[by_key[key].network](inputs, by_key[key].output.shape)
+    double.compute = lambda key, inputs: FUNCTIONS[by_key[key].network](inputs, by_key[key])
     monkeypatch.setattr("svd_engine.backends.tensorrt.network.driver_version", lambda: "580.65")
     return double
 
@@ -91,7 +92,7 @@ def test_the_runtime_captures_and_not_we(trt: TensorRT, folder: Path) -> None:
     network = opened(folder)
     inputs = example_inputs(network.spec)
     for _ in range(3):
-        assert torch.equal(network(**inputs), FUNCTIONS["denoiser"](inputs, network.spec.output.shape))
+        assert torch.equal(only(network(**inputs)), only(FUNCTIONS["denoiser"](inputs, network.spec)))
     assert len(trt.called("IExecutionContext.execute_async_v3")) == 3
     assert trt.called("cuda.capture", "cuda.replay") == []
 
@@ -273,7 +274,7 @@ def test_a_whole_video_has_a_stage_for_the_compiler(
     assert "compile_kernels" in first.report.stage_ms
     assert "compile_kernels" not in second.report.stage_ms
     assert first.report.stages["denoiser"].backend == "tensorrt-rtx"
-    assert len(list((tmp_path / "kept").iterdir())) == len(first.report.stages) + 1  # two chunks' decoders
+    assert len(list((tmp_path / "kept").iterdir())) == len(first.report.stages)
 
 
 def test_auto_takes_a_fitting_rtx_plan(trt: TensorRT, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +313,7 @@ def test_info_asks_the_library(trt: TensorRT, folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     first = next(iter(info.plan_facts(Bundle(folder)).values()))
-    assert "TensorRT for RTX 1.7.1.116, for sm86, sm89, sm120, float32" in first
+    assert "TensorRT for RTX 1.7.1.116, for sm86, sm89, sm120, float16" in first
     assert first.endswith("; runs on cuda:0")
     trt.faults["Runtime.get_engine_validity"] = Fault(returns=(EngineValidity.INVALID, 4))
     first = next(iter(info.plan_facts(Bundle(folder)).values()))

@@ -44,7 +44,7 @@ def test_watchers_of_a_call(argument: dict[str, Any], message: str) -> None:
     engine, _ = fake_engine()
     with pytest.raises(SettingsError, match=message):
         engine(torch.zeros(1, 3, 8, 8), **argument)
-    assert not engine._open
+    assert not engine.residency._networks
 
 
 @pytest.mark.parametrize("names", ["fused-qkv", 3])

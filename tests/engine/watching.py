@@ -12,8 +12,10 @@ from torch import Tensor
 from svd_engine import VideoEngine
 from svd_engine.backends.choose import Choice
 from svd_engine.backends.fake import FakeBackend
-from svd_engine.residency.source import Source
+from svd_engine.residency.resident import Resident
+from svd_engine.residency.source import EngineSource
 from svd_engine.spec.network import Backend, Network
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.tensors import NetworkSpec
 from tests.engine.test_pipeline import MODEL, PROFILE
 
@@ -30,7 +32,7 @@ class WatchedBackend:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.name, self.device = backend.name, backend.device
+        self.name, self.device, self.movable = backend.name, backend.device, backend.movable
         self.ran: Callable[[str], None] = lambda network: None
         self.open_now: list[str] = []
         self.running = 0
@@ -50,14 +52,14 @@ class _Watched(Network):
         super().__init__(network.spec, network.placement)
         self.network, self.owner = network, owner
 
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.owner.running += 1
         try:
-            output = self.network.run(inputs)
+            outputs = self.network.run(inputs)
             self.owner.ran(self.spec.network)
         finally:
             self.owner.running -= 1
-        return output
+        return outputs
 
     def close(self) -> None:
         self.owner.closed_running |= self.owner.running > 0
@@ -68,16 +70,17 @@ class _Watched(Network):
 def watched(engine: VideoEngine) -> WatchedBackend:
     """Puts a WatchedBackend into `engine`, which is closed first."""
     engine.close()
-    engine.backend = backend = WatchedBackend(engine.backend)
+    engine.residency.backend = backend = WatchedBackend(engine.backend)
     return backend
 
 
 def fake_engine() -> tuple[VideoEngine, WatchedBackend]:
     fake = FakeBackend()
-    source = Source(
+    source = EngineSource(
         name="fake",
         model=MODEL,
-        backend=fake,
+        precision=FLOAT32,
+        residency=Resident(fake),
         choice=Choice("eager", torch.device("cpu"), "a test"),
         default=PROFILE,
         profile_for=lambda settings, videos: PROFILE,

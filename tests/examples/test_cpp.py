@@ -193,9 +193,7 @@ def test_help_and_nothing(programs: Programs) -> None:
     assert subprocess.run([programs.plain], capture_output=True).returncode == 2
 
 
-def test_the_header_can_be_read_at_a_sitting(programs: Programs) -> None:
-    """And compilers have nothing to say about any of it."""
-    assert len((CPP / "svd.hpp").read_text().splitlines()) < 520
+def test_compilers_have_nothing_to_say(programs: Programs) -> None:
     assert not re.search(r"warning", programs.compiling, re.IGNORECASE)
 
 

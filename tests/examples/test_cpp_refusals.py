@@ -180,19 +180,35 @@ def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return lambda bundle: damage.edit(bundle, change)
 
 
+def conditioned(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[Path], None]:
+    """Changes the fields of what the denoiser is told."""
+    return edit(lambda m: change(m["model"]["architecture"]["conditioning"]["fields"]))
+
+
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "expected a folder with manifest.json, got no such folder"),
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "got no such file"),
     "not JSON": (lambda b: (b / "manifest.json").write_text("{"), "expected JSON that follows"),
     "a list": (lambda b: (b / "manifest.json").write_text("[]"), "expected JSON that follows"),
-    "another format": (edit(lambda m: m.update(format=1)), "expected bundle format 2, got format 1"),
+    "another format": (edit(lambda m: m.update(format=1)), "expected bundle format 3, got format 1"),
     "no format": (drop("format"), "key 'format' not found"),
     "no sigma": (drop("model", "sigma_max"), "key 'sigma_max' not found"),
     "no profile": (edit(lambda m: m.update(profiles=[])), "expected 1 to 256 profiles"),
     "no frames": (edit(lambda m: m["profiles"][0].update(frames=0)), "expected frames from 1 to 1024"),
     "a text for a number": (edit(lambda m: m["model"].update(rho="7")), "expected rho from 0.1 to 1000.0"),
-    "a missing tensor": (edit(without_guidance), "guidance float32 [1,3], -> denoised"),
+    "a missing tensor": (edit(without_guidance), "guidance float32 [1,3] -> denoised"),
     "a missing network": (edit(without_encoder), "network vae_encoder-b1-32x48 of bundle"),
+    "a conditioning of another model": (
+        conditioned(lambda fields: fields.pop(0)),
+        "expected fps, motion_bucket_id, noise_aug_strength, got motion_bucket_id, noise_aug_strength",
+    ),
+    "an offset that is none of SVD's": (
+        conditioned(lambda fields: fields[0].update(offset=0.0)), "got fps (per video, offset 0.0), motion"
+    ),
+    "numbers per frame": (
+        conditioned(lambda fields: fields[2].update(per="frame")), "noise_aug_strength (per frame, offset"
+    ),
+    "no conditioning": (drop("model", "architecture", "conditioning"), "key 'conditioning' not found"),
     "a file not listed": (drop("files", "denoiser.bin"), "denoiser.bin without one"),
     "a missing file": (lambda b: (b / "denoiser.bin").unlink(), "got no such file"),
     "a file cut off": (cut, "file denoiser.bin of bundle"),

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnxruntime
 import torch
 
 from svd_engine import VideoEngine
+from svd_engine.bundle.manifest import Runtime
 from svd_engine.checkpoint.configs import describe
 from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.media.image import cover, load_image, to_clip_pixels, to_vae_pixels
 from svd_engine.request import Settings
 from svd_engine.spec.model import Architecture
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import TensorSpec
@@ -38,14 +41,14 @@ def test_every_tensor_is_on_the_page() -> None:
         sizes = tuple(letters.get(size) or int(size) for size in shape.split(", ") if size)
         shown.append((networks[-1], bool(arrow), TensorSpec(name, sizes)))
     described = [
-        (spec.network, tensor is spec.output, tensor)
-        for spec in specs_of(profile, arch)[:4]
-        for tensor in (*spec.inputs, spec.output)
+        (spec.network, tensor in spec.outputs, tensor)
+        for spec in specs_of(profile, arch, FLOAT32)[:4]
+        for tensor in (*spec.inputs, *spec.outputs)
     ]
     assert shown == described
     keys = re.findall(r"`(\w+(?:-[a-zA-Z]+)+)`", PAGE.split("Its key is")[1].split("##")[0])
     named = {"B": "2", "HxW": "576x1024", "F": "5", "GUIDANCE": "batched", "T": "3"}
-    for key, spec in zip(keys, specs_of(profile, arch), strict=False):
+    for key, spec in zip(keys, specs_of(profile, arch, FLOAT32), strict=False):
         parts = [re.sub(r"[A-Z]\w*$", lambda m: named[m[0]], part) for part in key.split("-")]
         assert "-".join(parts) == spec.key
     assert len(keys) == 4
@@ -55,7 +58,9 @@ def test_fields_are_the_manifests(tiny_bundle: Path) -> None:
     schema = json.loads((tiny_bundle / "manifest.schema.json").read_text())
     known = {name for part in [schema, *schema["$defs"].values()] for name in part.get("properties", {})}
     named = set(re.findall(r"`([a-z_]+)`", PAGE))
-    assert named - known == {"batched", "single", "first_latent", "embedding"}
+    values = {"batched", "single", "first_latent", "embedding", *get_args(Runtime)}
+    functions_and_libraries = {"generate", "libnvinfer", "libtensorrt_rtx"}
+    assert named - known == values | functions_and_libraries
     assert f"`format` is {json.loads((tiny_bundle / 'manifest.json').read_text())['format']}." in PAGE
 
 

@@ -36,7 +36,7 @@ int main(int, char** words) {
   const auto video = [&](float value) {
     const svd::Floats clip(networks[0].inputs[0].size(), value), pixels(networks[1].inputs[0].size(), value);
     const svd::Floats noise(pixels.size() + networks[2].output.size(), 0);
-    return svd::generate(bundle, backend, profile, {}, clip, pixels, noise, [](int) {});
+    return svd::generate(bundle, backend, profile, svd::Settings(bundle.model), clip, pixels, noise, [](int) {});
   };
   const std::array<svd::Floats, 2> alone{video(0.02F), video(0.05F)};
   std::array<int, 2> wrong{};

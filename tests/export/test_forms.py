@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from svd_engine.bundle.manifest import Runtime
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import ExportError
-from svd_engine.networks.parity import TOLERANCES, example_inputs
+from svd_engine.networks.parity import example_inputs, tolerance
 from svd_engine.networks.rewrites import rewrites_for
 from svd_export import forms
 from svd_export.compiled import compile_graph
@@ -228,7 +228,7 @@ def test_both_graphs_give_the_same_numbers(half_bundle: Path) -> None:
             runtime_session(bundle.graph(entry.spec, runtime)).run(None, inputs)[0]
             for runtime in forms.RUNTIMES
         )
-        assert np.abs(ours - theirs).max() <= TOLERANCES[entry.dtype] * np.abs(ours).max()
+        assert np.abs(ours - theirs).max() <= tolerance(entry.spec) * np.abs(ours).max()
 
 
 def runtime_session(path: Path) -> Any:

@@ -17,7 +17,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_export import tensorrt_cli
 from svd_export.cli import main
 from svd_export.graph_check import GraphReport, check_graph
-from svd_export.tensorrt_ops import OPSET_LIMITS, SINCE, TYPES, Version
+from svd_export.tensorrt_ops import OPSET_LIMITS, SINCE, TYPES, TensorRTRelease
 from tests.export.test_forms import one_node, taken_apart
 from tests.support import damage
 from tests.support.commands import call
@@ -26,7 +26,7 @@ HALF = TensorProto.FLOAT16
 SHAPE = (1, 2, 6, 16)
 
 
-def report(model: onnx.ModelProto, folder: Path, version: Version = "11") -> GraphReport:
+def report(model: onnx.ModelProto, folder: Path, version: TensorRTRelease = "11") -> GraphReport:
     path = folder / "graph.onnx"
     path.write_bytes(model.SerializeToString())
     return check_graph(path, version)
@@ -55,7 +55,9 @@ def node(op: str, *inputs: str, to: str = "y", **attributes: Any) -> onnx.NodePr
 
 
 def test_versions_are_those_of_the_command_and_the_table() -> None:
-    assert [v.value for v in tensorrt_cli.Version] == list(get_args(Version)) == list(OPSET_LIMITS)
+    assert (
+        [v.value for v in tensorrt_cli.VersionOption] == list(get_args(TensorRTRelease)) == list(OPSET_LIMITS)
+    )
     assert SINCE.keys() <= TYPES.keys()
     assert set(SINCE.values()) <= OPSET_LIMITS.keys()
 
@@ -134,7 +136,7 @@ def test_attention_is_counted_by_the_width_of_its_heads(half_bundle: Path) -> No
 
 
 @pytest.mark.parametrize("version", ["10.14", "11"])
-def test_the_pattern_of_attention(tmp_path: Path, version: Version) -> None:
+def test_the_pattern_of_attention(tmp_path: Path, version: TensorRTRelease) -> None:
     for kind in (TensorProto.FLOAT, HALF):  # half precision has casts around its softmax
         apart = taken_apart(one_node("Attention", kind, {}, q=SHAPE, k=SHAPE, v=SHAPE))
         found = report(apart, tmp_path, version)

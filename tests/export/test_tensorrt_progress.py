@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from svd_export.tensorrt_progress import Progress
+from svd_export.tensorrt_progress import BuildProgress
 
 
 class Clock:
@@ -21,7 +21,7 @@ def clock() -> Clock:
 
 
 def test_a_phase_inside_is_part_of_a_step_outside(clock: Clock) -> None:
-    progress = Progress("denoiser", lambda line: None, clock)
+    progress = BuildProgress("denoiser", lambda line: None, clock)
     assert progress.done == 0
     progress.start("Building", 4)
     progress.step("Building", 0)
@@ -37,7 +37,7 @@ def test_a_phase_inside_is_part_of_a_step_outside(clock: Clock) -> None:
 
 def test_time_left_and_how_often_it_is_said(clock: Clock) -> None:
     said: list[str] = []
-    progress = Progress("denoiser", said.append, clock)
+    progress = BuildProgress("denoiser", said.append, clock)
     progress.start("Building", 10)
     for step in range(5):
         clock.time += 4
@@ -46,7 +46,7 @@ def test_time_left_and_how_often_it_is_said(clock: Clock) -> None:
 
 
 def test_minutes(clock: Clock) -> None:
-    progress = Progress("denoiser", lambda line: None, clock)
+    progress = BuildProgress("denoiser", lambda line: None, clock)
     progress.start("Building", 10)
     clock.time = 120
     progress.step("Building", 1)
@@ -55,7 +55,7 @@ def test_minutes(clock: Clock) -> None:
 
 def test_a_phase_without_steps_and_a_step_of_no_phase(clock: Clock) -> None:
     said: list[str] = []
-    progress = Progress("denoiser", said.append, clock)
+    progress = BuildProgress("denoiser", said.append, clock)
     clock.time = 10
     progress.step("unknown", 3)
     assert said == []

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, shape_inference
 from onnx.external_data_helper import load_external_data_for_tensor
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import ExportError
 from svd_engine.networks.modules import Modules
-from svd_engine.spec.tables import specs_of
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 from svd_export.to_onnx import check, trace
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
@@ -54,14 +53,14 @@ def boundary(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
 @pytest.mark.parametrize("bundle", ["tiny_bundle", "half_bundle"])
 def test_graphs_are_valid_and_have_the_table_s_boundary(bundle: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(bundle)
-    manifest = Bundle(folder).manifest
-    tables = {s.key: s for p in manifest.profiles for s in specs_of(p, manifest.model.architecture)}
+    bundle_ = Bundle(folder)
+    tables = {s.key: s for p in bundle_.manifest.profiles for s in bundle_.specs_of(p)}
     assert {spec.key for spec, _ in graphs(folder)} == tables.keys()
     for spec, model in graphs(folder):
         onnx.checker.check_model(str(folder / f"{spec.key}.onnx"), full_check=True)
         assert [(o.domain, o.version) for o in model.opset_import] == [("", 23)]
         assert boundary(list(model.graph.input)) == tables[spec.key].inputs
-        assert boundary(list(model.graph.output)) == (tables[spec.key].output,)
+        assert boundary(list(model.graph.output)) == tables[spec.key].outputs
 
 
 def test_every_shape_inside_is_static(tiny_bundle: Path) -> None:
@@ -69,7 +68,7 @@ def test_every_shape_inside_is_static(tiny_bundle: Path) -> None:
         inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
         shapes = {v.name: v.type.tensor_type.shape.dim for v in inferred.graph.value_info}
         made = {name for node in model.graph.node for name in node.output}
-        assert made <= shapes.keys() | {spec.output.name}
+        assert made <= shapes.keys() | {tensor.name for tensor in spec.outputs}
         assert all(dim.HasField("dim_value") for dims in shapes.values() for dim in dims)
 
 
@@ -97,7 +96,7 @@ def test_what_is_float16_and_what_is_not(half_bundle: Path) -> None:
         )
         wanted = TensorProto.FLOAT if spec.network == "vae_encoder" else TensorProto.FLOAT16
         assert large.keys() == {wanted}
-        assert entry.dtype == ("float32" if spec.network == "vae_encoder" else "float16")
+        assert str(entry.spec.precision) == ("float32" if spec.network == "vae_encoder" else "float16")
 
 
 def test_two_profiles_share_one_copy_of_the_weights(tiny_bundle: Path) -> None:
@@ -116,7 +115,7 @@ def test_two_profiles_share_one_copy_of_the_weights(tiny_bundle: Path) -> None:
 def test_the_file_holds_the_checkpoint_s_own_numbers(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     """As onnx reads them at the graph's offsets, which are those of pages."""
     spec, model = next(graphs(tiny_bundle, "vae_encoder"))
-    module = Modules(open_checkpoint(str(tiny_checkpoint)), torch.float32).network(spec)
+    module = Modules(open_checkpoint(str(tiny_checkpoint))).network(spec)
     assert all(int(place["offset"]) % 4096 == 0 for place in external(model).values())
     outside = {t.name: t for t in model.graph.initializer if t.name in external(model)}
     named = {name: weight for name, weight in module.state_dict().items() if name in outside}
@@ -144,7 +143,7 @@ def test_the_manifest(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     assert manifest.model == checkpoint.model
     assert (manifest.source.checkpoint, manifest.source.digest) == (str(tiny_checkpoint), checkpoint.digest())
-    assert (manifest.format, manifest.dtype, manifest.opset) == (2, "float32", 23)
+    assert (manifest.format, manifest.precision, manifest.opset) == (3, FLOAT32, 23)
     assert [p.guidance for p in manifest.profiles] == ["batched", "single"]
     assert {(p.frames, p.height, p.width, p.decode_chunk) for p in manifest.profiles} == {
         (FRAMES, HEIGHT, WIDTH, CHUNK)
@@ -170,7 +169,9 @@ class Undecided(nn.Module):
 
 
 def test_a_network_that_cannot_be_traced() -> None:
-    spec = NetworkSpec("toy", "toy-b1", (TensorSpec("pixels", (1, 3)),), TensorSpec("out", (1, 3)))
+    spec = NetworkSpec(
+        "toy", "toy-b1", (TensorSpec("pixels", (1, 3)),), (TensorSpec("out", (1, 3)),), FLOAT32
+    )
     with pytest.raises(ExportError) as caught:
         trace(Undecided(), spec)
     message = str(caught.value)

@@ -39,7 +39,7 @@ def test_every_network_receives_a_plan_that_fits_here(trt: Any, folder: Path) ->
         assert bundle.manifest.files[row.file].sha256 == hashlib.sha256(content).hexdigest()
         assert (row.flavour, row.version) == ("tensorrt", VERSION)
         assert (row.target.gpu, row.target.capabilities) == (GPU, ((9, 0),))
-        assert row.dtype == entry.dtype
+        assert row.precision == entry.spec.precision
         assert row.device_memory_bytes == tensorrt_builder_double.DEVICE_MEMORY
         assert (row.stripped, row.refittable, row.optimization_level) == (False, False, 3)
         assert row.workspace_bytes == 8 * 2**30

@@ -69,7 +69,7 @@ def test_progress_that_cannot_be_said_ends_the_build(
     def broken(*_: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("svd_export.tensorrt_progress.Progress.step", broken)
+    monkeypatch.setattr("svd_export.tensorrt_progress.BuildProgress.step", broken)
     assert "Broken pipe" in fails(folder)
 
 

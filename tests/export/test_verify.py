@@ -87,7 +87,7 @@ def test_the_command_fails_on_perturbed_weights(
 ) -> None:
     perturb(bundle)
     assert call(main, "verify", bundle, "--checkpoint", tiny_checkpoint, "--device", "cpu") == 1
-    assert "error: network denoiser-b1" in capsys.readouterr().err
+    assert "error: denoised of network denoiser-b1" in capsys.readouterr().err
     assert len(Bundle(bundle).manifest.parity) == 6
 
 
@@ -130,7 +130,9 @@ def test_nan_is_an_error_that_names_the_network(
     """It could not be written as JSON either."""
     entry = Bundle(tiny_bundle).manifest.networks[0]
     with pytest.raises(NonFiniteOutput) as caught:
-        difference(entry, "onnxruntime cpu", torch.tensor([1.0, got]), torch.tensor([1.0, reference]))
+        difference(
+            entry, "embedding", "onnxruntime cpu", torch.tensor([1.0, got]), torch.tensor([1.0, reference])
+        )
     assert "network image_encoder-b1: expected finite numbers, got NaN or infinity" in str(caught.value)
     assert caught.value.got.endswith(blamed)
     assert remedy in caught.value.remedy
@@ -138,7 +140,7 @@ def test_nan_is_an_error_that_names_the_network(
 
 def row(tiny_bundle: Path, got: list[float], reference: list[float]) -> ParityEntry:
     entry = Bundle(tiny_bundle).manifest.networks[0]
-    return difference(entry, "any", torch.tensor(got), torch.tensor(reference))
+    return difference(entry, "embedding", "any", torch.tensor(got), torch.tensor(reference))
 
 
 def test_what_the_numbers_are(tiny_bundle: Path) -> None:

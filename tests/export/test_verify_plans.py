@@ -37,7 +37,8 @@ def rows(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, off: float) ->
     build_plans(Bundle(folder))
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
     reference = torch.linspace(-1, 1, 9)
-    monkeypatch.setattr(module, "outputs", lambda *_: (reference, reference + off))
+    pair = ({"out": reference}, {"out": reference + off})
+    monkeypatch.setattr(module, "outputs", lambda *_: pair)
     return verify_plans(Bundle(folder), TENSORRT, torch.device("cuda", 0), lambda line: None)
 
 

@@ -14,15 +14,16 @@ import onnx
 import pytest
 import torch
 
-from svd_bench.compiling import CompileCase, compiled_in_child
+from svd_bench.compiled.compiling import CompileCase, compiled_in_child
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import random_checkpoint
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import denoiser
 from svd_export.graph_check import check_graph
-from svd_export.tensorrt_ops import Version
+from svd_export.tensorrt_ops import TensorRTRelease
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 
@@ -51,7 +52,7 @@ def test_exports_in_half_precision(family: str, frames: int, tmp_path: Path) -> 
 
     bundle = Bundle(target)
     manifest = bundle.manifest
-    assert (manifest.dtype, manifest.model.random_weights) == ("float16", True)
+    assert (str(manifest.precision), manifest.model.random_weights) == ("float16", True)
     assert [(p.frames, p.height, p.width) for p in manifest.profiles] == [(frames, 576, 1024)]
     for entry in manifest.networks:
         graph = onnx.load(bundle.graph(entry.spec, "onnxruntime"), load_external_data=False).graph
@@ -70,7 +71,7 @@ APART = {"image_encoder": {}, "vae_encoder": {512: 1}, "denoiser": {}, "vae_deco
 
 def hold_against_the_compiler(bundle: Bundle) -> None:
     """TensorRT's table fits all; its compiler takes the large two for sm89 in 12 GiB."""
-    versions: tuple[Version, ...] = ("10.14", "11")
+    versions: tuple[TensorRTRelease, ...] = ("10.14", "11")
     for entry in bundle.manifest.networks:
         network, graph = entry.spec.network, bundle.graph(entry.spec, "tensorrt")
         for version in versions:
@@ -98,10 +99,10 @@ def test_diffusers_attends_twice_as_often() -> None:
 def test_the_full_unet_equals_diffusers_in_float32(capsys: pytest.CaptureFixture[str]) -> None:
     """14 frames of 64x128 through our denoiser, rewrites on, and diffusers' own UNet: 1e-4 relative."""
     checkpoint = random_checkpoint("svd")
-    spec = denoiser(Profile(14, 64, 128), checkpoint.model.architecture)
+    spec = denoiser(Profile(14, 64, 128), checkpoint.model.architecture, FLOAT32)
     inputs = example_inputs(spec)
     with torch.no_grad():
-        ours = Modules(checkpoint, torch.float32).network(spec)(**inputs)
+        ours = Modules(checkpoint).network(spec)(**inputs)
         unet = checkpoint.load("unet", torch.float32)
         expected = reference(unet, inputs)
     relative = float((ours - expected).abs().max() / expected.abs().max())

@@ -74,7 +74,7 @@ def encoded(bundle: Path) -> None:
 
 
 def deep(bundle: Path) -> None:
-    (bundle / MANIFEST).write_text('{"format": 2, "model": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    (bundle / MANIFEST).write_text('{"format": 3, "model": ' + "[" * 100_000 + "]" * 100_000 + "}")
 
 
 def target(capabilities: Any = ((9, 0),)) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def plan(**fields: Any) -> Spoil:
         "flavour": "tensorrt",
         "version": "10.13.0.35",
         "target": target(),
-        "dtype": "float32",
+        "precision": {"weights": "float32", "activations": "float32"},
         "graph_sha256": "0" * 64,
         "weights_sha256": "0" * 64,
         "stripped": False,
@@ -102,14 +102,21 @@ def plan(**fields: Any) -> Spoil:
 
 
 def parity(**fields: Any) -> Spoil:
-    row = {"network": "image_encoder-b1", "backend": "b", "max_abs": 0.0, "relative": 0.0, "cosine": 1.0}
+    row = {
+        "network": "image_encoder-b1",
+        "output": "embedding",
+        "backend": "b",
+        "max_abs": 0.0,
+        "relative": 0.0,
+        "cosine": 1.0,
+    }
     return field("parity", value=[{**row, "tolerance": 1e-4, **fields}])
 
 
 PROFILE, ARCHITECTURE, SHAPE = (
     ("profiles", 0),
     ("model", "architecture"),
-    ("networks", 0, "spec", "output", "shape"),
+    ("networks", 0, "spec", "outputs", 0, "shape"),
 )
 SHA = ("files", "image_encoder.bin", "sha256")
 
@@ -170,12 +177,12 @@ HOSTILE: dict[str, Spoil] = {
     "clip_mean of four": field("model", "clip_mean", value=[0.5] * 4),
     "random weights as a number": field("model", "random_weights", value=1),
     "format true": field("format", value=True),
-    "format 1.0": field("format", value=2.0),
-    "format as text": field("format", value="2"),
+    "format 1.0": field("format", value=3.0),
+    "format as text": field("format", value="3"),
     "format of the future": field("format", value=2**40),
     "opset 0": field("opset", value=0),
     "opset true": field("opset", value=True),
-    "another dtype": field("dtype", value="int8"),
+    "another dtype": field("precision", "weights", value="int8"),
     "another form": field("form", value="dense"),
     "a file of fewer than no bytes": field("files", "image_encoder.bin", "bytes", value=-1),
     "a file of 2^60 bytes": field("files", "image_encoder.bin", "bytes", value=2**60),
@@ -190,7 +197,7 @@ HOSTILE: dict[str, Spoil] = {
     "an unknown field": field("colour", value="blue"),
     "an unknown field of the model": field("model", "colour", value="blue"),
     "an unknown field of a profile": field(*PROFILE, "colour", value="blue"),
-    "an unknown field of a tensor": field("networks", 0, "spec", "output", "colour", value="blue"),
+    "an unknown field of a tensor": field("networks", 0, "spec", "outputs", 0, "colour", value="blue"),
     "versions as a list": field("versions", value=[]),
     "a version as a number": field("versions", value={"torch": 2}),
     "a parity of NaN": parity(cosine=float("nan")),
@@ -207,15 +214,15 @@ HOSTILE: dict[str, Spoil] = {
     "a plan stripped in words": plan(stripped="yes"),
     "a plan of no network": plan(network="none"),
     "a plan of no file": plan(file="none.plan"),
-    "a key twice": text('"format": 2', '"format": 2, "format": 2'),
+    "a key twice": text('"format": 3', '"format": 3, "format": 3'),
     "a key twice inside": text('"sigma_max": 700.0', '"sigma_max": 700.0, "sigma_max": 7e2'),
-    "a key twice by an escape": text('"format": 2', '"format": 2, "f\\u006frmat": 2'),
+    "a key twice by an escape": text('"format": 3', '"format": 3, "f\\u006frmat": 3'),
     "a network twice": lambda bundle: damage.edit(bundle, lambda m: m["networks"].append(m["networks"][0])),
     "guidance beyond any": field("model", "max_guidance_scale", value=1e308),
     "a terminal's commands in a name": field("model", "name", value="svd\x1b[31m"),
     "a name without end": field("model", "name", value="x" * 100_000),
-    "a comma too many": text('"format": 2', '"format": 2,'),
-    "a comment": text('"format": 2', '/* one */ "format": 2'),
+    "a comma too many": text('"format": 3', '"format": 3,'),
+    "a comment": text('"format": 3', '/* one */ "format": 3'),
     "more after the end": longer,
     "a byte order mark": marked,
     "UTF-16": encoded,

@@ -18,6 +18,7 @@ import onnx
 import pytest
 import torch
 
+from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 from tests.support import tensorrt_double
 from tests.support.tensorrt_double import Recorded, TensorRT
@@ -180,7 +181,7 @@ def spec_of(graph: Path) -> NetworkSpec:
         for value in values:
             yield TensorSpec(value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim))
 
-    return NetworkSpec("any", key_of(graph), tuple(table(read.input)), *table(read.output))
+    return NetworkSpec("any", key_of(graph), tuple(table(read.input)), tuple(table(read.output)), FLOAT32)
 
 
 def forget_polygraphy(monkeypatch: pytest.MonkeyPatch) -> None:

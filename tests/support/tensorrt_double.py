@@ -2,8 +2,8 @@
 
 `install` puts it where an import finds it.  It records every call in order, fails where a test says
 so, and reads and writes memory at the addresses that it was given, so a wrong address is a wrong video.
-What a network computes is up to the test: `compute(key, inputs) -> output`.  A plan is JSON here, of the
-form that `tensorrt_plans.plan_of` gives.
+What a network computes is up to the test: `compute(key, inputs) -> outputs`, by name.  A plan is JSON
+here, of the form that `tensorrt_plans.plan_of` gives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from svd_engine.backends.tensorrt import library as trt_library
 from svd_engine.bundle.flavours import TENSORRT, Flavour
 
 GPU, CAPABILITY, VERSION = "NVIDIA Any 80GB", (9, 0), "10.14.1.48"
-Compute = Callable[[str, Mapping[str, Tensor]], Tensor]
+Compute = Callable[[str, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 class Severity(Enum):
@@ -294,14 +294,15 @@ class Launch:
         assert context.engine.refitted, "an engine without its weights"
         assert self.memory[1] >= plan["device_memory"], f"{self.memory[1]} bytes for {plan['key']}"
         cuda.check_alive(self.memory[0])
-        inputs = {}
+        inputs, outputs = {}, {}
         for name, row in plan["tensors"].items():
             cuda.check_alive(self.addresses[name])
             if row["mode"] == "INPUT":
                 inputs[name] = memory_at(self.addresses[name], row["shape"]).clone()
             else:
-                output = memory_at(self.addresses[name], row["shape"])
-        output.copy_(context.trt.compute(plan["key"], inputs))
+                outputs[name] = memory_at(self.addresses[name], row["shape"])
+        for name, made in context.trt.compute(plan["key"], inputs).items():
+            outputs[name].copy_(made)
 
 
 class Weights(Recorded):
@@ -418,7 +419,7 @@ def install(
     return trt
 
 
-def nothing(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
+def nothing(key: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     raise AssertionError(f"{key} ran, and the test gave it nothing to compute")
 
 

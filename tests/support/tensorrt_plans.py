@@ -13,7 +13,6 @@ from svd_engine.bundle.flavours import Host, Target, card_target
 from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.plans import plan_file
 from svd_engine.bundle.reading import Bundle
-from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 from tests.support import damage
 from tests.support.tensorrt_double import CAPABILITY, GPU, VERSION
@@ -25,7 +24,7 @@ def plan_of(
     spec: NetworkSpec, device_memory: int = 1024, weights: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """A plan of a network's table; with `weights`, their TensorRT types by name, it is a stripped one."""
-    rows = [("INPUT", t) for t in spec.inputs] + [("OUTPUT", spec.output)]
+    rows = [("INPUT", t) for t in spec.inputs] + [("OUTPUT", t) for t in spec.outputs]
     return {
         "key": spec.key,
         "tensors": {
@@ -40,8 +39,8 @@ def plan_of(
 
 def specs(folder: Path) -> list[NetworkSpec]:
     """Every network of a bundle, in the order in which its profiles call them."""
-    manifest = Bundle(folder).manifest
-    return list(dict.fromkeys(chain(*(specs_of(p, manifest.model.architecture) for p in manifest.profiles))))
+    bundle = Bundle(folder)
+    return list(dict.fromkeys(chain(*map(bundle.specs_of, bundle.manifest.profiles))))
 
 
 def denoiser(folder: Path) -> NetworkSpec:
@@ -64,11 +63,11 @@ def add_plan(
     row = PlanEntry.model_validate(
         {
             "network": spec.key,
-            "file": plan_file(spec.key, host.flavour, host.version, target, network.dtype),
+            "file": plan_file(spec.key, host.flavour, host.version, target, spec.precision),
             "flavour": host.flavour,
             "version": host.version,
             "target": target,
-            "dtype": network.dtype,
+            "precision": spec.precision,
             "graph_sha256": files[bundle.graph_name(spec, "tensorrt")].sha256,
             "weights_sha256": files[network.weights].sha256,
             "stripped": plan["stripped"],

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch.nn import functional as F
 
-from svd_bench.held_out import held_out
+from svd_bench.quality.held_out import held_out
 from svd_engine.media.image import to_vae_pixels
 
 

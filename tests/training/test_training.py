@@ -21,7 +21,7 @@ from diffusers.models.activations import GEGLU
 from images import PHOTOGRAPHS, Source
 from numpy.typing import NDArray
 
-from svd_bench import held_out
+from svd_bench.quality import held_out
 from svd_engine.checkpoint.opening import open_checkpoint
 
 

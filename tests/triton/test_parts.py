@@ -18,7 +18,7 @@ from PIL import Image
 from svd_engine.errors import BackendError, ImageError, NonFiniteOutput, SettingsError
 from svd_engine.media.image import decode_image, load_image
 from svd_engine.serving.triton import inputs
-from svd_engine.serving.triton.metrics import OUTCOMES
+from svd_engine.serving.triton.metrics import REQUEST_OUTCOMES
 from svd_engine.serving.watch import Watch
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.support.paths import PHOTOGRAPH
@@ -141,14 +141,14 @@ def test_a_client_that_cancels_stops_its_request_before_any_network(
     response = execute(model, lambda: next(asks), num_inference_steps=np.int32([2]))
     assert (response.error.code, str(response.error)) == ("cancelled", "cancelled by the client")
     assert ran == NETWORKS[:calls]
-    assert model.metrics._requests.values == {**dict.fromkeys(OUTCOMES, 0.0), "cancelled": 1.0}
+    assert model.metrics._requests.values == {**dict.fromkeys(REQUEST_OUTCOMES, 0.0), "cancelled": 1.0}
     assert execute(model).error is None
 
 
 def test_a_bad_request_is_refused_and_counted(model: Any) -> None:
     for bad in ({"image": np.array([b"hello"], object)}, {"fps": np.int32([0])}):
         assert execute(model, **bad).error.code == "invalid"
-    assert model.metrics._requests.values == {**dict.fromkeys(OUTCOMES, 0.0), "refused": 2.0}
+    assert model.metrics._requests.values == {**dict.fromkeys(REQUEST_OUTCOMES, 0.0), "refused": 2.0}
 
 
 def test_a_stream_tells_every_step_and_shows_what_is_due(model: Any) -> None:
@@ -189,7 +189,11 @@ def test_what_fails_for_good_is_not_ready(
         assert not model.is_ready()
     assert execute(model).error is None
     assert model.is_ready()
-    assert model.metrics._requests.values == {**dict.fromkeys(OUTCOMES, 0.0), "failed": 1.0, "done": 1.0}
+    assert model.metrics._requests.values == {
+        **dict.fromkeys(REQUEST_OUTCOMES, 0.0),
+        "failed": 1.0,
+        "done": 1.0,
+    }
 
 
 def test_black_frames_fail_one_request(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +205,6 @@ def test_black_frames_fail_one_request(model: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_outcomes_are_counted_from_zero(model: Any) -> None:
-    assert model.metrics._requests.values == dict.fromkeys(OUTCOMES, 0.0)
+    assert model.metrics._requests.values == dict.fromkeys(REQUEST_OUTCOMES, 0.0)
     execute(model)
-    assert model.metrics._requests.values == {**dict.fromkeys(OUTCOMES, 0.0), "done": 1.0}
+    assert model.metrics._requests.values == {**dict.fromkeys(REQUEST_OUTCOMES, 0.0), "done": 1.0}

@@ -17,7 +17,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import SettingsError
 from svd_engine.serving.triton.inputs import CALL
 from svd_export.cli import main
-from svd_export.triton import Service, seconds, write_repository
+from svd_export.triton import QueueLimits, seconds, write_repository
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.support import damage, tensorrt_plans
 from tests.support.commands import call
@@ -126,7 +126,7 @@ def test_a_plan_is_a_tensorrt_model_on_a_gpu(tiny_half_bundle: Path, tmp_path: P
     specs = {spec.network: spec for spec in tensorrt_plans.specs(folder)}
     whole = tensorrt_plans.add_plan(folder, specs["denoiser"], stripped=False)
     tensorrt_plans.add_plan(folder, specs["vae_decoder"], stripped=True)
-    names = write_repository(Bundle(folder), tmp_path / "models", Service())
+    names = write_repository(Bundle(folder), tmp_path / "models", QueueLimits())
     (name,) = set(names) - {*VIDEO_MODELS, *(entry.spec.key for entry in Bundle(folder).manifest.networks)}
     assert f"{name}.plan" == whole.file
     model = config(tmp_path / "models" / name / "config.pbtxt")
@@ -174,4 +174,4 @@ def test_a_damaged_bundle_or_a_taken_place_leaves_nothing(
 
 def test_a_service_s_numbers_are_checked() -> None:
     with pytest.raises(SettingsError, match="instances"):
-        Service(instances=True)
+        QueueLimits(instances=True)

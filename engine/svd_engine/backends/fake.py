@@ -21,13 +21,14 @@ class FakeNetwork(Network):
         super().__init__(spec, Placement("fake", "cpu", "float32"))
         self.calls = calls
 
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.calls.append(self.spec.network)
-        return FUNCTIONS[self.spec.network](inputs, self.spec.output.shape)
+        return FUNCTIONS[self.spec.network](inputs, self.spec)
 
 
 class FakeBackend:
     name = "fake"
+    movable = False
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -40,30 +41,34 @@ class FakeBackend:
         self.calls.clear()
 
 
-def _image_encoder(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+def _image_encoder(inputs: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
     brightness = inputs["pixels"].mean(dim=(1, 2, 3))  # [B]
-    return torch.tanh(brightness[:, None, None] * torch.linspace(-1, 1, shape[-1], dtype=torch.float32))
+    channels = torch.linspace(-1, 1, spec.outputs[0].shape[-1], dtype=torch.float32)
+    return {"embedding": torch.tanh(brightness[:, None, None] * channels)}
 
 
-def _vae_encoder(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    small = torch.nn.functional.adaptive_avg_pool2d(inputs["pixels"], (shape[-2], shape[-1]))  # [B, 3, h, w]
-    return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
+def _vae_encoder(inputs: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
+    h, w = spec.outputs[0].shape[-2:]
+    small = torch.nn.functional.adaptive_avg_pool2d(inputs["pixels"], (h, w))  # [B, 3, h, w]
+    return {"latent": torch.cat([small, small.mean(1, keepdim=True)], dim=1)}
 
 
-def _denoiser(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+def _denoiser(inputs: Mapping[str, Tensor], _spec: NetworkSpec) -> dict[str, Tensor]:
     x, sigma, first = inputs["x"], inputs["sigma"], inputs["first_latent"]
-    ids = torch.tanh(inputs["time_ids"].sum(1) / 100 + inputs["embedding"].mean(dim=(1, 2)))  # [B]
-    scale = inputs.get("guidance", torch.ones(shape[:2], dtype=torch.float32))  # [B, F]
+    told = inputs["time_ids"].flatten(1).sum(1) / 100
+    ids = torch.tanh(told + inputs["embedding"].mean(dim=(1, 2)))  # [B]
+    scale = inputs.get("guidance", torch.ones(x.shape[:2], dtype=torch.float32))  # [B, F]
     clean = first[:, None] * (1 + 0.1 * (scale * ids[:, None])[:, :, None, None, None])
     c_skip = preconditioning.c_skip(sigma)
-    return c_skip * x + (1 - c_skip) * clean
+    return {"denoised": c_skip * x + (1 - c_skip) * clean}
 
 
-def _vae_decoder(inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    return torch.nn.functional.interpolate(inputs["latent"][:, :3], size=shape[-2:]).clamp(-1, 1)
+def _vae_decoder(inputs: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
+    size = spec.outputs[0].shape[-2:]
+    return {"frames": torch.nn.functional.interpolate(inputs["latent"][:, :3], size=size).clamp(-1, 1)}
 
 
-FUNCTIONS: dict[str, Callable[[Mapping[str, Tensor], tuple[int, ...]], Tensor]] = {
+FUNCTIONS: dict[str, Callable[[Mapping[str, Tensor], NetworkSpec], dict[str, Tensor]]] = {
     "image_encoder": _image_encoder,
     "vae_encoder": _vae_encoder,
     "denoiser": _denoiser,

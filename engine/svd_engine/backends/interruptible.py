@@ -17,9 +17,9 @@ class InterruptibleNetwork(Network):
         super().__init__(network.spec, network.placement)
         self.network, self.check, self.observer = network, check, observer
 
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.check()
-        output = self.network.run(inputs)
+        outputs = self.network.run(inputs)
         self.placement = self.network.placement  # a swapped one knows it from here on
         self.observer.on_network_run(self.spec.network)
-        return output
+        return outputs

@@ -30,14 +30,17 @@ class OrtNetwork(Network):
         super().__init__(spec, placement)
         self.session = session
         self.device = torch.device(placement.device)
-        self.output = torch.empty(spec.output.shape, dtype=torch.float32, device=self.device)
+        self.outputs = {
+            t.name: torch.empty(t.shape, dtype=torch.float32, device=self.device) for t in spec.outputs
+        }
 
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         binding = self.session.io_binding()
         held = {name: tensor.contiguous() for name, tensor in inputs.items()}
         for name, tensor in held.items():
             binding.bind_input(name, *self._where(tensor))
-        binding.bind_output(self.spec.output.name, *self._where(self.output))
+        for name, tensor in self.outputs.items():
+            binding.bind_output(name, *self._where(tensor))
         if self.device.type == "cuda":  # ONNX Runtime has a stream of its own
             torch.cuda.current_stream(self.device).synchronize()
         try:
@@ -49,17 +52,18 @@ class OrtNetwork(Network):
                 got=str(error).strip(),
                 remedy="If memory ran out, export a smaller profile (decode chunk, single guidance).",
             ) from error
-        return self.output
+        return dict(self.outputs)
 
     def _where(self, tensor: Tensor) -> tuple[str, int, type[np.float32], list[int], int]:
         return self.device.type, self.device.index or 0, np.float32, list(tensor.shape), tensor.data_ptr()
 
     def close(self) -> None:
-        del self.session, self.output
+        del self.session, self.outputs
 
 
 class OrtBackend:
     name = "onnxruntime"
+    movable = False
 
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
         self.runtime = load_runtime(device)
@@ -80,7 +84,7 @@ class OrtBackend:
                 'it needs, or use device="cpu".',
             )
         detail = f"onnxruntime {self.runtime.__version__} {used[0]}"
-        placement = Placement("onnxruntime", str(self.device), self.bundle.dtype_of(spec), detail)
+        placement = Placement("onnxruntime", str(self.device), str(spec.precision), detail)
         return OrtNetwork(spec, session, placement)
 
     def _session(self, path: Path, provider: str) -> Any:

@@ -44,16 +44,16 @@ class BackendEntry:
         return install_line(self.extras[device]) if device in self.extras else ""
 
 
-def _eager(modules: Modules, _device: torch.device, _jit_cache: Path | None) -> Backend:
+def _eager(modules: Modules, device: torch.device, _jit_cache: Path | None) -> Backend:
     from svd_engine.backends.torch.eager import EagerBackend
 
-    return EagerBackend(modules)
+    return EagerBackend(modules, device)
 
 
-def _compiled(modules: Modules, _device: torch.device, _jit_cache: Path | None) -> Backend:
+def _compiled(modules: Modules, device: torch.device, _jit_cache: Path | None) -> Backend:
     from svd_engine.backends.torch.compiled import CompiledBackend
 
-    return CompiledBackend(modules)
+    return CompiledBackend(modules, device)
 
 
 def _onnxruntime(bundle: Bundle, device: torch.device, _jit_cache: Path | None) -> Backend:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svd_engine.errors import BackendUnavailable, BundleError
+
+if TYPE_CHECKING:
+    import onnx
 
 GRAPH_BYTES = 256 * 2**20  # of a file without its weights; SVD's largest is below one MiB
 
 
-def read_graph(graph: Path) -> Any:
+def read_graph(graph: Path) -> onnx.ModelProto:
     """The ModelProto of an ONNX file, its weights left where they are.
 
     Raises BundleError for an unreadable graph or one above GRAPH_BYTES, BackendUnavailable without onnx.
@@ -48,7 +51,7 @@ def read_graph(graph: Path) -> Any:
         ) from error
 
 
-def check_external_data(graph: Path, model: Any, weights: str) -> None:
+def check_external_data(graph: Path, model: onnx.ModelProto, weights: str) -> None:
     """Weights may lie in the graph, or in the file `weights` beside it, and nowhere else.
 
     `model` is the graph's ModelProto.  Raises BundleError for another path.
@@ -69,7 +72,7 @@ def check_external_data(graph: Path, model: Any, weights: str) -> None:
             )
 
 
-def _tensors(message: Any, kind: type) -> Iterator[Any]:
+def _tensors(message: Any, kind: type[onnx.TensorProto]) -> Iterator[onnx.TensorProto]:
     """Every TensorProto inside a message, wherever the format allows one: initializers, node attributes,
     subgraphs, functions, sparse tensors, training graphs."""
     for field, value in message.ListFields():

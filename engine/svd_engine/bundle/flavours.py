@@ -21,7 +21,7 @@ from svd_engine.install import install_line
 from svd_engine.spec import bounds
 
 FlavourName = Literal["tensorrt", "tensorrt-rtx"]
-Capability = tuple[bounds.Capability, bounds.Capability]  # compute capability of a GPU: (8, 9)
+Capability = tuple[bounds.CapabilityNumber, bounds.CapabilityNumber]  # compute capability of a GPU: (8, 9)
 AMPERE: Capability = (8, 0)
 
 

@@ -7,22 +7,27 @@ follows from constants alone while it loads, so that a few bytes can ask for any
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from svd_engine.errors import BundleError
 from svd_engine.spec.tensors import NetworkSpec, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 CONSTANT_BYTES = 2**30  # of what is computed from constants alone, beyond the size of the weights
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # share the memory of their first input
 
 
-def check_limits(graph: Path, model: Any, spec: NetworkSpec, weights_bytes: int, memory: int | None) -> None:
-    """Holds a graph against its network's table and against memory.  `model` is its ModelProto.
+def check_limits(
+    graph: Path, model: onnx.ModelProto, spec: NetworkSpec, weights_bytes: int, memory: int | None
+) -> None:
+    """Holds a graph against its network's table and against memory.
 
-    Raises BundleError when its inputs or output are not those of `spec`; when a tensor inside has no static
+    Raises BundleError when its inputs or outputs are not those of `spec`; when a tensor inside has no static
     shape, or one that contradicts another; when constants alone make more than `weights_bytes` and
     CONSTANT_BYTES; when the tensors of one run cannot fit into `memory` bytes, None being any amount.
     """
@@ -42,7 +47,7 @@ def check_limits(graph: Path, model: Any, spec: NetworkSpec, weights_bytes: int,
         )
 
 
-def peak_bytes(graph: Any, sizes: dict[str, int]) -> int:
+def peak_bytes(graph: onnx.GraphProto, sizes: dict[str, int]) -> int:
     """Bytes alive at once, at least: the tensors of `sizes` that are still to be read after some node.
 
     A lower bound, because a runtime may compute in place: a node's inputs are not counted with its outputs.
@@ -67,20 +72,20 @@ def peak_bytes(graph: Any, sizes: dict[str, int]) -> int:
     return peak
 
 
-def _check_table(graph: Path, content: Any, spec: NetworkSpec) -> None:
+def _check_table(graph: Path, content: onnx.GraphProto, spec: NetworkSpec) -> None:
     weights = {tensor.name for tensor in content.initializer}
     inputs = {_declared(value) for value in content.input if value.name not in weights}
     expected = {str(tensor) for tensor in spec.inputs}
     outputs = {_declared(value) for value in content.output}
-    if inputs != expected or outputs != {str(spec.output)}:
+    if inputs != expected or outputs != {str(tensor) for tensor in spec.outputs}:
         raise _refused(
             graph,
-            f"{', '.join(sorted(expected))} -> {spec.output}",
+            f"{', '.join(sorted(expected))} -> {', '.join(sorted(map(str, spec.outputs)))}",
             f"{', '.join(sorted(inputs))} -> {', '.join(sorted(outputs))}",
         )
 
 
-def _declared(value: Any) -> str:
+def _declared(value: onnx.ValueInfoProto) -> str:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     kind = value.type.tensor_type
@@ -89,7 +94,7 @@ def _declared(value: Any) -> str:
     return str(TensorSpec(value.name, shape, name))
 
 
-def _sizes(graph: Path, model: Any) -> dict[str, int]:
+def _sizes(graph: Path, model: onnx.ModelProto) -> dict[str, int]:
     """Bytes of every tensor inside but the weights that lie in another file."""
     import onnx
     from onnx.external_data_helper import uses_external_data
@@ -126,7 +131,7 @@ def _sizes(graph: Path, model: Any) -> dict[str, int]:
     return sizes
 
 
-def _hidden(model: Any) -> Iterator[str]:
+def _hidden(model: onnx.ModelProto) -> Iterator[str]:
     """Where shape inference over the main graph does not look."""
     yield from (f"a function {function.name!r}" for function in model.functions)
     yield from (f"a sparse tensor {t.values.name!r}" for t in model.graph.sparse_initializer)
@@ -135,7 +140,7 @@ def _hidden(model: Any) -> Iterator[str]:
             yield f"a graph inside {node.op_type} {node.name!r}"
 
 
-def _constants(graph: Any) -> set[str]:
+def _constants(graph: onnx.GraphProto) -> set[str]:
     """What follows from constants alone, without the weights that lie in another file."""
     from onnx.external_data_helper import uses_external_data
 
@@ -147,7 +152,7 @@ def _constants(graph: Any) -> set[str]:
     return constants - outside
 
 
-def _bytes(kind: int, sides: Any) -> int:
+def _bytes(kind: int, sides: Sequence[int]) -> int:
     """Never less than the runtime takes: types below a byte count as one."""
     from onnx.helper import tensor_dtype_to_np_dtype
 

@@ -19,18 +19,17 @@ from svd_engine.errors import BundleError, SettingsError
 from svd_engine.shell import quoted
 from svd_engine.spec.bounds import Bytes, Count, Finite, Opset, OptimizationLevel, Positive, Sha256, Text
 from svd_engine.spec.model import Architecture, Model
+from svd_engine.spec.precision import DTYPE_OPTIONS, Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import too_large
 from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.spec.weights import Family, WeightFile
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 * 2**20  # at most; one network takes about 1000
 SCHEMA = "manifest.schema.json"
-DType = Literal["float32", "float16", "bfloat16"]
 Runtime = Literal["onnxruntime", "tensorrt"]  # that a graph is for; tensorrt: of either flavour
-DTYPE_OPTIONS: dict[DType, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class _Strict(BaseModel):
@@ -42,7 +41,7 @@ class FileEntry(_Strict):
     sha256: Sha256
 
 
-class Source(_Strict):
+class CheckpointSource(_Strict):
     checkpoint: Text  # as the user named it
     digest: Text  # Checkpoint.digest(): sha256 over its weights and configs
     variant: Text | None = None  # of the weight files, as the user asked for it
@@ -51,7 +50,6 @@ class Source(_Strict):
 
 class NetworkEntry(_Strict):
     spec: NetworkSpec
-    dtype: DType  # of weights and activations; the boundary is float32
     graphs: Annotated[dict[Runtime, str], Field(min_length=1)]  # file names; the same function, same weights
     weights: str  # file name
 
@@ -64,9 +62,10 @@ class RewriteEntry(_Strict):
 
 
 class ParityEntry(_Strict):
-    """One network of this bundle against eager torch in float32, same weights, same inputs."""
+    """One output of a network of this bundle against eager torch in float32, same weights, same inputs."""
 
     network: Text  # key
+    output: Text
     backend: Text
     max_abs: Finite
     relative: Finite  # max_abs over the largest absolute value of the reference
@@ -92,7 +91,7 @@ class PlanEntry(_Strict):
     flavour: FlavourName
     version: Text  # of that TensorRT; no other reads it
     target: Target  # the cards that it runs on
-    dtype: DType  # of weights and activations; the boundary is float32
+    precision: Precision
     graph_sha256: Sha256  # of the ONNX graph and weights that it was built from
     weights_sha256: Sha256
     stripped: bool  # it holds no weights: they come from the network's weights file when it is loaded
@@ -104,10 +103,10 @@ class PlanEntry(_Strict):
 
 
 class Manifest(_Strict):
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     model: Model
-    source: Source
-    dtype: DType
+    source: CheckpointSource
+    precision: Precision  # that was asked for; a network's spec has its own
     opset: Opset
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1, max_length=256)]
     networks: Annotated[tuple[NetworkEntry, ...], Field(max_length=4096)]
@@ -211,7 +210,9 @@ def _export_of(document: object) -> str:
     """What makes the bundle of a manifest of whatever format again, as far as its fields can be read."""
     fields = document if isinstance(document, dict) else {}
     source = _checkpoint_of(fields.get("source"))
-    written = (option for dtype, option in DTYPE_OPTIONS.items() if dtype == fields.get("dtype"))
+    named = fields.get("precision", fields.get("dtype"))  # formats 1 and 2 had one type for both
+    dtype = named.get("weights") if isinstance(named, dict) else named
+    written = (option for known, option in DTYPE_OPTIONS.items() if known == dtype)
     precision = " ".join(f"--dtype {option}" for option in written)
     try:
         listed = json.dumps(fields.get("profiles"))

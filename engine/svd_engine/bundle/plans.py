@@ -6,15 +6,16 @@ A plan is made by one flavour and version of TensorRT, from one ONNX graph and i
 from __future__ import annotations
 
 from svd_engine.bundle.flavours import FLAVOURS, FlavourName, Host, Target, slug
-from svd_engine.bundle.manifest import DType, PlanEntry
+from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.reading import ABSENT, Bundle
 from svd_engine.errors import BackendUnavailable
+from svd_engine.spec.precision import Precision
 from svd_engine.spec.tensors import NetworkSpec
 
 
-def plan_file(key: str, flavour: FlavourName, version: str, target: Target, dtype: DType) -> str:
+def plan_file(key: str, flavour: FlavourName, version: str, target: Target, precision: Precision) -> str:
     """Name of a plan's file: letters, digits, dots, underscores and hyphens."""
-    parts = (f"{FLAVOURS[flavour].prefix}{version}", target.label, dtype)
+    parts = (f"{FLAVOURS[flavour].prefix}{version}", target.label, str(precision))
     return f"{key}.{'-'.join(map(slug, parts))}.plan"
 
 

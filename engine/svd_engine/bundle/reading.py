@@ -19,7 +19,6 @@ from svd_engine.bundle.external_data import check_external_data, read_graph
 from svd_engine.bundle.flavours import FlavourName
 from svd_engine.bundle.graph_limits import check_limits
 from svd_engine.bundle.manifest import (
-    DTYPE_OPTIONS,
     MANIFEST,
     NetworkEntry,
     PlanEntry,
@@ -28,8 +27,9 @@ from svd_engine.bundle.manifest import (
     read_manifest,
 )
 from svd_engine.errors import BundleError, ProfileError
+from svd_engine.request import SETTINGS, Settings
 from svd_engine.shell import quoted
-from svd_engine.spec.profile import Guidance, Profile
+from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
@@ -51,35 +51,32 @@ class Bundle:
             _check_inside(self.folder, name)
             if name not in plans:  # a plan is only one way to run the bundle, and is built again
                 self._check_whole(name)
+        self._check_conditioning()
         self._check_complete()
 
-    def profile_for(
-        self, *, frames: int, height: int, width: int, decode_chunk: int | None, guided: bool
-    ) -> Profile:
-        """The profile that does this call.  `guided` prefers `batched`.
+    def profile_for(self, settings: Settings) -> Profile:
+        """The profile that does this call, see `Profile.of_bundle`.
 
-        decode_chunk: frames that the decoder takes at once; None prefers the most, as diffusers decodes.
         Raises ProfileError that names what there is and the export command that would do it.
         """
-        fitting = [
-            p
-            for p in self.manifest.profiles
-            if (p.frames, p.height, p.width) == (frames, height, width)
-            and (decode_chunk is None or min(decode_chunk, frames) == p.decode_chunk)
-        ]
-        if not fitting:
-            chunk = f" and decode chunk {decode_chunk}" if decode_chunk else ""
-            flag = f" --decode-chunk {decode_chunk}" if decode_chunk else ""
+        found = Profile.of_bundle(self.manifest.profiles, settings)
+        if found is None:
+            s, chunk = settings, settings.decode_chunk_size
+            decoded = f" and decode chunk {chunk}" if chunk else ""
+            flag = f" --decode-chunk {chunk}" if chunk else ""
             raise ProfileError(
                 f"bundle {self.folder}",
                 expected=f"one of its profiles ({'; '.join(map(str, self.manifest.profiles))})",
-                got=f"{frames} frames of {height}x{width}{chunk}",
+                got=f"{s.frames} frames of {s.height}x{s.width}{decoded}",
                 remedy=f"Ask for one of these, or run: svd-export onnx {self.manifest.export_source} "
-                f"-o NEW_BUNDLE --frames {frames} --height {height} --width {width}{flag} "
-                f"--dtype {DTYPE_OPTIONS[self.manifest.dtype]}",
+                f"-o NEW_BUNDLE --frames {s.frames} --height {s.height} --width {s.width}{flag} "
+                f"--dtype {self.manifest.precision.option}",
             )
-        wanted: Guidance = "batched" if guided else "single"
-        return min(fitting, key=lambda p: (p.guidance != wanted, -p.decode_chunk))
+        return found
+
+    def specs_of(self, profile: Profile) -> list[NetworkSpec]:
+        """Every network that `profile` needs, in the bundle's precision, in the order of the calls."""
+        return specs_of(profile, self.manifest.model.architecture, self.manifest.precision)
 
     def entry(self, spec: NetworkSpec) -> NetworkEntry:
         """Raises BundleError when the manifest's table differs from `spec`."""
@@ -87,14 +84,11 @@ class Bundle:
         if entry is None or entry.spec != spec:
             raise BundleError(
                 f"network {spec.key} of bundle {self.folder}",
-                expected=_table(spec),
-                got=_table(entry.spec) if entry else f"only {', '.join(self._entries)}",
+                expected=_described(spec),
+                got=_described(entry.spec) if entry else f"only {', '.join(self._entries)}",
                 remedy="Export the bundle again with this version of svd-engine.",
             )
         return entry
-
-    def dtype_of(self, spec: NetworkSpec) -> str:
-        return self.entry(spec).dtype
 
     def graph(self, spec: NetworkSpec, runtime: Runtime, memory: int | None = None) -> Path:
         """Path of the network's ONNX graph for `runtime`, checked for all that can be known before.
@@ -118,7 +112,7 @@ class Bundle:
         graphs = self.entry(spec).graphs
         if runtime not in graphs:
             raise BundleError(
-                f"bundle {self.folder}, {self.manifest.dtype}",
+                f"bundle {self.folder}, {self.manifest.precision}",
                 expected=f"graphs for {RUNTIME_NAMES[runtime]}, which bundles in half precision hold",
                 got=f"only for {', '.join(RUNTIME_NAMES[held] for held in graphs)}",
                 remedy=f"Run: {self._export_command('--dtype fp16')}",
@@ -199,9 +193,20 @@ class Bundle:
         flavour = next((plan.flavour for plan in self.manifest.plans if plan.file == name), None)
         return f"The plan was altered or damaged. Run: {self.plans_command(flavour)}" if flavour else ""
 
+    def _check_conditioning(self) -> None:
+        known = {parameter.field for parameter in SETTINGS}
+        told = [field.name for field in self.manifest.model.architecture.conditioning.fields]
+        if unknown := [name for name in told if name not in known or told.count(name) > 1]:
+            raise BundleError(
+                f"conditioning in {self.folder / MANIFEST}",
+                expected="parameters of a call, each once",
+                got=", ".join(unknown),
+                remedy="Use the version of svd-engine that exported the bundle, or export it again.",
+            )
+
     def _check_complete(self) -> None:
         for profile in self.manifest.profiles:
-            for spec in specs_of(profile, self.manifest.model.architecture):
+            for spec in self.specs_of(profile):
                 entry = self.entry(spec)
                 self._check_listed(f"network {spec.key}", *entry.graphs.values(), entry.weights)
         for plan in self.manifest.plans:
@@ -225,8 +230,9 @@ class Bundle:
             )
 
 
-def _table(spec: NetworkSpec) -> str:
-    return f"{', '.join(map(str, spec.inputs))} -> {spec.output}"
+def _described(spec: NetworkSpec) -> str:
+    """A table, and what its tensors do not say."""
+    return ", ".join(filter(None, (spec.table, str(spec.precision), spec.guidance)))
 
 
 def sha256_of(path: Path) -> str:

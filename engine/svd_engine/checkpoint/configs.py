@@ -23,6 +23,7 @@ from svd_engine.spec.bounds import (
     LatentChannels,
     NoiseLevel,
 )
+from svd_engine.spec.conditioning import svd_conditioning
 from svd_engine.spec.model import Architecture, Model
 
 PIPELINE = "StableVideoDiffusionPipeline"
@@ -40,9 +41,9 @@ SVD_SIZE = (576, 1024)  # pixels; no config says it, diffusers' pipeline has it 
 _TIME = "projection_class_embeddings_input_dim"
 
 Configs = Mapping[str, Mapping[str, Any]]  # by the keys of FILES and OPTIONAL
-Count = Annotated[int, Field(ge=1)]
+AtLeastOne = Annotated[int, Field(ge=1)]
 LatentPixels = Annotated[int, Field(ge=1, le=512)]  # height or width
-Levels = Annotated[list[Count], Field(min_length=1, max_length=6)]  # one per resolution
+Levels = Annotated[list[AtLeastOne], Field(min_length=1, max_length=6)]  # one per resolution
 Rgb = Annotated[list[ChannelMean], Field(min_length=3, max_length=3)]
 
 
@@ -54,12 +55,12 @@ class _Config(BaseModel):
 
 class _UNet(_Config):
     class_name: Literal["UNetSpatioTemporalConditionModel"] = Field(alias="_class_name")
-    in_channels: Count
-    out_channels: Count
+    in_channels: AtLeastOne
+    out_channels: AtLeastOne
     block_out_channels: Levels
-    cross_attention_dim: Count
-    addition_time_embed_dim: Count
-    projection_class_embeddings_input_dim: Count
+    cross_attention_dim: AtLeastOne
+    addition_time_embed_dim: AtLeastOne
+    projection_class_embeddings_input_dim: AtLeastOne
     num_frames: Frames
     sample_size: Annotated[list[LatentPixels], Field(min_length=2, max_length=2)] | int | None = None
 
@@ -101,7 +102,7 @@ class _Scheduler(_Config):
 class _FeatureExtractor(_Config):
     image_mean: Rgb
     image_std: Annotated[list[Divisor], Field(min_length=3, max_length=3)]
-    crop_size: Count | dict[str, Count]  # older transformers wrote one number
+    crop_size: AtLeastOne | dict[str, AtLeastOne]  # older transformers wrote one number
 
 
 class _Generation(_Config):
@@ -145,7 +146,8 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
     generation = _parse(_Generation, "generation", where, {"generation": {}, **configs})
 
     c, clip_size = vae.latent_channels, clip.image_size
-    time_ids = 3 * unet.addition_time_embed_dim  # fps, motion bucket and noise augmentation
+    conditioning = svd_conditioning(unet.addition_time_embed_dim)
+    told = f"{len(conditioning.fields)} addition_time_embed_dim"
     crop = extractor.crop_size
     crops = set(crop.values()) if isinstance(crop, dict) else {crop}
     for part, key, got, expected, why in (
@@ -158,7 +160,7 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
             clip.projection_dim,
             "CLIP's projection_dim",
         ),
-        ("unet", _TIME, unet.projection_class_embeddings_input_dim, time_ids, "3 addition_time_embed_dim"),
+        ("unet", _TIME, unet.projection_class_embeddings_input_dim, conditioning.width, told),
         ("feature_extractor", "crop_size", crops, {clip_size}, "CLIP's image_size"),
     ):
         if got != expected:
@@ -182,6 +184,7 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
             latent_channels=c,
             vae_scale=vae_scale,
             size_multiple=vae_scale * 2 ** (len(unet.block_out_channels) - 1),
+            conditioning=conditioning,
         ),
         frames=unet.num_frames,
         height=height,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from svd_engine.checkpoint.weights import Shapes
     from svd_engine.spec.weights import Component
 
-SEED = 0
+WEIGHTS_SEED = 0
 LAST_OF_A_BRANCH = (  # what is added to a residual stream, and what leaves a network
     "conv2.weight",
     "proj_out.weight",
@@ -133,7 +133,7 @@ def small_configs() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RandomWeights:
-    seed: int = SEED
+    seed: int = WEIGHTS_SEED
 
     def tensors(self, component: Component, expected: Shapes, dtype: torch.dtype) -> dict[str, Tensor]:
         return {

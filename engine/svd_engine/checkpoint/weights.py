@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # A buffer that transformers before 4.31 saved with CLIP; the module makes it itself.
 HARMLESS = {"vision_model.embeddings.position_ids"}
-FLOATS = {"F16", "BF16", "F32", "F64"}
+FLOAT_CODES = {"F16", "BF16", "F32", "F64"}
 
 
 class Weights(Protocol):
@@ -116,7 +116,7 @@ def read_tensors(
                 problems.append(f"unexpected {name} {shape}")
             elif shape != list(expected[name]):
                 problems.append(f"{name} {shape} instead of {list(expected[name])}")
-            elif kind not in FLOATS:
+            elif kind not in FLOAT_CODES:
                 problems.append(f"{name} in {kind}")
             found[name] = file
     problems += [f"no {name} {list(shape)}" for name, shape in expected.items() if name not in found]

@@ -11,7 +11,7 @@ import typer
 from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.cli import console
 from svd_engine.cli.call_options import call_options
-from svd_engine.cli.options import DType, Variant, Version
+from svd_engine.cli.options import DTypeOption, Variant, VersionFlag
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 
 
 @app.callback()
-def root(version: Version = False) -> None:
+def root(version: VersionFlag = False) -> None:
     """Animate photographs with Stable Video Diffusion."""
 
 
@@ -53,8 +53,8 @@ def generate(
     ] = "auto",
     device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[
-        DType, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
-    ] = DType.auto,
+        DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
+    ] = DTypeOption.auto,
     variant: Variant = None,
     swap_networks: Annotated[
         bool,
@@ -79,7 +79,7 @@ def generate(
     """Generate a video of IMAGE with a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
-    if bundle is not None and (dtype is not DType.auto or without_rewrite or variant):
+    if bundle is not None and (dtype is not DTypeOption.auto or without_rewrite or variant):
         raise typer.BadParameter(
             "--dtype, --variant and --without-rewrite belong to --checkpoint; a bundle has its own"
         )
@@ -161,7 +161,7 @@ def info(
             opened.check_hashes()
             _lines({"checked": f"{len(opened.manifest.files)} files have the manifest's hashes"})
         _lines(facts.bundle_facts(opened) | facts.plan_facts(opened))
-        rows = [*facts.bundle_abilities(opened.manifest.dtype), *facts.plan_abilities(opened)]
+        rows = [*facts.bundle_abilities(opened.manifest.precision), *facts.plan_abilities(opened)]
     for row in rows:
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
 

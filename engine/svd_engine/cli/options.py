@@ -10,7 +10,7 @@ import typer
 
 from svd_engine.cli.console import version_option
 
-Version = Annotated[
+VersionFlag = Annotated[
     bool,
     typer.Option("--version", callback=version_option, is_eager=True, help="Print the version and exit."),
 ]
@@ -32,15 +32,15 @@ def integer(text: str | int) -> int:
     raise typer.BadParameter(f"{text!r} is not a whole number")
 
 
-class DType(StrEnum):
+class DTypeOption(StrEnum):
     auto = "auto"
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
 
 
-class Family(StrEnum):
-    """Of random weights; those of `svd_engine.checkpoint.random_weights.Family`."""
+class FamilyOption(StrEnum):
+    """Of random weights; those of `svd_engine.spec.weights.Family`."""
 
     svd = "svd"
     svd_xt = "svd-xt"

@@ -35,10 +35,12 @@ SHEET_GAP = 4  # pixels between the frames of a contact sheet
 
 
 # of one video, as `as_bytes` takes them, or of several of which there is one
-Frames: TypeAlias = "Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | np.ndarray | torch.Tensor"
+WritableFrames: TypeAlias = (
+    "Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | np.ndarray | torch.Tensor"
+)
 
 
-def as_bytes(frames: Frames) -> np.ndarray:
+def as_bytes(frames: WritableFrames) -> np.ndarray:
     """Convert one video to bytes [F, H, W, 3], rounded like diffusers' numpy_to_pil.
 
     Takes a list of PIL images of one size, an array [F, H, W, 3] of bytes or of floats in [0, 1], or a tensor
@@ -171,7 +173,7 @@ def check_output(path: str | Path) -> Path:
     return target
 
 
-def write_video(frames: Frames, path: str | Path, fps: int) -> Path:
+def write_video(frames: WritableFrames, path: str | Path, fps: int) -> Path:
     """Write one video, `result.frames[0]` of any output type, to `path`.  Return the path.
 
     fps: frames a second.  `as_bytes` lists the frames that it takes, `check_output` the formats.  An existing

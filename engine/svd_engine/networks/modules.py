@@ -1,31 +1,52 @@
 """The torch modules of one checkpoint: what eager runs, torch.compile compiles and the exporter traces.
 
-Each component is loaded on first use and shared by every network and profile that needs it.
+Each component is loaded on first use, into host memory, and shared by every network and profile that needs
+it.  `residency` moves it from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
 
 from svd_engine.checkpoint.opening import Checkpoint, Component
+from svd_engine.errors import BackendUnavailable
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
 from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewrites, check_names
+from svd_engine.spec.precision import DType
+from svd_engine.spec.profile import GuidanceMode
 from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.spec.weights import WeightFile
 
 REWRITTEN: tuple[Component, ...] = ("unet", "vae")
+COMPONENT_OF: Mapping[str, Component] = {  # network -> what of a checkpoint it runs
+    "image_encoder": "image_encoder",
+    "vae_encoder": "vae",
+    "denoiser": "unet",
+    "vae_decoder": "vae",
+}
+_WRAPPERS: Mapping[tuple[str, GuidanceMode | None], Callable[[nn.Module], nn.Module]] = {
+    ("image_encoder", None): ImageEncoder,
+    ("vae_encoder", None): VaeEncoder,
+    ("denoiser", "single"): Denoiser,
+    ("denoiser", "batched"): GuidedDenoiser,
+    ("vae_decoder", None): VaeDecoder,
+}
+_Kind = tuple[str, GuidanceMode | None, DType]  # of networks that one module serves, at any shape
+
+
+def wrap(spec: NetworkSpec, component: nn.Module) -> nn.Module:
+    """A component, as a checkpoint has it, as the network of a row of the table: its tensors in and out."""
+    return _WRAPPERS[spec.network, spec.guidance](component)
 
 
 class Modules:
-    """`dtype` is that of weights and activations; the VAE encoder stays float32 whatever it is.
-
-    With `one_at_a_time` a network that is asked for sends the one on `device` back to host memory.
+    """Modules in the precision that a spec names, wherever `checkpoint` loads them.
 
     Raises SettingsError for a rewrite left out that is not among `rewrites`, before anything is loaded.
     """
@@ -33,45 +54,36 @@ class Modules:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
         without_rewrites: Collection[str] = (),
         rewrites: Sequence[Rewrite] = REWRITES,
-        one_at_a_time: bool = False,
     ) -> None:
         check_names(without_rewrites, rewrites)
         self.checkpoint = checkpoint
-        self.dtype = dtype
-        self.device = torch.device(device)
         self.without_rewrites = without_rewrites
         self.rewrites = rewrites
-        self.one_at_a_time = one_at_a_time
         self.applied: dict[str, list[Applied]] = {}  # by component
         self.weight_files: dict[Component, tuple[WeightFile, ...]] = {}  # that were read
-        self._components: dict[tuple[Component, torch.dtype], nn.Module] = {}
-        self._networks: dict[str, nn.Module] = {}
-        self._present: set[str] = set()  # of the networks, those on `device`
+        self._components: dict[tuple[Component, DType], nn.Module] = {}
+        self._networks: dict[_Kind, nn.Module] = {}
 
     def network(self, spec: NetworkSpec) -> nn.Module:
-        """The module behind a row of the table, on `device`, in eval mode."""
-        if spec.network == "denoiser":
-            guided = any(tensor.name == "guidance" for tensor in spec.inputs)
-            kind = "guided_denoiser" if guided else "denoiser"
-        else:
-            kind = spec.network
-        if kind not in self._networks:
-            self._networks[kind] = self._build(kind).eval()
-        if kind not in self._present:
-            if self.one_at_a_time:
-                for other in self._present:
-                    self._networks[other].to("cpu")
-                self._present.clear()
-            self._networks[kind].to(self.device)
-            self._present.add(kind)
-        return self._networks[kind]
+        """The module behind a row of the table, in eval mode; the same for every shape.
 
-    def dtype_of(self, spec: NetworkSpec) -> torch.dtype:
-        return torch.float32 if spec.network == "vae_encoder" else self.dtype
+        Raises BackendUnavailable for a precision that torch modules cannot have.
+        """
+        precision = spec.precision
+        if precision.weights != precision.activations:
+            raise BackendUnavailable(
+                f"torch modules of {spec.key} in {precision}",
+                expected="weights and activations of one type",
+                got=f"{precision.weights} and {precision.activations}",
+                remedy='Use dtype="fp16", "bf16" or "fp32".',
+            )
+        kind = (spec.network, spec.guidance, precision.weights)
+        if kind not in self._networks:
+            component = self._component(COMPONENT_OF[spec.network], precision.weights)
+            self._networks[kind] = wrap(spec, component).eval()
+        return self._networks[kind]
 
     def places(self) -> dict[str, int]:
         """How many places each rewrite found in what is loaded so far, by "component/rewrite"."""
@@ -79,30 +91,18 @@ class Modules:
 
     def release(self, spec: NetworkSpec) -> None:
         """Forgets the network and the weights under it, so that the next one can have the memory."""
-        component = COMPONENTS[spec.network]
-        self._networks = {k: m for k, m in self._networks.items() if COMPONENTS[k] != component}
+        component = COMPONENT_OF[spec.network]
+        self._networks = {k: m for k, m in self._networks.items() if COMPONENT_OF[k[0]] != component}
         self._components = {k: m for k, m in self._components.items() if k[0] != component}
-        self._present &= self._networks.keys()
 
     def close(self) -> None:
         """Forgets every network and all weights."""
         self._networks.clear()
         self._components.clear()
-        self._present.clear()
 
-    def _build(self, kind: str) -> nn.Module:
-        if kind == "image_encoder":
-            return ImageEncoder(self._component("image_encoder", self.dtype))
-        if kind == "vae_encoder":
-            return VaeEncoder(self._component("vae", torch.float32))
-        if kind == "vae_decoder":
-            return VaeDecoder(self._component("vae", self.dtype))
-        unet = self._component("unet", self.dtype)
-        return GuidedDenoiser(unet) if kind == "guided_denoiser" else Denoiser(unet)
-
-    def _component(self, component: Component, dtype: torch.dtype) -> nn.Module:
+    def _component(self, component: Component, dtype: DType) -> nn.Module:
         if (component, dtype) not in self._components:
-            module = self._load(component, dtype)
+            module = self._load(component, getattr(torch, dtype))
             if component in REWRITTEN:
                 self.applied[component] = apply_rewrites(module, self.without_rewrites, self.rewrites)
             self._components[component, dtype] = module
@@ -116,12 +116,3 @@ class Modules:
             module = self.checkpoint.load(component, dtype)
             self.weight_files[component] = hashing.result()
         return module
-
-
-COMPONENTS: dict[str, Component] = {
-    "image_encoder": "image_encoder",
-    "vae_encoder": "vae",
-    "vae_decoder": "vae",
-    "denoiser": "unet",
-    "guided_denoiser": "unet",
-}

@@ -1,1 +1,1 @@
-"""What is opened, and what is in memory when."""
+"""What is opened, and what is in memory when: `contract` says what a strategy is, each has its file."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from svd_engine.arguments import torch_dtype
+from svd_engine.arguments import dtype_name, torch_dtype
 from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.backends.tensorrt.jit_cache import check_folder, default_folder
@@ -17,24 +17,27 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.request import Settings
+from svd_engine.residency.contract import Residency
+from svd_engine.residency.resident import Resident
+from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.model import Model
-from svd_engine.spec.network import Backend
+from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.weights import WeightFile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class EngineSource:
     name: str  # as the user gave it
     model: Model
-    backend: Backend
+    precision: Precision  # of its networks
+    residency: Residency
     choice: Choice
     default: Profile  # of a call that says nothing of size and frames
     profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
     weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
     without_rewrites: Collection[str] = ()
-    swap_networks: bool = False
 
 
 def of_bundle(
@@ -43,10 +46,8 @@ def of_bundle(
     device: str | torch.device,
     swap_networks: bool,
     jit_cache: str | Path | None,
-) -> Source:
+) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
-    from svd_engine.residency.swapped import SwappedBackend
-
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     bundle = Bundle(folder)
@@ -54,27 +55,17 @@ def of_bundle(
     kept = _jit_folder(jit_cache) if _compiles(choice.backend) else None
     made = BACKENDS[choice.backend].open(bundle, choice.device, kept)
     manifest = bundle.manifest
-
-    def profile_for(settings: Settings, _videos: int) -> Profile:
-        return bundle.profile_for(
-            frames=settings.frames,
-            height=settings.height,
-            width=settings.width,
-            decode_chunk=settings.decode_chunk_size,
-            guided=settings.guided,
-        )
-
-    return Source(
+    return EngineSource(
         name=str(folder),
         model=manifest.model,
-        backend=SwappedBackend(made) if swap_networks else made,
+        precision=manifest.precision,
+        residency=_residency(swap_networks)(made),
         choice=choice,
         default=manifest.profiles[0],
-        profile_for=profile_for,
+        profile_for=lambda settings, _videos: bundle.profile_for(settings),
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
         weights=lambda: list(manifest.source.weights),
         without_rewrites=manifest.without_rewrites,
-        swap_networks=swap_networks,
     )
 
 
@@ -86,7 +77,7 @@ def of_checkpoint(
     without_rewrites: Collection[str],
     swap_networks: bool,
     variant: str | None = None,
-) -> Source:
+) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import check_names, rewrites_for
@@ -115,35 +106,29 @@ def of_checkpoint(
             got=repr(variant),
             remedy="Open it with open_checkpoint(source, variant).",
         )
-    weights_dtype = torch_dtype(dtype, choice.device)
+    precision = Precision.of(dtype_name(torch_dtype(dtype, choice.device)))
     rewrites = rewrites_for(choice.backend, choice.device.type)
     check_names(without_rewrites, rewrites)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant)
-    modules = Modules(opened, weights_dtype, choice.device, without_rewrites, rewrites, swap_networks)
-
-    def profile_for(settings: Settings, videos: int) -> Profile:
-        return Profile(
-            settings.frames,
-            settings.height,
-            settings.width,
-            videos,
-            "batched" if settings.guided else "single",
-            min(settings.decode_chunk_size or settings.frames, settings.frames),
-        )
-
+    modules = Modules(opened, without_rewrites, rewrites)
+    made = BACKENDS[choice.backend].open(modules, choice.device, None)
     model = opened.model
-    return Source(
+    return EngineSource(
         name=opened.source,
         model=model,
-        backend=BACKENDS[choice.backend].open(modules, choice.device, None),
+        precision=precision,
+        residency=_residency(swap_networks)(made),
         choice=choice,
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
-        profile_for=profile_for,
+        profile_for=Profile.of_request,
         rewrites=modules.places,
         weights=lambda: list(chain(*modules.weight_files.values())),
         without_rewrites=without_rewrites,
-        swap_networks=swap_networks,
     )
+
+
+def _residency(swap_networks: bool) -> type[Residency]:
+    return Swapped if swap_networks else Resident
 
 
 def _compiles(backend: str) -> bool:

@@ -1,8 +1,8 @@
-"""One network in memory at a time: for cards that cannot hold all four beside each other.
+"""One network in device memory at a time: for cards that cannot hold all four beside each other.
 
-Wraps a backend that opens networks from files.  A network is opened by its first call and closed when
-another one is called, so a video opens each network once, and the next video opens them again.  Torch
-modules swap otherwise: they go back to host memory (`networks.modules.Modules`).
+A call of a network sends away the one that was there, so a video brings each network once, and the next
+video brings them again.  Networks of a movable backend wait in host memory; others are opened by their call
+and closed by another's.
 """
 
 from __future__ import annotations
@@ -11,45 +11,74 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from svd_engine.residency.contract import Residency
 from svd_engine.spec.network import Backend, Network, Placement
 from svd_engine.spec.tensors import NetworkSpec
 
 
-class SwappedNetwork(Network):
-    """`placement` is settled by the first call."""
+class Swapped(Residency):
+    name = "swapped"
 
-    def __init__(self, spec: NetworkSpec, backend: SwappedBackend) -> None:
-        super().__init__(spec, Placement(backend.name, str(backend.device), dtype="", detail="not opened"))
-        self.backend = backend
-
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        network = self.backend.hold(self.spec)
-        self.placement = network.placement
-        return network.run(inputs)
-
-
-class SwappedBackend:
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.name, self.device = backend.name, backend.device
-        self._held: Network | None = None
+        super().__init__(backend)
+        self._present: SwappedNetwork | None = None
 
-    def open(self, spec: NetworkSpec) -> Network:
+    def _make(self, spec: NetworkSpec) -> Network:
         return SwappedNetwork(spec, self)
 
-    def hold(self, spec: NetworkSpec) -> Network:
-        """The network of `spec`, opened, and no other.  Raises what the backend's `open` raises."""
-        if self._held is None or self._held.spec != spec:
-            self._release()
-            self._held = self.backend.open(spec)
-            self._held.warm_up()
-        return self._held
+    def bring(self, network: SwappedNetwork) -> Network:
+        """The opened network, on the device, and no other there."""
+        if self._present is not network:
+            if self._present is not None:
+                self._present.leave()
+            self._present = network
+        return network.enter()
 
     def close(self) -> None:
-        self._release()
-        self.backend.close()
+        self._present = None
+        super().close()
 
-    def _release(self) -> None:
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+
+class SwappedNetwork(Network):
+    """Of a backend whose networks do not move, `placement` is settled by the first call."""
+
+    def __init__(self, spec: NetworkSpec, owner: Swapped) -> None:
+        backend = owner.backend
+        placement = Placement(backend.name, str(backend.device), str(spec.precision), "not opened")
+        super().__init__(spec, placement)
+        self.owner = owner
+        self._opened: Network | None = None
+        self._is_present = False  # on the device
+        if backend.movable:
+            self._open()  # in host memory: what is wrong with its files shows now
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.owner.bring(self).run(inputs)
+
+    def enter(self) -> Network:
+        """The opened network, on the device.  One that failed half-way is there in part, until `leave`."""
+        network = self._opened or self._open()
+        if not self._is_present:
+            network.to_device()
+            network.warm_up()
+            self._is_present = True
+        return network
+
+    def leave(self) -> None:
+        """Frees the device."""
+        self._is_present = False
+        if self._opened is not None and self.owner.backend.movable:
+            self._opened.to_host()
+        else:
+            self.close()
+
+    def close(self) -> None:
+        self._is_present = False
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def _open(self) -> Network:
+        self._opened = self.owner.backend.open(self.spec)
+        self.placement = self._opened.placement
+        return self._opened

@@ -15,13 +15,13 @@ Batch = Annotated[int, Field(ge=1, le=64)]  # videos per call
 ClipPixels = Annotated[int, Field(ge=1, le=2048)]  # height and width of the image encoder's input
 Channels = Annotated[int, Field(ge=1, le=65_536)]  # of an embedding
 LatentChannels = Annotated[int, Field(ge=1, le=64)]
-Scale = Annotated[int, Field(ge=1, le=1024)]  # pixels per pixel of something smaller
+PixelScale = Annotated[int, Field(ge=1, le=1024)]  # pixels per pixel of something smaller
 Side = Annotated[int, Field(ge=1, le=65_536)]  # one axis of a tensor
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 Opset = Annotated[int, Field(ge=1, le=1000)]
 OptimizationLevel = Annotated[int, Field(ge=0, le=5)]  # TensorRT's
-Capability = Annotated[int, Field(ge=0, le=999)]  # major or minor number of a CUDA compute capability
+CapabilityNumber = Annotated[int, Field(ge=0, le=999)]  # major or minor number of a CUDA compute capability
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -17,10 +17,13 @@ from svd_engine.spec.bounds import (
     LatentChannels,
     NoiseLevel,
     Pixels,
+    PixelScale,
     Rho,
-    Scale,
     Text,
 )
+from svd_engine.spec.conditioning import Conditioning, svd_conditioning
+
+SVD = svd_conditioning()
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class Architecture:
     clip_size: ClipPixels = 224  # pixels, height and width of the image encoder's input
     embedding_dim: Channels = 1024
     latent_channels: LatentChannels = 4
-    vae_scale: Scale = 8  # pixels per latent pixel
-    size_multiple: Scale = 64  # pixels: vae_scale times the UNet's own downsampling
+    vae_scale: PixelScale = 8  # pixels per latent pixel
+    size_multiple: PixelScale = 64  # pixels: vae_scale times the UNet's own downsampling
+    conditioning: Conditioning = SVD  # what the denoiser is told beside the image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,12 @@
 """The contract of every backend: what a `Network` and a `Backend` are.  Knows no backend.
 
-Buffer ownership: inputs stay the caller's and are only read; an output stays valid until the next call
-of the same network, which may write over it, and outlives the network's close.  A caller that keeps an
-output beyond the next call clones it.
+Buffer ownership: inputs stay the caller's and are only read; outputs stay valid until the next call of the
+same network, which may write over them, and outlive the network's close.  A caller that keeps an output
+beyond the next call clones it.
+
+Memory: `residency` opens, moves and closes networks.  Where `Backend.movable`, a network is opened in host
+memory, is called only between `to_device` and `to_host`, and may go back and forth; elsewhere it is opened
+on its device, and leaves it when it is closed.
 
 Threads: networks and backends are called by one thread at a time.  `VideoEngine` sees to that; whoever
 uses them directly does so himself, and reads an output before the next call.
@@ -11,7 +15,7 @@ uses them directly does so himself, and reads an output before the next call.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,14 +43,23 @@ class Network(ABC):
         self.spec = spec
         self.placement = placement
 
-    def __call__(self, **inputs: Tensor) -> Tensor:
-        """Runs it.  Raises TensorMismatch for a wrong name, dtype, shape or device, in this order."""
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Runs it: outputs by name, in the table's order.
+
+        Raises TensorMismatch for a wrong name, dtype, shape or device of an input, in this order.
+        """
         check_inputs(self.spec, inputs, self.placement.device)
         return self.run(inputs)
 
     @abstractmethod
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The call itself, on checked inputs."""
+
+    def to_device(self) -> None:
+        """Brings the weights to the device; does nothing where they lie there from the start."""
+
+    def to_host(self) -> None:
+        """Frees the device of the weights; asked only of networks of a backend that is `movable`."""
 
     @property
     def needs_warm_up(self) -> bool:
@@ -61,14 +74,35 @@ class Network(ABC):
 
 
 class Backend(Protocol):
-    """Opens networks.  `name` is what users ask for; `device` is where inputs must lie."""
+    """Opens networks.  `name` is what users ask for; `device` is where inputs must lie.
+
+    movable: networks are opened in host memory, and move to the device and back.
+    """
 
     name: str
     device: torch.device
+    movable: bool
 
     def open(self, spec: NetworkSpec) -> Network: ...
 
     def close(self) -> None: ...
+
+
+def named_outputs(spec: NetworkSpec, returned: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+    """What a torch module returned, a tensor or several in the table's order, by name.
+
+    Raises TensorMismatch for another number of tensors.
+    """
+    tensors = [returned] if isinstance(returned, Tensor) else list(returned)
+    names = [tensor.name for tensor in spec.outputs]
+    if len(tensors) != len(names):
+        raise TensorMismatch(
+            f"outputs of {spec.key}",
+            expected=", ".join(names),
+            got=f"{len(tensors)} tensors",
+            remedy="Return a tensor for each output of the network's table.",
+        )
+    return dict(zip(names, tensors, strict=True))
 
 
 def check_inputs(spec: NetworkSpec, inputs: Mapping[str, Tensor], device: str) -> None:

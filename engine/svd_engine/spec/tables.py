@@ -11,35 +11,41 @@ from math import prod
 
 from svd_engine.spec.bounds import TENSOR_VALUES, VIDEO_PIXELS
 from svd_engine.spec.model import Architecture
+from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 
 NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
 
 
-def image_encoder(profile: Profile, arch: Architecture) -> NetworkSpec:
+def image_encoder(profile: Profile, arch: Architecture, precision: Precision) -> NetworkSpec:
     """CLIP: normalised pixels to one embedding token."""
     b, s = profile.batch, arch.clip_size
     return NetworkSpec(
         "image_encoder",
         f"image_encoder-b{b}",
         (TensorSpec("pixels", (b, 3, s, s)),),
-        TensorSpec("embedding", (b, 1, arch.embedding_dim)),
+        (TensorSpec("embedding", (b, 1, arch.embedding_dim)),),
+        precision,
     )
 
 
 def vae_encoder(profile: Profile, arch: Architecture) -> NetworkSpec:
-    """VAE encoder: pixels in [-1, 1] to the mode of the latent distribution, not scaled."""
+    """VAE encoder: pixels in [-1, 1] to the mode of the latent distribution, not scaled.
+
+    float32 always: SVD's encoder overflows in float16 (`force_upcast` in the checkpoint's config).
+    """
     b, hw = profile.batch, (profile.height, profile.width)
     return NetworkSpec(
         "vae_encoder",
         f"vae_encoder-b{b}-{hw[0]}x{hw[1]}",
         (TensorSpec("pixels", (b, 3, *hw)),),
-        TensorSpec("latent", (b, arch.latent_channels, *_latent(profile, arch))),
+        (TensorSpec("latent", (b, arch.latent_channels, *_latent(profile, arch))),),
+        FLOAT32,
     )
 
 
-def denoiser(profile: Profile, arch: Architecture) -> NetworkSpec:
+def denoiser(profile: Profile, arch: Architecture, precision: Precision) -> NetworkSpec:
     """D(x; sigma) of Karras et al. 2022, eq. 7: preconditioning, and in `batched` mode guidance, inside."""
     b, f, c = profile.batch, profile.frames, arch.latent_channels
     video = (b, f, c, *_latent(profile, arch))
@@ -48,28 +54,37 @@ def denoiser(profile: Profile, arch: Architecture) -> NetworkSpec:
         TensorSpec("sigma", ()),
         TensorSpec("first_latent", (b, c, *_latent(profile, arch))),
         TensorSpec("embedding", (b, 1, arch.embedding_dim)),
-        TensorSpec("time_ids", (b, 3)),  # fps - 1, motion bucket, noise augmentation
+        TensorSpec("time_ids", arch.conditioning.shape(b, f)),
     )
     if profile.guidance == "batched":
         inputs += (TensorSpec("guidance", (b, f)),)
     key = f"denoiser-b{b}-f{f}-{profile.height}x{profile.width}-{profile.guidance}"
-    return NetworkSpec("denoiser", key, inputs, TensorSpec("denoised", video))
+    outputs = (TensorSpec("denoised", video),)
+    return NetworkSpec("denoiser", key, inputs, outputs, precision, profile.guidance)
 
 
-def vae_decoder(profile: Profile, arch: Architecture, frames: int) -> NetworkSpec:
+def vae_decoder(profile: Profile, arch: Architecture, precision: Precision, frames: int) -> NetworkSpec:
     """Temporal VAE decoder: `frames` consecutive latents of one video to pixels in about [-1, 1]."""
     return NetworkSpec(
         "vae_decoder",
         f"vae_decoder-t{frames}-{profile.height}x{profile.width}",
         (TensorSpec("latent", (frames, arch.latent_channels, *_latent(profile, arch))),),
-        TensorSpec("frames", (frames, 3, profile.height, profile.width)),
+        (TensorSpec("frames", (frames, 3, profile.height, profile.width)),),
+        precision,
     )
 
 
-def specs_of(profile: Profile, arch: Architecture) -> list[NetworkSpec]:
-    """Every network that `profile` needs, in the order in which the pipeline calls them."""
-    decoders = [vae_decoder(profile, arch, t) for t in dict.fromkeys(profile.chunks)]
-    return [image_encoder(profile, arch), vae_encoder(profile, arch), denoiser(profile, arch), *decoders]
+def specs_of(profile: Profile, arch: Architecture, precision: Precision) -> list[NetworkSpec]:
+    """Every network that `profile` needs, in the order in which the pipeline calls them.
+
+    precision: of all but the VAE encoder, which has its own.
+    """
+    return [
+        image_encoder(profile, arch, precision),
+        vae_encoder(profile, arch),
+        denoiser(profile, arch, precision),
+        *(vae_decoder(profile, arch, precision, frames) for frames in dict.fromkeys(profile.chunks)),
+    ]
 
 
 def too_large(profile: Profile, arch: Architecture) -> str:
@@ -77,8 +92,8 @@ def too_large(profile: Profile, arch: Architecture) -> str:
     pixels = profile.batch * profile.frames * profile.height * profile.width
     if pixels > VIDEO_PIXELS:
         return f"{pixels:,} pixels in one call ({profile}), at most {VIDEO_PIXELS:,}"
-    for spec in specs_of(profile, arch):
-        for tensor in (*spec.inputs, spec.output):
+    for spec in specs_of(profile, arch, FLOAT32):  # of any precision: shapes are the same
+        for tensor in (*spec.inputs, *spec.outputs):
             if prod(tensor.shape) > TENSOR_VALUES:
                 return f"{prod(tensor.shape):,} values in {tensor} of {spec.key}, at most {TENSOR_VALUES:,}"
     return ""

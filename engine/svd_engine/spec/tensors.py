@@ -1,4 +1,4 @@
-"""What a network takes and gives: names, shapes and types of its tensors."""
+"""What a network takes and gives: names, shapes and types of its tensors, and what it computes in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from svd_engine.spec.bounds import Side
+from svd_engine.spec.precision import Precision
+from svd_engine.spec.profile import GuidanceMode
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,19 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One network at one static shape.  `key` is unique within a bundle and names its file there."""
+    """One network at one static shape.
+
+    Of several outputs the first is what the network is for; the others are state for a later call.
+    """
 
     network: str
-    key: str
+    key: str  # unique within a bundle; names the network's files there
     inputs: Annotated[tuple[TensorSpec, ...], Field(max_length=64)]
-    output: TensorSpec
+    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=64)]
+    precision: Precision
+    guidance: GuidanceMode | None = None  # of a denoiser
+
+    @property
+    def table(self) -> str:
+        """Its tensors in one line."""
+        return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"

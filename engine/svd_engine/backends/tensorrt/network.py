@@ -1,7 +1,7 @@
 """TensorRT on a CUDA GPU, over the plans of a bundle; one code for both flavours.
 
     plan -> engine -> context          made once, by name-based bindings
-    inputs -> fixed buffers -> launch -> output buffer
+    inputs -> fixed buffers -> launch -> output buffers
 
 Addresses never change, so the denoiser's launch is recorded as a CUDA graph on its second call (the
 first one lets TensorRT settle) and replayed from then on; TensorRT for RTX records its own (`jit`).
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import tensorrt
 
 RECORDED = ("denoiser",)  # the only network that is called many times in a row
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+DTYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 REPORT = "Report this with TensorRT's version and the GPU's name."
 
 
@@ -61,8 +61,8 @@ class TrtNetwork(Network):
         self.engine, self.context, self.cuda, self.memory, self.record = engine, context, cuda, memory, record
         self.jit = jit
         self.inputs = {t.name: cuda.empty(f"{t.name} of {spec.key}", t.shape) for t in spec.inputs}
-        self.output = cuda.empty(f"{spec.output.name} of {spec.key}", spec.output.shape)
-        for name, buffer in (*self.inputs.items(), (spec.output.name, self.output)):
+        self.outputs = {t.name: cuda.empty(f"{t.name} of {spec.key}", t.shape) for t in spec.outputs}
+        for name, buffer in (self.inputs | self.outputs).items():
             if not context.set_tensor_address(name, buffer.data_ptr()):
                 raise self._error(f"a buffer for {name}")
         memory.reserve(self, engine.device_memory_size_v2)
@@ -70,7 +70,7 @@ class TrtNetwork(Network):
         self._warm = False
         self._replay: Callable[[], None] | None = None
 
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, buffer in self.inputs.items():
             buffer.copy_(inputs[name])
         with self.cuda.selected():
@@ -81,7 +81,7 @@ class TrtNetwork(Network):
                 self._replay()
             else:
                 self._launch()
-        return self.output
+        return dict(self.outputs)
 
     @property
     def needs_warm_up(self) -> bool:
@@ -113,7 +113,7 @@ class TrtNetwork(Network):
         """Graph, context, engine, then the memory that they point to."""
         with self.cuda.selected():
             self.cuda.synchronize()
-            del self._replay, self.context, self.jit, self.engine, self.inputs, self.output
+            del self._replay, self.context, self.jit, self.engine, self.inputs, self.outputs
             self.memory.release(self)
 
     def _use(self, block: Tensor) -> None:
@@ -149,6 +149,8 @@ class TrtBackend:
     jit_cache: folder of the kernels that the flavour compiles on the card; None keeps none.
     """
 
+    movable = False
+
     def __init__(
         self,
         bundle: Bundle,
@@ -176,7 +178,7 @@ class TrtBackend:
             record = self.graphs and spec.network in RECORDED
             context, jit = self._context(plan, engine, record)
             detail = f"{self.flavour.title} {plan.version}, {plan.file}"
-            placement = Placement(self.name, str(self.device), plan.dtype, detail)
+            placement = Placement(self.name, str(self.device), str(plan.precision), detail)
             return TrtNetwork(
                 spec, placement, engine, context, self.cuda, self.memory, record and jit is None, jit
             )
@@ -250,7 +252,7 @@ class TrtBackend:
 
     def _check_table(self, spec: NetworkSpec, plan: PlanEntry, engine: tensorrt.ICudaEngine) -> None:
         """The buffers are made from the tensor table, so the engine must agree with every row of it."""
-        wanted = sorted([*(f"input {t}" for t in spec.inputs), f"output {spec.output}"])
+        wanted = sorted([*(f"input {t}" for t in spec.inputs), *(f"output {t}" for t in spec.outputs)])
         got = sorted(_rows(engine))
         if got != wanted:
             raise BackendError(
@@ -272,7 +274,7 @@ def _rows(engine: tensorrt.ICudaEngine) -> list[str]:
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
         dtype, dims = engine.get_tensor_dtype(name).name, engine.get_tensor_shape(name)
         shape = tuple(dims[axis] for axis in range(len(dims)))
-        tensor = TensorSpec(name, shape, DTYPES.get(dtype, dtype))
+        tensor = TensorSpec(name, shape, DTYPE_NAMES.get(dtype, dtype))
         place = "" if engine.get_tensor_location(name).name == "DEVICE" else " on the host"
         rows.append(f"{engine.get_tensor_mode(name).name.lower()} {tensor}{place}")
     return rows

@@ -15,7 +15,7 @@ from svd_engine.errors import BackendError, BundleError
 if TYPE_CHECKING:
     import tensorrt
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+RawBytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def refit(engine: tensorrt.ICudaEngine, graph: Path, plan: str, remedy: str) -> None:
@@ -45,7 +45,7 @@ def refit(engine: tensorrt.ICudaEngine, graph: Path, plan: str, remedy: str) -> 
             remedy=remedy,
         ) from error
     wanted = set(refitter.get_all_weights())
-    held: list[Bytes] = []  # TensorRT reads them in refit_cuda_engine
+    held: list[RawBytes] = []  # TensorRT reads them in refit_cuda_engine
     refused: list[str] = []
     for name, kind, content in graph_weights(graph):
         if name in wanted and kind in types:
@@ -65,13 +65,13 @@ def refit(engine: tensorrt.ICudaEngine, graph: Path, plan: str, remedy: str) -> 
         )
 
 
-def graph_weights(graph: Path) -> Iterator[tuple[str, str, Bytes]]:
+def graph_weights(graph: Path) -> Iterator[tuple[str, str, RawBytes]]:
     """Name, ONNX type and bytes of every weight of a graph: initializers, and the values of Constant nodes
     under their output's name, as TensorRT's parser names them."""
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-    files: dict[str, Bytes] = {}
+    files: dict[str, RawBytes] = {}
     model = onnx.load(str(graph), load_external_data=False)
     named = [(tensor.name, tensor) for tensor in model.graph.initializer]
     for node in model.graph.node:

@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from svd_engine.backends.torch.network import TorchNetwork
 from svd_engine.errors import BackendError
 from svd_engine.networks.modules import Modules
-from svd_engine.spec.network import Network, Placement
+from svd_engine.spec.network import Network, Placement, named_outputs
 from svd_engine.spec.tensors import NetworkSpec
 
 
-class CompiledNetwork(Network):
+class CompiledNetwork(TorchNetwork):
     """`fullgraph` makes a graph break an error: half a network left in eager torch would be silent."""
 
-    def __init__(self, spec: NetworkSpec, modules: Modules, placement: Placement) -> None:
-        super().__init__(spec, placement)
-        self.modules = modules
-        self.compiled = torch.compile(modules.network(spec), fullgraph=True, dynamic=False)
+    def __init__(self, spec: NetworkSpec, module: nn.Module, placement: Placement) -> None:
+        super().__init__(spec, module, placement)
+        self.compiled = torch.compile(module, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dense = {name: tensor.contiguous() for name, tensor in inputs.items()}  # other strides recompile
-        self.modules.network(self.spec)  # its weights, where they were when it was compiled
         try:
-            output: Tensor = self.compiled(**dense)
+            returned = self.compiled(**dense)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise BackendError(
                 f"torch.compile of {self.spec.key}",
@@ -34,20 +33,21 @@ class CompiledNetwork(Network):
                 got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
                 remedy='Use backend="eager"; on the CPU torch.compile also needs a C++ compiler (g++).',
             ) from error
-        return output
+        return named_outputs(self.spec, returned)
 
 
 class CompiledBackend:
     name = "compiled"
+    movable = True
 
-    def __init__(self, modules: Modules) -> None:
+    def __init__(self, modules: Modules, device: torch.device) -> None:
         self.modules = modules
-        self.device = modules.device
+        self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
-        dtype = str(self.modules.dtype_of(spec)).removeprefix("torch.")
-        placement = Placement("compiled", str(self.device), dtype, f"torch {torch.__version__} inductor")
-        return CompiledNetwork(spec, self.modules, placement)
+        detail = f"torch {torch.__version__} inductor"
+        placement = Placement("compiled", str(self.device), str(spec.precision), detail)
+        return CompiledNetwork(spec, self.modules.network(spec), placement)
 
     def close(self) -> None:
         self.modules.close()

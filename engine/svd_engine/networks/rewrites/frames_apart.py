@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from svd_engine.networks.rewrites._places import Report, parts, rewrite_each
 from svd_engine.networks.rewrites._resnets import VideoResBlock, adopt_resnet, half, obstacle_to_adoption
 
-Frames = Sequence[Tensor]  # F of [B,C,h,w]
+FrameList = Sequence[Tensor]  # F of [B,C,h,w]
 
 
 def apply(network: nn.Module) -> Report:
@@ -57,7 +57,7 @@ class FramesApart(TemporalDecoder):  # type: ignore[misc]  # diffusers is untype
     def forward(self, sample: Tensor, image_only_indicator: Tensor, num_frames: int = 1) -> Tensor:
         """[B*F,4,h,w] -> [B*F,3,H,W]; the indicator [B,F] says how many frames a video has."""
         video = (len(sample) // num_frames, num_frames)
-        frames: Frames = self.conv_in(sample).unflatten(0, video).unbind(1)
+        frames: FrameList = self.conv_in(sample).unflatten(0, video).unbind(1)
 
         first, *others = self.mid_block.resnets
         frames = resnet_of_frames(first, frames, image_only_indicator)
@@ -76,6 +76,6 @@ class FramesApart(TemporalDecoder):  # type: ignore[misc]  # diffusers is untype
         return pixels.transpose(1, 2).flatten(0, 1)
 
 
-def resnet_of_frames(resnet: VideoResBlock, frames: Frames, image_only_indicator: Tensor) -> Frames:
+def resnet_of_frames(resnet: VideoResBlock, frames: FrameList, image_only_indicator: Tensor) -> FrameList:
     x = torch.stack([half(resnet.spatial_res_block, frame, None) for frame in frames], 2)  # [B,C,F,h,w]
     return resnet.over_frames(x, None, image_only_indicator).unbind(2)

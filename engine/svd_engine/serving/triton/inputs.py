@@ -68,7 +68,7 @@ def _tensor(parameter: Parameter) -> Tensor:
 CALL = tuple(map(_tensor, PARAMETERS))
 OUTPUT_TYPE = Tensor("output_type", "TYPE_STRING", optional=True)
 PREVIEW_EVERY = Tensor("preview_every", "TYPE_INT32", optional=True)
-OUTPUT_TYPES = ("mp4", "frames")
+TRITON_OUTPUT_TYPES = ("mp4", "frames")
 MAX_FPS = 240  # an mp4 cannot count in any unit of time
 
 
@@ -106,10 +106,10 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     _at_most("fps", call.get("fps", 1), MAX_FPS)
     _at_most("num_videos_per_prompt", call.get("num_videos_per_prompt", 1), max_videos)
     output_type = _text(given["output_type"]) if "output_type" in given else "mp4"
-    if output_type not in OUTPUT_TYPES:
+    if output_type not in TRITON_OUTPUT_TYPES:
         raise SettingsError(
             "output_type",
-            expected=" or ".join(OUTPUT_TYPES),
+            expected=" or ".join(TRITON_OUTPUT_TYPES),
             got=repr(output_type),
             remedy="Choose one of these.",
         )

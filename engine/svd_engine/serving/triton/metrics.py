@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-OUTCOMES = ("done", "cancelled", "refused", "failed")
+REQUEST_OUTCOMES = ("done", "cancelled", "refused", "failed")
 
 
 class Metrics:
@@ -28,7 +28,7 @@ class Metrics:
         )
         self._outcomes = {
             outcome: self._requests.Metric(labels={"model": model, "outcome": outcome})
-            for outcome in OUTCOMES
+            for outcome in REQUEST_OUTCOMES
         }
         self._stages: dict[str, Any] = {}
 

@@ -1,0 +1,1 @@
+"""Groups of commands of `svd-bench`: arguments in, exit codes out."""

@@ -1,0 +1,86 @@
+"""Command of `svd-bench` about compiled engines: arguments in, exit codes out.  Compiles nothing itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from svd_bench.commands.arguments import progress, show_tables
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("compiled")
+def compiled_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle; it is only read.")],
+    target: Annotated[
+        str, typer.Option(help="Kind of card to compile for: sm75, sm86, sm89, sm120.")
+    ] = "sm89",
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="image_encoder, vae_encoder, denoiser, vae_decoder; default all. Repeatable."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another bundle, or a document of it: show what changed.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option(help="Tables as Markdown.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for compiled.json and compiled.svg.")] = None,
+) -> None:
+    """Counts what TensorRT's compiler makes of a bundle: kernels, memory traffic, memory.  Needs no GPU."""
+    from svd_bench.compiled.compile_bundle import compile_bundle, keys_of
+    from svd_bench.compiled.document import changes_table, check_common, compiled_tables, read_compiled
+    from svd_bench.documents.recorder import out_folder
+    from svd_bench.report import plots
+    from svd_engine.arguments import one_of
+    from svd_engine.cli import console
+    from svd_engine.spec.tables import NETWORKS
+
+    wanted = network or NETWORKS
+    for name in wanted:
+        one_of("network", name, NETWORKS)
+    if out is not None:
+        out_folder(out)
+    other = read_compiled(against) if against is not None and against.is_file() else None
+    if against is not None:  # refused before minutes are spent
+        before = [n.network for n in other.networks] if other else keys_of(against, wanted)
+        check_common(before, keys_of(bundle, wanted))
+    document = compile_bundle(bundle, target, wanted, progress())
+    text = document.model_dump_json()
+    if out is not None:
+        console.write_text(out / "compiled.json", text + "\n")
+        console.write_text(out / "compiled.svg", plots.compiled(document))
+    shown = compiled_tables(document)
+    if against is not None:
+        shown.append(changes_table(other or compile_bundle(against, target, wanted, progress()), document))
+    show_tables(shown, markdown)
+    typer.echo(text)
+
+
+@app.command("forms")
+def forms_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle; it is only read.")],
+    target: Annotated[
+        str, typer.Option(help="Kind of card to compile for: sm75, sm86, sm89, sm120.")
+    ] = "sm89",
+    network: Annotated[str, typer.Option(help="denoiser or vae_decoder.")] = "denoiser",
+    markdown: Annotated[bool, typer.Option(help="Table as Markdown.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for forms-NETWORK.json.")] = None,
+) -> None:
+    """Compiles the candidates for the form of a network's graph: normalisations and attention."""
+    from svd_bench.compiled.compile_bundle import compile_forms
+    from svd_bench.compiled.document import networks_table
+    from svd_bench.documents.recorder import out_folder
+    from svd_engine.arguments import one_of
+    from svd_engine.cli import console
+
+    one_of("network", network, ("denoiser", "vae_decoder"))
+    if out is not None:
+        out_folder(out)
+    document = compile_forms(bundle, target, network, progress())
+    show_tables([networks_table(document)], markdown)
+    text = document.model_dump_json()
+    if out is not None:
+        console.write_text(out / f"forms-{network}.json", text + "\n")
+    typer.echo(text)

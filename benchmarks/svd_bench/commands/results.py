@@ -1,0 +1,191 @@
+"""Commands of `svd-bench` about results: tiers, report, compare.  Arguments in, exit codes out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from svd_bench.commands.arguments import command_line, names
+from svd_engine.cli.options import Variant
+
+if TYPE_CHECKING:
+    from svd_bench.documents.results import Results
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+class FullSizeFamily(StrEnum):
+    svd = "svd"
+    svd_xt = "svd-xt"
+
+
+@app.command("tiers")
+def tiers_command(
+    measured: Annotated[
+        Path | None, typer.Option(help="Results of svd-engine on a GPU, to predict with their efficiency.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a video.")] = 25,
+    run: Annotated[
+        bool,
+        typer.Option("--run", help="Measure under emulated memory tiers on this GPU, instead of predicting."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="With --run: GPU to use, cuda or cuda:N.")] = "cuda",
+    random_weights: Annotated[
+        FullSizeFamily | None,
+        typer.Option(help="With --run: architecture to measure with seeded random weights."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="With --run: checkpoint, svd, svd-xt, svd-xt-1-1, a diffusers folder, or a hub id."
+        ),
+    ] = None,
+    variant: Variant = None,
+    tiers: Annotated[
+        str,
+        typer.Option(help="With --run: tiers in GiB, such as 8,12,16; default all smaller than this GPU."),
+    ] = "",
+    backends: Annotated[
+        str, typer.Option(help="With --run: backends, eager and compiled; default both.")
+    ] = "",
+    frames: Annotated[
+        str, typer.Option(help="With --run: numbers of frames, such as 14,25; default the checkpoint's own.")
+    ] = "",
+    repeat: Annotated[int, typer.Option(min=1, help="With --run: timed videos, after one to warm up.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="With --run: folder for tiers.json, updated after each attempt.")
+    ] = None,
+) -> None:
+    """List GPUs by memory tier with predicted latencies, or measure emulated tiers (--run)."""
+    if not run:
+        if any((random_weights, checkpoint, variant, tiers, backends, frames, out)):
+            raise typer.BadParameter("without --run there are only --measured and --steps")
+        _overview(measured, steps)
+        return
+    if (random_weights is None) == (checkpoint is None) or measured is not None:
+        raise typer.BadParameter("with --run pass --random-weights or --checkpoint, and no --measured")
+    if variant and checkpoint is None:
+        raise typer.BadParameter("--variant belongs to --checkpoint")
+    counts = names(frames)
+    if not all(count.isdecimal() and int(count) for count in counts):
+        raise typer.BadParameter("--frames must be numbers of at least 1, such as 14,25")
+    source = f"random:{random_weights.value}" if random_weights else checkpoint or ""
+    _emulate(
+        source, variant, device, names(tiers), names(backends), [int(c) for c in counts], steps, repeat, out
+    )
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="JSON documents written by svd-bench.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for report.md, report.html and plots/.")
+    ] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help="Markdown file whose <!-- results:NAME --> parts to update.")
+    ] = None,
+) -> None:
+    """Render RESULTS as tables and plots, one section per machine and setting."""
+    if output is None and readme is None:
+        raise typer.BadParameter("pass --output FOLDER, --readme FILE, or both")
+
+    from svd_bench.documents.results import read_results
+
+    documents = [(path.stem, read_results(path)) for path in results]
+    if readme is not None:
+        _render(readme, documents)
+    if output is not None:
+        from svd_bench.report import pages
+
+        pages.write(pages.page(documents), output)
+        typer.echo(f"wrote {output / 'report.md'} and {output / 'report.html'}")
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="Results before the change.")],
+    new: Annotated[Path, typer.Argument(help="Results after the change.")],
+    threshold: Annotated[
+        float, typer.Option(help="Smallest relative change in latency or memory that counts; 0.05 is 5 %.")
+    ] = 0.05,
+) -> None:
+    """Compare two results; exit with code 1 on a regression beyond noise."""
+    from svd_bench.documents.results import read_results
+    from svd_bench.report import compare as comparing
+
+    comparison = comparing.compare(read_results(old), read_results(new), threshold)
+    typer.echo(comparing.comparison_table(comparison).text())
+    count = len(comparison.regressions)
+    typer.echo(f"{count} of {len(comparison.changes)} got worse by more than {threshold:.3g}, beyond noise")
+    if count:
+        raise typer.Exit(1)
+
+
+def _overview(measured: Path | None, steps: int) -> None:
+    from svd_bench.cards import overview as tiers
+    from svd_bench.cards import predict
+    from svd_bench.documents.results import read_results
+
+    efficiency = predict.assumed() if measured is None else predict.of_measured(read_results(measured))
+    typer.echo(tiers.overview(efficiency, steps))
+
+
+def _emulate(
+    source: str,
+    variant: str | None,
+    device: str,
+    names: list[str],
+    backends: list[str],
+    frames: list[int],
+    steps: int,
+    repeat: int,
+    out: Path | None,
+) -> None:
+    """Progress on stderr, the table and then one JSON line on stdout; exit code 1 when an attempt broke."""
+    from svd_bench.memory import emulate
+
+    chosen = emulate.smaller_tiers(emulate.device_memory(device), names)
+    using = emulate.torch_backends(backends)
+
+    from svd_bench.documents.recorder import Recorder, out_folder
+    from svd_bench.measuring.environment import environment
+    from svd_bench.measuring.nvml import open_gpu
+    from svd_bench.subjects.cases import checkpoint_of
+    from svd_engine.backends.choose import resolve
+
+    where, model = resolve(device), checkpoint_of(source, variant).model
+    gpu, without = open_gpu(where)
+    path = None if out is None else out_folder(out) / "tiers.json"
+    recorder = Recorder("tiers", environment(where, gpu, command_line()), path)
+    recorder.warn(without)
+    base = emulate.base_attempt(source, str(where), model, steps, repeat, variant)
+    tried = []
+    for one in emulate.try_tiers(base, chosen, using, frames or [model.frames], emulate.in_subprocess):
+        typer.echo(str(one), err=True)
+        tried.append(one)
+        emulate.record_result(recorder, one, model)
+    typer.echo(emulate.tiers_table(tried, recorder.environment.device).text())
+    typer.echo(recorder.results().model_dump_json())
+    if any(one.answer.failed for one in tried):
+        raise typer.Exit(1)
+
+
+def _render(path: Path, documents: list[tuple[str, Results]]) -> None:
+    from svd_bench.report.readme import render
+    from svd_engine.cli import console
+    from svd_engine.errors import SettingsError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"--readme {path}",
+            expected="a text that can be read",
+            got=str(error),
+            remedy="Pass the path of the Markdown file that holds the markers.",
+        ) from error
+    console.write_text(path, render(text, dict(documents)))
+    typer.echo(f"wrote {path}")

@@ -1,0 +1,1 @@
+"""`svd-bench run` and `svd-bench ladder`: subjects timed in turns, stage by stage, rung by rung."""

@@ -1,0 +1,1 @@
+"""`svd-bench gpu-check`: every CUDA path checked and measured within minutes."""

@@ -1,0 +1,1 @@
+"""Instruments: clocks, driver counters, the machine's description, the check of an output."""

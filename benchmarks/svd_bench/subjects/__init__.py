@@ -1,0 +1,1 @@
+"""What is measured: this engine and its peers, opened on the same weights and inputs."""

@@ -1,0 +1,117 @@
+"""What a checkpoint is told beside the image: numbers, each a sinusoidal embedding inside the denoiser.
+
+They travel in one tensor, `time_ids`, a column for each field: [B, fields], or [B, F, fields] as soon as one
+field differs from frame to frame.  The table, the pipeline's tensor, the inputs that networks are compared
+on and the manifest are made from the fields; SVD's are `svd_conditioning`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from svd_engine.errors import SettingsError
+from svd_engine.spec.bounds import Channels, Finite
+from svd_engine.values import finite
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FieldName = Annotated[str, Field(max_length=64, pattern="^[a-z][a-z0-9_]*$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditioningField:
+    """One number for a video, or one for each of its frames.
+
+    Its range is that of the parameter of a call with this name; the network is told the parameter plus
+    `offset`.
+    """
+
+    name: FieldName
+    width: Channels  # of its embedding
+    default: Finite  # that networks are compared on
+    low: Finite | None = None  # None: no limit
+    high: Finite | None = None
+    offset: Finite = 0.0
+    per: Literal["video", "frame"] = "video"
+
+
+Fields = Annotated[tuple[ConditioningField, ...], Field(min_length=1, max_length=16)]
+Values = Mapping[str, float | Sequence[float]]  # by field; a sequence holds one number for each frame
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    fields: Fields  # in the order of the columns
+
+    @property
+    def width(self) -> int:
+        """Channels of all embeddings together: the UNet's `projection_class_embeddings_input_dim`."""
+        return sum(field.width for field in self.fields)
+
+    @property
+    def per_frame(self) -> bool:
+        return any(field.per == "frame" for field in self.fields)
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        return {field.name: field.default for field in self.fields}
+
+    def shape(self, videos: int, frames: int) -> tuple[int, ...]:
+        """Of `time_ids`: [videos, fields], or [videos, frames, fields]."""
+        rows = (videos, frames) if self.per_frame else (videos,)
+        return (*rows, len(self.fields))
+
+    def rows(self, values: Values, frames: int) -> list[list[float]]:
+        """What one video is told: one row, or with a field per frame a row for each of its `frames`.
+
+        Raises SettingsError for a number out of its field's range, and for another count of numbers than the
+        field takes.
+        """
+        count = frames if self.per_frame else 1
+        columns = [_column(field, values[field.name], frames, count) for field in self.fields]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def time_ids(
+        self, values: Values, videos: int, frames: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """The tensor of `shape`, float32: `rows` for every video.  Raises what `rows` raises."""
+        import torch
+
+        rows = torch.tensor(self.rows(values, frames), dtype=torch.float32, device=device)
+        return rows.expand(self.shape(videos, frames))
+
+
+def svd_conditioning(width: int = 256) -> Conditioning:
+    """SVD's: it was trained on the frame rate less one.  width: of each embedding, 256 in SVD itself."""
+    return Conditioning(
+        (
+            ConditioningField(name="fps", width=width, default=7.0, low=1.0, offset=-1.0),
+            ConditioningField(name="motion_bucket_id", width=width, default=127.0, low=0.0, high=1023.0),
+            ConditioningField(name="noise_aug_strength", width=width, default=0.02, low=0.0),
+        )
+    )
+
+
+def _column(field: ConditioningField, value: float | Sequence[float], frames: int, count: int) -> list[float]:
+    if not isinstance(value, Sequence):
+        return [_told(field, value)] * count
+    if field.per == "video" or len(value) != frames:
+        raise SettingsError(
+            field.name,
+            expected=f"one number, or one for each of {frames} frames"
+            if field.per == "frame"
+            else "one number",
+            got=f"{len(value)} numbers",
+            remedy="Pass as many.",
+        )
+    return [_told(field, number) for number in value]
+
+
+def _told(field: ConditioningField, number: float) -> float:
+    return finite(field.name, number, field.low, field.high) + field.offset
