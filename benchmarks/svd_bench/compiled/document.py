@@ -68,7 +68,6 @@ def compiled_tables(document: CompiledDocument) -> list[Table]:
 
 
 def networks_table(document: CompiledDocument) -> Table:
-    weights = ", random weights" if document.random_weights else ""
     rows = [
         [
             n.network,
@@ -85,12 +84,40 @@ def networks_table(document: CompiledDocument) -> Table:
         for n in document.networks
     ]
     return Table(
-        f"{document.model}{weights}, {document.dtype}, {document.target}, {document.compiler}: one call",
+        f"{_title(document)}: one call",
         ("network", "kernels", "read", "written", "TFLOP", "attention fused", "activations", "weights",
          "compiled in", "by a process of"),
         rows,
-        note="Compiled, not run. A kernel's tensors count once, weights included.",
+        note=COUNTED,
     )  # fmt: skip
+
+
+def ladder_table(document: CompiledDocument) -> Table:
+    """The rungs of each network, and how each changed the traffic."""
+    rows, before = [], {}
+    for rung in document.networks:
+        key, _, note = rung.network.partition(": ")
+        moved = rung.figures.read_bytes + rung.figures.written_bytes
+        rows.append(
+            [
+                key,
+                note,
+                f"{rung.figures.kernels:,}",
+                size(moved),
+                f"{moved / before[key] - 1:+.1%}" if key in before else "",
+                size(rung.figures.activation_bytes),
+                size(rung.figures.weights_bytes),
+                figure(rung.flop / 1e12),
+            ]
+        )
+        before[key] = moved
+    return Table(
+        f"{_title(document)}: one call",
+        ("network", "rung", "kernels", "read and written", "change", "activations", "weights", "TFLOP"),
+        rows,
+        left=2,
+        note=COUNTED,
+    )
 
 
 def changes_table(old: CompiledDocument, new: CompiledDocument) -> Table:
@@ -126,6 +153,11 @@ def check_common(before: Collection[str], after: Collection[str]) -> None:
             got=", ".join(after),
             remedy="Compare bundles of the same profile.",
         )
+
+
+def _title(document: CompiledDocument) -> str:
+    weights = ", random weights" if document.random_weights else ""
+    return f"{document.model}{weights}, {document.dtype}, {document.target}, {document.compiler}"
 
 
 def _made(document: CompiledDocument) -> str:

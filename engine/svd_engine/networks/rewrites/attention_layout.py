@@ -12,8 +12,8 @@ that stride as they lie, and q, k, v and what comes back need no copy:
     spatial    S = h*w, M = B*F        temporal    S = F, M = B*h*w
 
 diffusers has the sequence inside, [M, S, heads, d], where each attention needs a copy before and one after.
-The turn from one order to the other goes with the normalisation that reads the tokens anyway, and the way
-back to images with nothing between it and the sum: the projection out is a 1x1 convolution of images.
+The turn from one order to the other goes with the normalisation that reads the tokens anyway; the projection
+out is a 1x1 convolution of images, and the sum with them goes with it.
 In diffusers: TransformerSpatioTemporalModel.forward and the forwards of its two kinds of blocks.
 
 Letters in shapes: as in `_forwards`, and S the sequence, O the other of F and h*w.
@@ -93,19 +93,23 @@ class SequenceOutermost(VideoTransformer):
         return_dict: bool = True,
     ) -> Any:
         assert not return_dict  # diffusers' blocks never ask for it
-        video = image_only_indicator.shape  # B, F
-        numbers = torch.arange(video[1], device=hidden_states.device)
-        positions = self.time_pos_embed(self.time_proj(numbers).to(hidden_states.dtype))[:, None]
+        batch, frames = image_only_indicator.shape
+        numbers = torch.arange(frames, device=hidden_states.device)
+        positions = self.time_pos_embed(self.time_proj(numbers).to(hidden_states.dtype))[:, None, None]
 
         x = self.proj_in(self.norm(hidden_states).flatten(2).transpose(1, 2))  # [B*F, h*w, C]
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
-            x = of_block(spatial, x.transpose(0, 1), encoder_hidden_states)  # [h*w, B*F, C]
-            x = turned(x, video[0])  # [F, B*h*w, C]
-            mixed = x + positions
+            spatial_c, temporal_c = (b.attn2.to_out(encoder_hidden_states)[None] for b in (spatial, temporal))
+            x = without_c(spatial, x.transpose(0, 1), spatial_c)  # [h*w, B*F, C]
+            mixed = turned(x, batch) + of_tokens(positions + spatial_c, len(x))  # [F, B*h*w, C]
             mixed = mixed + temporal.ff_in(temporal.norm_in(mixed))
-            mixed = of_block(temporal, mixed, encoder_hidden_states)
-            x = self.time_mixer(x_spatial=x, x_temporal=mixed, image_only_indicator=image_only_indicator)
-            x = by_image(x, video[0])  # [B*F, h*w, C]
+            mixed = without_c(temporal, mixed, temporal_c) + of_tokens(temporal_c, len(x))
+            x = x + of_tokens(spatial_c, frames)
+            x = self.time_mixer(  # [B*F, h*w, C]
+                x_spatial=x.transpose(0, 1),
+                x_temporal=by_image(mixed, batch),
+                image_only_indicator=image_only_indicator,
+            )
         x = self.proj_out(x.transpose(1, 2).reshape(hidden_states.shape))
         return (hidden_states + x,)
 
@@ -122,21 +126,25 @@ def by_image(x: Tensor, batch: int) -> Tensor:
     return x if batch == 1 else x.unflatten(1, (batch, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def of_block(
-    block: BasicTransformerBlock | TemporalBasicTransformerBlock, x: Tensor, context: Tensor
+def without_c(
+    block: BasicTransformerBlock | TemporalBasicTransformerBlock, x: Tensor, c: Tensor
 ) -> Tensor:
-    """Self-attention over S, what cross-attention adds, feed-forward: [S, B*O, C] -> the same."""
-    assert isinstance(block.attn2, SingleTokenCrossAttention)
+    """What a block makes of tokens [S, B*O, C], less what its cross-attention adds, c [1,B,1,C].
+
+    c is in the sum that the feed-forward reads, and is left to whatever reads the result: neither sum is
+    written then.
+    """
     x = x + attend(block.attn1, block.norm1(x))
-    x = x + of_each_token(block.attn2.to_out(context), x.shape[1])
-    out: Tensor = x + block.ff(block.norm3(x))
+    batch = c.shape[1]
+    out: Tensor = x + block.ff(block.norm3(x + of_tokens(c, x.shape[1] // batch)))
     return out
 
 
-def of_each_token(per_video: Tensor, tokens: int) -> Tensor:
-    """[B,1,C] -> [1, B*O, C], or for one video [1,1,C]."""
-    batch = len(per_video)
-    return per_video if batch == 1 else per_video.expand(-1, tokens // batch, -1).flatten(0, 1)[None]
+def of_tokens(per_video: Tensor, others: int) -> Tensor:
+    """[S,B,1,C] -> [S, B*O, C], or for one video [S,1,C], which is the same to a sum."""
+    if per_video.shape[1] == 1:
+        return per_video[:, 0]
+    return per_video.expand(-1, -1, others, -1).flatten(1, 2)
 
 
 def attend(attention: Attention | FusedSelfAttention, x: Tensor) -> Tensor:
