@@ -13,6 +13,7 @@ from diffusers.models.resnet import AlphaBlender
 
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.errors import SettingsError, TensorMismatch
+from svd_engine.networks.denoiser import GuidedDenoiser
 from svd_engine.networks.rewrites import (
     ORT_CPU_REWRITES,
     REWRITES,
@@ -164,20 +165,22 @@ def test_two_layers_in_a_transformer() -> None:
     assert relative_difference(call_unet(unet), expected) <= EXACT
 
 
-def test_the_second_time_changes_nothing() -> None:
+@pytest.mark.parametrize("rewrites", [EVERY, TENSORRT_REWRITES], ids=["torch and CPU", "TensorRT"])
+def test_the_second_time_changes_nothing(rewrites: Sequence[Rewrite]) -> None:
     unet, vae = random_unet(), random_vae()
     for network in (unet, vae):
-        apply_rewrites(network, rewrites=EVERY)
+        apply_rewrites(network, rewrites=rewrites)
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        assert {a.places for a in apply_rewrites(network, rewrites=EVERY)} == {0}
+        assert {a.places for a in apply_rewrites(network, rewrites=rewrites)} == {0}
         after = network.state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_weights_survive_a_copy_and_a_state_dict() -> None:
+@pytest.mark.parametrize("rewrites", [EVERY, TENSORRT_REWRITES], ids=["torch and CPU", "TensorRT"])
+def test_weights_survive_a_copy_and_a_state_dict(rewrites: Sequence[Rewrite]) -> None:
     unet = random_unet()
-    apply_rewrites(unet, rewrites=EVERY)
+    apply_rewrites(unet, rewrites=rewrites)
     expected = call_unet(unet)
     twin = copy.deepcopy(unet)
     assert torch.equal(call_unet(twin), expected)
@@ -197,17 +200,58 @@ def test_the_encoder_is_not_touched() -> None:
     assert [type(part) for part in vae.encoder.modules()] == before
 
 
+@pytest.mark.parametrize("rewrites", [EVERY, TENSORRT_REWRITES], ids=["torch and CPU", "TensorRT"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype: torch.dtype) -> None:
+def test_half_precision(dtype: torch.dtype, rewrites: Sequence[Rewrite]) -> None:
     """Every weight keeps its dtype, and folding costs no accuracy: the distance from float64 is as before."""
     truth, plain = call_unet(random_unet()), random_unet(dtype)
     rewritten = random_unet(dtype)
-    apply_rewrites(rewritten, rewrites=EVERY)
+    apply_rewrites(rewritten, rewrites=rewrites)
     assert {tensor.dtype for tensor in rewritten.state_dict().values()} == {dtype}
     before, after = call_unet(plain, dtype=dtype), call_unet(rewritten, dtype=dtype)
     assert after.dtype == dtype
     distance, got = ((prediction.double() - truth).square().mean().sqrt() for prediction in (before, after))
     assert 0 < got <= 1.05 * distance
+
+
+def test_one_row_of_ids_serves_every_video() -> None:
+    """diffusers takes a row for each; the halves of guidance have the same."""
+    for rewrites in ((), REWRITES[:1], TENSORRT_REWRITES):
+        unet = random_unet()
+        apply_rewrites(unet, rewrites=rewrites)
+        inputs = unet_inputs()
+        row = inputs["added_time_ids"][:1]
+        with torch.no_grad():
+            expected = unet(**{**inputs, "added_time_ids": row.expand(2, -1)}).sample
+            if rewrites:
+                got = unet(**{**inputs, "added_time_ids": row}).sample
+                assert relative_difference(got, expected) <= EXACT
+
+
+def test_guidance_of_one_video_asks_for_one_row() -> None:
+    class Unet(torch.nn.Module):
+        one_row_for_all = True
+
+        def forward(self, sample: torch.Tensor, *_: object, **named: object) -> tuple[torch.Tensor]:
+            ids = named["added_time_ids"]
+            assert isinstance(ids, torch.Tensor)
+            self.rows = len(ids)
+            return (sample[:, :, :4],)
+
+    unet = Unet()
+    unet.weight = torch.nn.Parameter(torch.zeros(1))
+    denoiser = GuidedDenoiser(unet)
+
+    def rows(videos: int) -> int:
+        denoiser(
+            torch.zeros(videos, 2, 4, 4, 4), torch.tensor(1.0), torch.zeros(videos, 4, 4, 4),
+            torch.zeros(videos, 1, 8), torch.zeros(videos, 3), torch.ones(videos, 2),
+        )  # fmt: skip
+        return unet.rows
+
+    assert (rows(1), rows(2)) == (1, 4)
+    unet.one_row_for_all = False
+    assert rows(1) == 2
 
 
 @pytest.mark.parametrize("strategy", ["fixed", "learned", "learned_with_images"])
@@ -321,3 +365,7 @@ def test_a_size_that_upsampling_must_be_told_is_refused() -> None:
     assert refusal.value.expected == "8x12, twice the size"
     assert refusal.value.got == "7x12"
     assert "switch phase-upsample off" in refusal.value.remedy
+    unet = random_unet()
+    apply_rewrites(unet, rewrites=TENSORRT_REWRITES)
+    with pytest.raises(TensorMismatch, match="switch transposed-upsample off"):
+        call_unet(unet, height=7)

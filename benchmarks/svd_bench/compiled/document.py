@@ -16,6 +16,9 @@ from svd_engine.report import size
 from svd_engine.spec.precision import DType
 
 
+COUNTED = "Compiled, not run. A kernel's tensors count once, weights included."
+
+
 class KernelGroup(StrictModel):
     """Kernels of one kind or name, and what they move."""
 

@@ -52,10 +52,10 @@ def compile_ladder(
 
 def found(bundle: Bundle, entry: NetworkEntry) -> list[str]:
     """The rewrites that found a place in a network, in their order."""
-    part = COMPONENT_OF[entry.spec.network]
     if entry.spec.network == "vae_encoder":  # the rewrites of its component are those of the decoder
         return []
-    return [rewrite.name for rewrite in bundle.manifest.rewrites if rewrite.network == part and rewrite.places]
+    part = COMPONENT_OF[entry.spec.network]
+    return [r.name for r in bundle.manifest.rewrites if r.network == part and r.places]
 
 
 def rungs(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

@@ -1,4 +1,4 @@
-"""Tokens in the order in which attention reads them: the sequence outermost, turned once between the two kinds.
+"""Tokens in the order in which attention reads them: the sequence outermost, turned between the two kinds.
 
 Everything in a transformer block but its self-attention sees one token at a time, so with P any permutation
 of tokens
@@ -35,7 +35,6 @@ from svd_engine.networks.rewrites._attention import obstacle_to_plain
 from svd_engine.networks.rewrites._forwards import VideoTransformer
 from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
 from svd_engine.networks.rewrites.fused_qkv import FusedSelfAttention
-from svd_engine.networks.rewrites.single_token_cross_attention import SingleTokenCrossAttention
 from svd_engine.networks.rewrites.transformer_blend import ScaledSum
 
 
@@ -126,9 +125,7 @@ def by_image(x: Tensor, batch: int) -> Tensor:
     return x if batch == 1 else x.unflatten(1, (batch, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def without_c(
-    block: BasicTransformerBlock | TemporalBasicTransformerBlock, x: Tensor, c: Tensor
-) -> Tensor:
+def without_c(block: BasicTransformerBlock | TemporalBasicTransformerBlock, x: Tensor, c: Tensor) -> Tensor:
     """What a block makes of tokens [S, B*O, C], less what its cross-attention adds, c [1,B,1,C].
 
     c is in the sum that the feed-forward reads, and is left to whatever reads the result: neither sum is
