@@ -333,6 +333,12 @@ def test_winograd_of_odd_and_even_heights(height: int) -> None:
     assert relative_difference(winograd_rows.WinogradRows(conv)(x), conv(x)) <= EXACT
 
 
+@pytest.mark.parametrize(("frames", "sizes"), [(1, 1), (13, 13), (14, 7), (25, 13), (27, 9)])
+def test_groups_are_much_the_same_size(frames: int, sizes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames_in_groups, "MOST", 13)
+    assert frames_in_groups.size_of_group(frames) == sizes
+
+
 @pytest.mark.parametrize("pixels", [1, 127, 128, 192, 251])
 @torch.no_grad()
 def test_rows_of_any_number_of_pixels(pixels: int) -> None:

@@ -15,7 +15,6 @@ from svd_engine.errors import SettingsError
 from svd_engine.report import size
 from svd_engine.spec.precision import DType
 
-
 COUNTED = "Compiled, not run. A kernel's tensors count once, weights included."
 
 
@@ -145,6 +144,26 @@ def changes_table(old: CompiledDocument, new: CompiledDocument) -> Table:
         ("network", "kernels", "read and written", "activations", "attention fused"),
         rows,
     )
+
+
+def grown(before: CompiledNetwork, after: CompiledNetwork) -> list[str]:
+    """What is more in `after`: kernels, traffic, activations, and if there is any, the kernels' names that grew."""
+    old, new = before.figures, after.figures
+    totals = {
+        "kernels": (old.kernels, new.kernels),
+        "bytes": (old.read_bytes + old.written_bytes, new.read_bytes + new.written_bytes),
+        "activations": (old.activation_bytes, new.activation_bytes),
+    }
+    lines = [f"{what}: {a:,} -> {b:,}" for what, (a, b) in totals.items() if b > a]
+    if not lines:
+        return []
+    nothing = KernelGroup(kernels=0, read_bytes=0, written_bytes=0)
+    for name, group in after.names.items():
+        known = before.names.get(name, nothing)
+        a, b = (g.read_bytes + g.written_bytes for g in (known, group))
+        if b > a:
+            lines.append(f"{name}: {known.kernels} of {size(a)} -> {group.kernels} of {size(b)}")
+    return lines
 
 
 def check_common(before: Collection[str], after: Collection[str]) -> None:

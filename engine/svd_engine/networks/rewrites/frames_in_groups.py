@@ -11,6 +11,8 @@ spatial_res_block of the first resnet of the last one.
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from svd_engine.networks.rewrites import frames_apart
 from svd_engine.networks.rewrites._places import Report, rewrite_each
 from svd_engine.networks.rewrites._resnets import adopt_resnet, half
 
-MOST = 13  # frames of a group: 25 are two groups
+MOST = 13  # frames of a group: 25 are 13 and 12, 14 are 7 and 7
 
 
 def apply(network: nn.Module) -> Report:
@@ -50,8 +52,9 @@ class FramesInGroups(TemporalDecoder):  # type: ignore[misc]  # diffusers is unt
         for resnet in before.resnets:
             x = resnet(x, image_only_indicator=image_only_indicator)
 
-        groups = [self.widest(group) for group in x.split(MOST)]
-        x = first.of_images(torch.cat(groups), None, image_only_indicator)
+        groups = [self.widest(group) for group in x.split(size_of_group(len(x)))]
+        x = groups[0] if len(groups) == 1 else torch.cat(groups)
+        x = first.of_images(x, None, image_only_indicator)
         for resnet in others:
             x = resnet(x, image_only_indicator=image_only_indicator)
         for upsampler in last.upsamplers or ():
@@ -67,3 +70,8 @@ class FramesInGroups(TemporalDecoder):  # type: ignore[misc]  # diffusers is unt
         for upsampler in self.up_blocks[-2].upsamplers:
             x = upsampler(x)
         return half(self.up_blocks[-1].resnets[0].spatial_res_block, x, None)
+
+
+def size_of_group(frames: int) -> int:
+    """At most MOST, in as few groups as that takes, of much the same size."""
+    return ceil(frames / ceil(frames / MOST))
