@@ -153,7 +153,7 @@ LAYOUT: list[tuple[str, dict[str, Any], str]] = [
     ("spatial", {"_chunk_size": 2, "_chunk_dim": 1}, "its feed-forward is chunked"),
     ("spatial", {"pos_embed": nn.Identity()}, "it adds positions of its own"),
     ("temporal", {"_chunk_size": 2, "_chunk_dim": 1}, "its feed-forward is chunked"),
-    ("transformer", {"proj_out": nn.Identity()}, "its last layer is not linear"),
+    ("transformer", {"proj_out": nn.Conv2d(1, 1, 1)}, "its last layer is not linear"),
     ("spatial", {"attn2": None}, "its cross-attention is not to a single token"),
 ]
 

@@ -73,8 +73,8 @@ APART = {"image_encoder": {}, "vae_encoder": {512: 1}, "denoiser": {}, "vae_deco
 
 
 def hold_against_the_compiler(bundle: Bundle) -> None:
-    """TensorRT's table fits all; its compiler takes the large two for sm89 in 12 GiB, and makes no more of them
-    than the committed document says."""
+    """TensorRT's table fits all; its compiler takes the large two for sm89 in 12 GiB, and makes of them
+    no more than the committed document says."""
     versions: tuple[TensorRTRelease, ...] = ("10.14", "11")
     for entry in bundle.manifest.networks:
         network, graph = entry.spec.network, bundle.graph(entry.spec, "tensorrt")

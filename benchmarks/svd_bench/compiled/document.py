@@ -96,7 +96,8 @@ def networks_table(document: CompiledDocument) -> Table:
 
 def ladder_table(document: CompiledDocument) -> Table:
     """The rungs of each network, and how each changed the traffic."""
-    rows, before = [], {}
+    rows = []
+    before: dict[str, int] = {}  # bytes of the rung below, by network
     for rung in document.networks:
         key, _, note = rung.network.partition(": ")
         moved = rung.figures.read_bytes + rung.figures.written_bytes
@@ -147,7 +148,7 @@ def changes_table(old: CompiledDocument, new: CompiledDocument) -> Table:
 
 
 def grown(before: CompiledNetwork, after: CompiledNetwork) -> list[str]:
-    """What is more in `after`: kernels, traffic, activations, and if there is any, the kernels' names that grew."""
+    """What is more in `after`: kernels, traffic, activations; then the names of kernels that grew, too."""
     old, new = before.figures, after.figures
     totals = {
         "kernels": (old.kernels, new.kernels),

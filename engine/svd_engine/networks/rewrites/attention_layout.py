@@ -117,7 +117,7 @@ def turned(x: Tensor, batch: int) -> Tensor:
     """From one sequence outermost to the other: [S, B*O, C] -> [O, B*S, C]."""
     if batch == 1:
         return x.transpose(0, 1)
-    return x.unflatten(1, (batch, -1)).transpose(0, 2).flatten(1, 2)
+    return x.unflatten(1, (batch, -1)).transpose(0, 2).flatten(1, 2)  # type: ignore[no-any-return]
 
 
 def by_image(x: Tensor, batch: int) -> Tensor:
