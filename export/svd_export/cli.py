@@ -153,7 +153,7 @@ def verify(
     """Compare each exported network with its reference on the same inputs; fail beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle.reading import Bundle
-    from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint
+    from svd_export.verify import source_of
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
@@ -167,11 +167,7 @@ def verify(
         _show(verify_plans(opened, FLAVOURS[backend.value], resolve(device), _progress()))
         return
     choice = choose_for_bundle("onnxruntime", device, opened)
-    if checkpoint is None and (family := opened.manifest.random_family):
-        source = random_checkpoint(family)
-    else:
-        exported = opened.manifest.source
-        source = open_checkpoint(checkpoint or exported.checkpoint, variant or exported.variant)
+    source = source_of(opened, checkpoint, variant)
     _show(run(opened, source, choice.device, _progress(), write=not no_write))
 
 

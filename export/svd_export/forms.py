@@ -11,7 +11,8 @@ weights, each under a megabyte, and its manifest says which is whose.  Both are 
                                                                  (`fuses`), else products
     softmax_precision   float32                                  not said: the parser refuses it
 
-`svd-bench forms` compiles the candidates; docs/tensorrt.md has their figures.  float32 is what runs on a CPU:
+`svd-bench forms` compiles the candidates; docs/tensorrt.md has their figures, and says why both are one trace
+of one list of rewrites.  float32 is what runs on a CPU:
 such bundles are shaped for it (`rewrites_for("onnxruntime", "cpu")`) and hold ONNX Runtime's graph only.
 
 What keeps statistics and softmax in float32 where the network is in half precision:

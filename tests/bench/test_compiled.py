@@ -25,6 +25,7 @@ from svd_bench.compiled.document import (
     KernelGroup,
     changes_table,
     compiled_tables,
+    ladder_table,
     networks_table,
     read_compiled,
 )
@@ -76,11 +77,14 @@ def graph_of(node: onnx.NodeProto, folder: Path, weights: tuple[int, ...], **inp
         (helper.make_node("Gemm", ["x", "w"], ["y"], transA=1), (5, 7), {"x": (5, 3)}, 2 * 3 * 5 * 7),
         (helper.make_node("Conv", ["x", "w"], ["y"], group=2, pads=[1, 1, 1, 1]), (6, 2, 3, 3),
          {"x": (1, 4, 8, 8)}, 2 * 6 * 64 * 2 * 9),
+        (helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1]),
+         (4, 6, 4, 4), {"x": (1, 4, 8, 8)}, 2 * 4 * 64 * 6 * 16),
         (helper.make_node("Attention", ["q", "k", "v"], ["y"]), (),
          {"q": (1, 2, 5, 16), "k": (1, 2, 7, 16), "v": (1, 2, 7, 16)}, 4 * 2 * 5 * 7 * 16),
         (helper.make_node("Relu", ["x"], ["y"]), (), {"x": (4, 4)}, 0),
     ],
-    ids=["product", "gemm", "gemm turned", "convolution in groups", "attention", "activation"],
+    ids=["product", "gemm", "gemm turned", "convolution in groups", "transposed convolution", "attention",
+         "activation"],
 )  # fmt: skip
 def test_arithmetic(node: Any, weights: Any, inputs: Any, flop: int, tmp_path: Path) -> None:
     assert flop_of(graph_of(node, tmp_path, weights, **inputs)) == flop
@@ -298,6 +302,13 @@ def test_pages_show_the_documents(page: str) -> None:
     shown = [networks_table(read_compiled(path)) for path in sorted(RESULTS.glob(PAGES[page]))]
     assert shown
     assert all(table.markdown().strip() in text for table in shown)
+
+
+def test_the_page_shows_the_ladder() -> None:
+    text = (ROOT / "README.md").read_text()
+    rungs = [ladder_table(read_compiled(path)) for path in sorted(RESULTS.glob("ladder-*.json"))]
+    assert rungs
+    assert all(table.markdown().strip() in text for table in rungs)
 
 
 def test_the_committed_denoiser_attends_in_fused_kernels() -> None:

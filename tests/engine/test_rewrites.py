@@ -11,13 +11,17 @@ import pytest
 import torch
 from diffusers.models.resnet import AlphaBlender
 
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.errors import SettingsError, TensorMismatch
+from svd_engine.networks.denoiser import GuidedDenoiser
 from svd_engine.networks.rewrites import (
     ORT_CPU_REWRITES,
     REWRITES,
+    TENSORRT_REWRITES,
     TORCH_CPU_REWRITES,
     Rewrite,
     apply_rewrites,
+    frames_in_groups,
     frames_in_place,
     rewrites_for,
     temporal_rows,
@@ -35,6 +39,9 @@ from tests.engine.rewrite_networks import (
 )
 
 EVERY = tuple(dict.fromkeys((*REWRITES, *ORT_CPU_REWRITES, *TORCH_CPU_REWRITES)))
+FOR_TENSORRT = tuple(rewrite for rewrite in TENSORRT_REWRITES if rewrite not in REWRITES)
+# what a rewrite needs to find a place
+NEEDS = {"attention-layout": ("single-token-cross-attention", "transformer-blend")}
 EXACT = 1e-12  # relative to the output's largest value, float64
 PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder with 8 resnets
     "single-token-cross-attention": (12, 0),
@@ -52,6 +59,9 @@ PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder wit
     "winograd-rows": (0, 16),
     "linear-as-convolution": (90, 2),
     "channels-last": (55, 39 + 3 * 16),  # four weights for one
+    "attention-layout": (6, 0),
+    "transposed-upsample": (1, 1),
+    "frames-in-groups": (0, 1),
 }
 
 
@@ -61,8 +71,9 @@ def named(rewrites: Sequence[Rewrite]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks here have 64 at most."""
+    """The networks here have 64 at most, and the videos 3 frames."""
     monkeypatch.setattr(winograd_rows, "LEAST", 32)
+    monkeypatch.setattr(frames_in_groups, "MOST", 2)
 
 
 @pytest.fixture(scope="module", params=["alone", "all but one"])
@@ -91,7 +102,30 @@ def test_vae(rewrite: Rewrite, some: str) -> None:
     assert relative_difference(call_vae(vae), expected) <= EXACT
 
 
-@pytest.mark.parametrize("rewrites", [REWRITES, EVERY], ids=["for every backend", "and for a CPU"])
+def chosen(rewrite: Rewrite, some: str) -> list[Rewrite]:
+    """It and what it needs; or all others of its list."""
+    if some == "alone":
+        needed = NEEDS.get(rewrite.name, ())
+        return [*(other for other in TENSORRT_REWRITES if other.name in needed), rewrite]
+    return [other for other in TENSORRT_REWRITES if other != rewrite]
+
+
+@pytest.mark.parametrize("rewrite", TENSORRT_REWRITES, ids=named(TENSORRT_REWRITES))
+def test_for_tensorrt(rewrite: Rewrite, some: str) -> None:
+    """What is left alone then is what stands on the rewrite that is missing."""
+    for network, call in ((random_unet(), call_unet), (random_vae(), call_vae)):
+        expected = call(network)
+        for applied in apply_rewrites(network, rewrites=chosen(rewrite, some)):
+            missing = some == "all but one" and rewrite.name in NEEDS.get(applied.name, ())
+            assert bool(applied.left_alone) == (missing and call is call_unet)
+        assert relative_difference(call(network), expected) <= EXACT
+
+
+@pytest.mark.parametrize(
+    "rewrites",
+    [REWRITES, EVERY, TENSORRT_REWRITES, (*REWRITES, *FOR_TENSORRT[::2])],
+    ids=["for every backend", "and for a CPU", "for TensorRT", "on products of q, k and v"],
+)
 def test_all_together(rewrites: Sequence[Rewrite]) -> None:
     """Frames come from the call: the same rewritten network serves 3, 14 and 1, and other sizes."""
     unet, vae = random_unet(), random_vae()
@@ -131,20 +165,22 @@ def test_two_layers_in_a_transformer() -> None:
     assert relative_difference(call_unet(unet), expected) <= EXACT
 
 
-def test_the_second_time_changes_nothing() -> None:
+@pytest.mark.parametrize("rewrites", [EVERY, TENSORRT_REWRITES], ids=["torch and CPU", "TensorRT"])
+def test_the_second_time_changes_nothing(rewrites: Sequence[Rewrite]) -> None:
     unet, vae = random_unet(), random_vae()
     for network in (unet, vae):
-        apply_rewrites(network, rewrites=EVERY)
+        apply_rewrites(network, rewrites=rewrites)
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        assert {a.places for a in apply_rewrites(network, rewrites=EVERY)} == {0}
+        assert {a.places for a in apply_rewrites(network, rewrites=rewrites)} == {0}
         after = network.state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_weights_survive_a_copy_and_a_state_dict() -> None:
+@pytest.mark.parametrize("rewrites", [EVERY, TENSORRT_REWRITES], ids=["torch and CPU", "TensorRT"])
+def test_weights_survive_a_copy_and_a_state_dict(rewrites: Sequence[Rewrite]) -> None:
     unet = random_unet()
-    apply_rewrites(unet, rewrites=EVERY)
+    apply_rewrites(unet, rewrites=rewrites)
     expected = call_unet(unet)
     twin = copy.deepcopy(unet)
     assert torch.equal(call_unet(twin), expected)
@@ -164,17 +200,58 @@ def test_the_encoder_is_not_touched() -> None:
     assert [type(part) for part in vae.encoder.modules()] == before
 
 
+@pytest.mark.parametrize("rewrites", [EVERY, TENSORRT_REWRITES], ids=["torch and CPU", "TensorRT"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype: torch.dtype) -> None:
+def test_half_precision(dtype: torch.dtype, rewrites: Sequence[Rewrite]) -> None:
     """Every weight keeps its dtype, and folding costs no accuracy: the distance from float64 is as before."""
     truth, plain = call_unet(random_unet()), random_unet(dtype)
     rewritten = random_unet(dtype)
-    apply_rewrites(rewritten, rewrites=EVERY)
+    apply_rewrites(rewritten, rewrites=rewrites)
     assert {tensor.dtype for tensor in rewritten.state_dict().values()} == {dtype}
     before, after = call_unet(plain, dtype=dtype), call_unet(rewritten, dtype=dtype)
     assert after.dtype == dtype
     distance, got = ((prediction.double() - truth).square().mean().sqrt() for prediction in (before, after))
     assert 0 < got <= 1.05 * distance
+
+
+def test_one_row_of_ids_serves_every_video() -> None:
+    """diffusers takes a row for each; the halves of guidance have the same."""
+    for rewrites in ((), REWRITES[:1], TENSORRT_REWRITES):
+        unet = random_unet()
+        apply_rewrites(unet, rewrites=rewrites)
+        inputs = unet_inputs()
+        row = inputs["added_time_ids"][:1]
+        with torch.no_grad():
+            expected = unet(**{**inputs, "added_time_ids": row.expand(2, -1)}).sample
+            if rewrites:
+                got = unet(**{**inputs, "added_time_ids": row}).sample
+                assert relative_difference(got, expected) <= EXACT
+
+
+def test_guidance_of_one_video_asks_for_one_row() -> None:
+    class Unet(torch.nn.Module):
+        one_row_for_all = True
+
+        def forward(self, sample: torch.Tensor, *_: object, **named: object) -> tuple[torch.Tensor]:
+            ids = named["added_time_ids"]
+            assert isinstance(ids, torch.Tensor)
+            self.rows = len(ids)
+            return (sample[:, :, :4],)
+
+    unet = Unet()
+    unet.weight = torch.nn.Parameter(torch.zeros(1))
+    denoiser = GuidedDenoiser(unet)
+
+    def rows(videos: int) -> int:
+        denoiser(
+            torch.zeros(videos, 2, 4, 4, 4), torch.tensor(1.0), torch.zeros(videos, 4, 4, 4),
+            torch.zeros(videos, 1, 8), torch.zeros(videos, 3), torch.ones(videos, 2),
+        )  # fmt: skip
+        return unet.rows
+
+    assert (rows(1), rows(2)) == (1, 4)
+    unet.one_row_for_all = False
+    assert rows(1) == 2
 
 
 @pytest.mark.parametrize("strategy", ["fixed", "learned", "learned_with_images"])
@@ -256,6 +333,12 @@ def test_winograd_of_odd_and_even_heights(height: int) -> None:
     assert relative_difference(winograd_rows.WinogradRows(conv)(x), conv(x)) <= EXACT
 
 
+@pytest.mark.parametrize(("frames", "sizes"), [(1, 1), (13, 13), (14, 7), (25, 13), (27, 9)])
+def test_groups_are_much_the_same_size(frames: int, sizes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames_in_groups, "MOST", 13)
+    assert frames_in_groups.size_of_group(frames) == sizes
+
+
 @pytest.mark.parametrize("pixels", [1, 127, 128, 192, 251])
 @torch.no_grad()
 def test_rows_of_any_number_of_pixels(pixels: int) -> None:
@@ -270,8 +353,10 @@ def test_rows_of_any_number_of_pixels(pixels: int) -> None:
 def test_what_is_for_which_backend() -> None:
     assert rewrites_for("eager", "cpu") == (*REWRITES, *TORCH_CPU_REWRITES)
     assert rewrites_for("onnxruntime", "cpu") == (*REWRITES, *ORT_CPU_REWRITES)
-    elsewhere = [("compiled", "cpu"), ("eager", "cuda"), ("onnxruntime", "cuda"), ("tensorrt", "cuda")]
-    assert {rewrites_for(*where) for where in elsewhere} == {REWRITES}
+    assert {rewrites_for(*where) for where in [("compiled", "cpu"), ("eager", "cuda")]} == {REWRITES}
+    graphs = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # one trace serves all of a half-precision bundle
+    assert {rewrites_for(backend, "cuda") for backend in graphs} == {TENSORRT_REWRITES}
+    assert {*graphs, "eager", "compiled"} == set(BACKENDS)
 
 
 def test_a_size_that_upsampling_must_be_told_is_refused() -> None:
@@ -286,3 +371,7 @@ def test_a_size_that_upsampling_must_be_told_is_refused() -> None:
     assert refusal.value.expected == "8x12, twice the size"
     assert refusal.value.got == "7x12"
     assert "switch phase-upsample off" in refusal.value.remedy
+    unet = random_unet()
+    apply_rewrites(unet, rewrites=TENSORRT_REWRITES)
+    with pytest.raises(TensorMismatch, match="switch transposed-upsample off"):
+        call_unet(unet, height=7)

@@ -16,6 +16,7 @@ from torch import nn
 from svd_engine.networks.rewrites import (
     ORT_CPU_REWRITES,
     REWRITES,
+    TENSORRT_REWRITES,
     TORCH_CPU_REWRITES,
     apply_rewrites,
     winograd_rows,
@@ -210,6 +211,22 @@ def test_onnx_of_the_decoder() -> None:
     assert count["Transpose"] <= operators(exported("vae", ()))["Transpose"]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_for_tensorrt() -> None:
+    """Nothing between a product and attention but a view and a turn; no image of five dimensions."""
+    unet, decoder = (exported(name, TENSORRT_REWRITES) for name in NETWORKS)
+    count = operators(unet)
+    assert count["Softmax"] == 2 * TRANSFORMERS
+    assert (count["ConvTranspose"], operators(decoder)["ConvTranspose"]) == (1, 1)
+    assert not {"Resize", "DepthToSpace"} & (set(count) | set(operators(decoder)))
+    products = [n for n in unet.graph if n.op_type == "MatMul" and n.inputs[1].is_initializer()]  # type: ignore[union-attr]
+    assert len(products) >= (3 + 1 + 3 + 3) * TRANSFORMERS  # q, k and v each apart
+    convolved = [n.inputs[0] for n in unet.graph if n.op_type == "Conv"]
+    assert {len(value.shape) for value in convolved} == {4}  # type: ignore[union-attr, arg-type]
+    normalised = [n.inputs[0] for n in unet.graph if n.op_type == "InstanceNormalization"]
+    assert {len(value.shape) for value in normalised} == {3}  # type: ignore[union-attr, arg-type]
+
+
 @pytest.fixture(scope="module")
 def cpu_decoder() -> ir.Model:
     """The decoder's graph for ONNX Runtime on a CPU, convolutions from 32 channels on split into rows."""
@@ -256,11 +273,12 @@ def test_winograd_takes_two_thirds_of_the_products(cpu_decoder: ir.Model) -> Non
     assert 3 * products(cpu_decoder) == 2 * products(exported("vae", (*REWRITES, *ORT_CPU_REWRITES[:2]))) > 0
 
 
-def test_torch_compile_takes_each_network_whole() -> None:
+@pytest.mark.parametrize("rewrites", [EVERY, TENSORRT_REWRITES], ids=["torch and CPU", "TensorRT"])
+def test_torch_compile_takes_each_network_whole(rewrites: Any) -> None:
     """Captured by dynamo without a graph break, with every rewrite."""
     for make, wrap, inputs in NETWORKS.values():
         network = make()
-        apply_rewrites(network, rewrites=EVERY)
+        apply_rewrites(network, rewrites=rewrites)
         module, given = wrap(network), inputs()
         with torch.no_grad():
             expected = module(**given)

@@ -14,7 +14,13 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from diffusers.models.unets.unet_3d_blocks import UpBlockTemporalDecoder
 from torch import nn
 
-from svd_engine.networks.rewrites import ORT_CPU_REWRITES, REWRITES, apply_rewrites, winograd_rows
+from svd_engine.networks.rewrites import (
+    ORT_CPU_REWRITES,
+    REWRITES,
+    TENSORRT_REWRITES,
+    apply_rewrites,
+    winograd_rows,
+)
 from tests.engine.rewrite_networks import call_unet, call_vae, random_unet, random_vae, relative_difference
 
 TOKEN, CONV, BLEND = "single-token-cross-attention", "temporal-conv2d", "resnet-blend"
@@ -140,6 +146,41 @@ def test_the_path_is_named() -> None:
     (applied,) = [a for a in apply_rewrites(unet) if a.name == QKV]
     path = "mid_block.attentions.0.transformer_blocks.0.attn1"
     assert applied.left_alone == (f"{path}: its scores are scaled by 1.0",)
+
+
+LAYOUT: list[tuple[str, dict[str, Any], str]] = [
+    ("spatial.attn1", {"scale": 1.0}, "its scores are scaled by 1.0"),
+    ("spatial", {"_chunk_size": 2, "_chunk_dim": 1}, "its feed-forward is chunked"),
+    ("spatial", {"pos_embed": nn.Identity()}, "it adds positions of its own"),
+    ("temporal", {"_chunk_size": 2, "_chunk_dim": 1}, "its feed-forward is chunked"),
+    ("transformer", {"proj_out": nn.Conv2d(1, 1, 1)}, "its last layer is not linear"),
+    ("spatial", {"attn2": None}, "its cross-attention is not to a single token"),
+]
+
+
+@pytest.mark.parametrize(("part", "changes", "reason"), LAYOUT)
+def test_tokens_that_stay_as_they_lie(part: str, changes: dict[str, Any], reason: str) -> None:
+    unet = random_unet()
+    for attribute, value in changes.items():
+        setattr(PARTS[part](unet), attribute, value)
+    (applied,) = [a for a in apply_rewrites(unet, rewrites=TENSORRT_REWRITES) if a.name == "attention-layout"]
+    assert (applied.places, applied.left_alone) == (5, (f"down_blocks.0.attentions.0: {reason}",))
+
+
+def test_a_blend_of_two_layers_keeps_its_tokens() -> None:
+    unet = random_unet(transformer_layers_per_block=2)
+    expected = call_unet(unet)
+    (applied,) = [a for a in apply_rewrites(unet, rewrites=TENSORRT_REWRITES) if a.name == "attention-layout"]
+    assert applied.places == 0
+    assert all(line.endswith("its blend is not one sum") for line in applied.left_alone)
+    assert relative_difference(call_unet(unet), expected) <= 1e-12
+
+
+def test_a_decoder_that_upsamples_nowhere() -> None:
+    vae = random_vae()
+    vae.decoder.up_blocks[0].upsamplers = None
+    (applied,) = [a for a in apply_rewrites(vae, rewrites=TENSORRT_REWRITES) if a.name == "frames-in-groups"]
+    assert applied.left_alone == ("the whole network: nothing is upsampled before its last block",)
 
 
 class OtherDecoder(TemporalDecoder):

@@ -25,12 +25,33 @@ def compiled_command(
     against: Annotated[
         Path | None, typer.Option(help="Another bundle, or a document of it: show what changed.")
     ] = None,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder",
+            help="Add the exact rewrites one at a time to what the bundle was made from; "
+            "compile every rung (minutes each at full size).",
+        ),
+    ] = False,
     markdown: Annotated[bool, typer.Option(help="Tables as Markdown.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for compiled.json and compiled.svg.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for compiled.json and compiled.svg; with --ladder for ladder.json."),
+    ] = None,
 ) -> None:
     """Counts what TensorRT's compiler makes of a bundle: kernels, memory traffic, memory.  Needs no GPU."""
+    if ladder and against is not None:
+        raise typer.BadParameter("--against compares bundles as they are: leave out --ladder")
+
     from svd_bench.compiled.compile_bundle import compile_bundle, keys_of
-    from svd_bench.compiled.document import changes_table, check_common, compiled_tables, read_compiled
+    from svd_bench.compiled.document import (
+        changes_table,
+        check_common,
+        compiled_tables,
+        ladder_table,
+        read_compiled,
+    )
+    from svd_bench.compiled.ladder import compile_ladder
     from svd_bench.documents.recorder import out_folder
     from svd_bench.report import plots
     from svd_engine.cli import console
@@ -42,6 +63,14 @@ def compiled_command(
         one_of("network", name, NETWORKS)
     if out is not None:
         out_folder(out)
+    if ladder:
+        document = compile_ladder(bundle, target, wanted, progress())
+        show_tables([ladder_table(document)], markdown)
+        text = document.model_dump_json()
+        if out is not None:
+            console.write_text(out / "ladder.json", text + "\n")
+        typer.echo(text)
+        return
     other = read_compiled(against) if against is not None and against.is_file() else None
     if against is not None:  # refused before minutes are spent
         before = [n.network for n in other.networks] if other else keys_of(against, wanted)

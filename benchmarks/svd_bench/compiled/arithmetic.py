@@ -27,11 +27,13 @@ def flop_of(path: Path) -> int:
 
 
 def _flop(node: onnx.NodeProto, graph: Graph) -> int:
-    if node.op_type not in ("MatMul", "Gemm", "Conv", "Attention"):
+    if node.op_type not in ("MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"):
         return 0
     first, second, made = (_shape(graph, name) for name in (node.input[0], node.input[1], node.output[0]))
     if node.op_type == "Conv":  # weights [out, in / groups, *kernel]
         return 2 * prod(made) * prod(second[1:])
+    if node.op_type == "ConvTranspose":  # weights [in, out / groups, *kernel]
+        return 2 * prod(first) * prod(second[1:])
     if node.op_type == "Attention":  # q [N, heads, tokens, width], k [N, heads, keys, width]: two products
         return 4 * prod(first) * second[-2]
     transposed = any(a.name == "transA" and a.i for a in node.attribute)

@@ -43,7 +43,7 @@ def compile_bundle(
             progress(f"{entry.spec.key}: compiling for {target}")
             graph = bundle.graph(entry.spec, "tensorrt").absolute()
             made.append(compiled_in_child(CompileCase(network=entry.spec.key, graph=graph, target=target)))
-    return _document(bundle, target, made)
+    return document_of(bundle, target, made)
 
 
 def keys_of(folder: Path, networks: Collection[str]) -> list[str]:
@@ -70,7 +70,7 @@ def compile_forms(folder: Path, target: str, network: str, progress: Progress) -
             progress(f"{name}: compiling for {target}")
             with candidate(bundle, entry, normalisation, attention) as graph:
                 made.append(compiled_in_child(CompileCase(network=name, graph=graph, target=target)))
-    return _document(bundle, target, made)
+    return document_of(bundle, target, made)
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def _all(model: ir.Model, operator: str) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == operator]
 
 
-def _document(bundle: Bundle, target: str, networks: Sequence[CompiledNetwork]) -> CompiledDocument:
+def document_of(bundle: Bundle, target: str, networks: Sequence[CompiledNetwork]) -> CompiledDocument:
     manifest = bundle.manifest
     return CompiledDocument(
         environment=environment(torch.device("cpu"), None, ["svd-bench", *sys.argv[1:]]),

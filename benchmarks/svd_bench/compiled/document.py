@@ -15,6 +15,8 @@ from svd_engine.errors import SettingsError
 from svd_engine.report import size
 from svd_engine.spec.precision import DType
 
+COUNTED = "Compiled, not run. A kernel's tensors count once, weights included."
+
 
 class KernelGroup(StrictModel):
     """Kernels of one kind or name, and what they move."""
@@ -79,7 +81,6 @@ def compiled_tables(document: CompiledDocument) -> list[Table]:
 
 
 def networks_table(document: CompiledDocument) -> Table:
-    weights = ", random weights" if document.random_weights else ""
     rows = [
         [
             n.network,
@@ -96,12 +97,41 @@ def networks_table(document: CompiledDocument) -> Table:
         for n in document.networks
     ]
     return Table(
-        f"{document.model}{weights}, {document.dtype}, {document.target}, {document.compiler}: one call",
+        f"{_title(document)}: one call",
         ("network", "kernels", "read", "written", "TFLOP", "attention fused", "activations", "weights",
          "compiled in", "by a process of"),
         rows,
-        note="Compiled, not run. A kernel's tensors count once, weights included.",
+        note=COUNTED,
     )  # fmt: skip
+
+
+def ladder_table(document: CompiledDocument) -> Table:
+    """The rungs of each network, and how each changed the traffic."""
+    rows = []
+    before: dict[str, int] = {}  # bytes of the rung below, by network
+    for rung in document.networks:
+        key, _, note = rung.network.partition(": ")
+        moved = rung.figures.read_bytes + rung.figures.written_bytes
+        rows.append(
+            [
+                key,
+                note,
+                f"{rung.figures.kernels:,}",
+                size(moved),
+                f"{moved / before[key] - 1:+.1%}" if key in before else "",
+                size(rung.figures.activation_bytes),
+                size(rung.figures.weights_bytes),
+                figure(rung.flop / 1e12),
+            ]
+        )
+        before[key] = moved
+    return Table(
+        f"{_title(document)}: one call",
+        ("network", "rung", "kernels", "read and written", "change", "activations", "weights", "TFLOP"),
+        rows,
+        left=2,
+        note=COUNTED,
+    )
 
 
 def changes_table(old: CompiledDocument, new: CompiledDocument) -> Table:
@@ -128,6 +158,26 @@ def changes_table(old: CompiledDocument, new: CompiledDocument) -> Table:
     )
 
 
+def grown(before: CompiledNetwork, after: CompiledNetwork) -> list[str]:
+    """What is more in `after`: kernels, traffic, activations; then the names of kernels that grew, too."""
+    old, new = before.figures, after.figures
+    totals = {
+        "kernels": (old.kernels, new.kernels),
+        "bytes": (old.read_bytes + old.written_bytes, new.read_bytes + new.written_bytes),
+        "activations": (old.activation_bytes, new.activation_bytes),
+    }
+    lines = [f"{what}: {a:,} -> {b:,}" for what, (a, b) in totals.items() if b > a]
+    if not lines:
+        return []
+    nothing = KernelGroup(kernels=0, read_bytes=0, written_bytes=0)
+    for name, group in after.names.items():
+        known = before.names.get(name, nothing)
+        a, b = (g.read_bytes + g.written_bytes for g in (known, group))
+        if b > a:
+            lines.append(f"{name}: {known.kernels} of {size(a)} -> {group.kernels} of {size(b)}")
+    return lines
+
+
 def check_common(before: Collection[str], after: Collection[str]) -> None:
     """Raises SettingsError when no key is in both."""
     if not set(before) & set(after):
@@ -137,6 +187,11 @@ def check_common(before: Collection[str], after: Collection[str]) -> None:
             got=", ".join(after),
             remedy="Compare bundles of the same profile.",
         )
+
+
+def _title(document: CompiledDocument) -> str:
+    weights = ", random weights" if document.random_weights else ""
+    return f"{document.model}{weights}, {document.dtype}, {document.target}, {document.compiler}"
 
 
 def _made(document: CompiledDocument) -> str:

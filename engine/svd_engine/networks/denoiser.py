@@ -71,8 +71,12 @@ class GuidedDenoiser(Denoiser):
             sigma,
             torch.cat([torch.zeros_like(first_latent), first_latent]),
             torch.cat([torch.zeros_like(embedding), embedding]),
-            torch.cat([time_ids, time_ids]),
+            time_ids if self.time_ids_serve_both(time_ids) else torch.cat([time_ids, time_ids]),
         )
         unconditional, conditional = v.chunk(2)
         guided = unconditional + guidance[:, :, None, None, None] * (conditional - unconditional)
         return guided * preconditioning.c_out(sigma) + x * preconditioning.c_skip(sigma)
+
+    def time_ids_serve_both(self, time_ids: Tensor) -> bool:
+        """Whether the UNet takes one row [1,3] for the two halves of one video, and adds it only once."""
+        return len(time_ids) == 1 and getattr(self.unet, "one_row_for_all", False)

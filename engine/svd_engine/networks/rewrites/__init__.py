@@ -59,6 +59,17 @@ REWRITES: tuple[Rewrite, ...] = (  # in the order in which they are applied
 )
 
 
+# for TensorRT's compiler, chosen by the kernels and the traffic that it makes of them (docs/tensorrt.md), and
+# for ONNX Runtime on a GPU: a bundle has one file of weights for both, and holds one trace in two forms
+TENSORRT_REWRITES: tuple[Rewrite, ...] = (
+    *(r for r in REWRITES if r.name not in ("fused-qkv", "frames-in-place", "phase-upsample")),
+    Rewrite("attention-layout", "tokens in the order in which attention reads them, without copies"),
+    Rewrite("transposed-upsample", "nearest upsampling and a 3x3 convolution as one transposed convolution"),
+    Rewrite("frames-in-groups", "the VAE decoder's widest place, a few frames at a time"),
+)
+
+GRAPH_BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # that run a bundle's graphs, or plans of them
+
 FRAMES_APART = Rewrite("frames-apart", "the VAE decoder's work on single frames, one after the other")
 
 # on a CPU, after the others: they fit the work to its caches and to the kernels there
@@ -76,6 +87,8 @@ ORT_CPU_REWRITES: tuple[Rewrite, ...] = (
 
 def rewrites_for(backend: str, device: str) -> tuple[Rewrite, ...]:
     """All that are of use to a backend of the registry on "cpu" or "cuda"."""
+    if device != "cpu" and backend in GRAPH_BACKENDS:
+        return TENSORRT_REWRITES
     on_cpu = {"eager": TORCH_CPU_REWRITES, "onnxruntime": ORT_CPU_REWRITES}
     return (*REWRITES, *(on_cpu.get(backend, ()) if device == "cpu" else ()))
 

@@ -22,13 +22,16 @@ from torch import Tensor, nn
 def obstacle_to_adoption(network: nn.Module) -> str | None:
     """Why `network` cannot take the forwards below: it is not diffusers' UNet, or has its own forward."""
     known = (UNetSpatioTemporalConditionModel, VideoUNet)
-    transformers = (TransformerSpatioTemporalModel, VideoTransformer)
     if type(network) not in known:
         return f"{type(network).__name__} is not diffusers' UNetSpatioTemporalConditionModel"
     for part in network.modules():
-        if isinstance(part, TransformerSpatioTemporalModel) and type(part) not in transformers:
+        if isinstance(part, TransformerSpatioTemporalModel) and not _known(part):
             return f"{type(part).__name__} has a forward of its own"
     return None
+
+
+def _known(transformer: TransformerSpatioTemporalModel) -> bool:
+    return type(transformer) is TransformerSpatioTemporalModel or isinstance(transformer, VideoTransformer)
 
 
 def adopt(network: nn.Module) -> None:
@@ -47,19 +50,20 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
     """`timestep_projections`, when set, turns the embedding [B,E] into what resnets take as `temb`."""
 
     timestep_projections: nn.Module | None
+    one_row_for_all = True  # of the time ids, where diffusers wants a row per video
 
     def forward(
         self,
         sample: Tensor,  # [B, F, channels, h, w]
         timestep: Tensor | float,  # one number for all, or [B]
         encoder_hidden_states: Tensor,  # [B, L, D]
-        added_time_ids: Tensor,  # [B, 3]
+        added_time_ids: Tensor,  # [B, 3], or [1, 3] for all
         return_dict: bool = True,
     ) -> Any:
         batch, frames = sample.shape[:2]
-        embedding = self.embed(sample, timestep, added_time_ids)  # [B, E]
+        embedding = self.embed(sample, timestep, added_time_ids)  # [B, E], or [1, E]
         temb: Any = (
-            embedding.repeat_interleave(frames, 0)
+            embedding.expand(batch, -1).repeat_interleave(frames, 0)
             if self.timestep_projections is None
             else self.timestep_projections(embedding)
         )
@@ -82,11 +86,13 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
         return UNetSpatioTemporalConditionOutput(sample=x) if return_dict else (x,)
 
     def embed(self, sample: Tensor, timestep: Tensor | float, added_time_ids: Tensor) -> Tensor:
-        """Timestep and micro-conditioning, [B, E]; the sinusoids are float32 whatever the network is."""
-        batch = sample.shape[0]
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(batch)
+        """Timestep and micro-conditioning, [B, E]; the sinusoids are float32 whatever the network is.
+
+        A timestep and ids that are one for all give one row for all, [1, E].
+        """
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)  # [B] or [1]
         t = self.time_proj(timesteps).to(sample.dtype)
-        ids = self.add_time_proj(added_time_ids.flatten()).reshape(batch, -1).to(sample.dtype)
+        ids = self.add_time_proj(added_time_ids.flatten()).reshape(len(added_time_ids), -1).to(sample.dtype)
         embedding: Tensor = self.time_embedding(t) + self.add_embedding(ids)
         return embedding
 

@@ -17,7 +17,7 @@ from diffusers.models.resnet import AlphaBlender, ResnetBlock2D, SpatioTemporalR
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Shifts = Sequence[tuple[Tensor, Tensor]]  # [B,C] for the spatial and the temporal half of each resnet
+Shifts = Sequence[tuple[Tensor, Tensor]]  # [B,C] or, for all, [1,C]: spatial and temporal half of each resnet
 
 
 def obstacle_to_adoption(resnet: SpatioTemporalResBlock) -> str | None:
@@ -65,19 +65,24 @@ class VideoResBlock(SpatioTemporalResBlock):  # type: ignore[misc]  # diffusers 
         assert image_only_indicator is not None  # it says how many frames a video has
         video = image_only_indicator.shape  # B, F
         spatial_shift, temporal_shift = self.shifts(temb, video)
-        x = half(self.spatial_res_block, hidden_states, spatial_shift)  # [B*F, C, h, w]
-        size = x.shape
-        x = x.unflatten(0, video).transpose(1, 2)  # [B, C, F, h, w]
-        mixed = self.over_frames(x, temporal_shift, image_only_indicator)
-        return mixed.transpose(1, 2).flatten(0, 1).reshape(size)
+        x = half(self.spatial_res_block, hidden_states, spatial_shift)
+        return self.of_images(x, temporal_shift, image_only_indicator)
+
+    def of_images(self, x: Tensor, shift: Tensor | None, image_only_indicator: Tensor) -> Tensor:
+        """The temporal half and the blend, [B*F,C,h,w] -> the same."""
+        size, video = x.shape, image_only_indicator.shape
+        x = x.flatten(2) if self.flat_pixels else x  # four dimensions where they do: compilers fuse more
+        x = x.unflatten(0, video).transpose(1, 2)  # [B, C, F, h*w], or [B, C, F, h, w]
+        mixed = self.over_frames(x, shift, image_only_indicator)
+        return mixed.transpose(1, 2).reshape(size)
 
     def over_frames(self, x: Tensor, shift: Tensor | None, image_only_indicator: Tensor) -> Tensor:
-        """The temporal half and the blend, [B,C,F,h,w] -> the same."""
+        """The temporal half and the blend, [B,C,F,h,w] or with flat pixels [B,C,F,h*w] -> the same."""
         size = x.shape
         x = x.flatten(3) if self.flat_pixels else x
         y = half(self.temporal_res_block, x, shift)
         if isinstance(self.time_mixer, AlphaBlender):  # which takes five dimensions only
-            x, y = x.reshape(size), y.reshape(size)
+            x, y = (t.unsqueeze(4) if t.ndim == 4 else t for t in (x, y))
         mixed: Tensor = self.time_mixer(x_spatial=x, x_temporal=y, image_only_indicator=image_only_indicator)
         return mixed.reshape(size)
 
@@ -85,7 +90,7 @@ class VideoResBlock(SpatioTemporalResBlock):  # type: ignore[misc]  # diffusers 
         self, temb: Tensor | Shifts | None, video: Sequence[int]
     ) -> tuple[Tensor | None, Tensor | None]:
         """What the timestep adds: spatial [B*F,C,1,1]; temporal [B,C,F,1], or [B,C,1,1] from given shifts,
-        with one dimension more where pixels are not flat."""
+        with one dimension more where pixels are not flat.  Given shifts of one row serve every image."""
         if temb is None:
             return None, None
         if self.shift is None:
@@ -94,8 +99,9 @@ class VideoResBlock(SpatioTemporalResBlock):  # type: ignore[misc]  # diffusers 
             spatial = self.spatial_res_block.time_emb_proj(activated)  # [B*F, C]
             temporal = self.temporal_res_block.time_emb_proj(activated).unflatten(0, video).transpose(1, 2)
         else:
-            per_video, temporal = temb[self.shift]  # [B, C] each
-            spatial = per_video[:, None].expand(-1, video[1], -1).flatten(0, 1)
+            spatial, temporal = temb[self.shift]  # [B, C] each, or [1, C]
+            if len(spatial) > 1:
+                spatial = spatial[:, None].expand(-1, video[1], -1).flatten(0, 1)
             temporal = temporal[:, :, None]
         return spatial[:, :, None, None], temporal[..., None] if self.flat_pixels else temporal[
             ..., None, None

@@ -20,28 +20,14 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svd_engine.errors import TensorMismatch
-from svd_engine.networks.rewrites._places import Report, frozen, is_plain_3x3, parts, rewrite_each
+from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
+from svd_engine.networks.rewrites._upsampling import check_doubled, convolution, obstacle
 
 SUMS = ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # [phase][tap of 2][tap of 3]
 
 
 def apply(network: nn.Module) -> Report:
     return rewrite_each(parts(network, Upsample2D), obstacle, PhaseUpsample, network)
-
-
-def obstacle(upsample: Upsample2D) -> str | None:
-    conv = convolution(upsample)
-    if not upsample.interpolate or upsample.norm is not None or not isinstance(conv, nn.Conv2d):
-        return "it is not interpolation followed by a convolution"
-    if not is_plain_3x3(conv):
-        return f"its convolution is not a plain 3x3 one with zero padding of 1: {conv}"
-    return None
-
-
-def convolution(upsample: Upsample2D) -> nn.Module | None:
-    layer: nn.Module | None = upsample.conv if upsample.name == "conv" else upsample.Conv2d_0
-    return layer
 
 
 class PhaseUpsample(nn.Module):
@@ -58,16 +44,8 @@ class PhaseUpsample(nn.Module):
         self.bias = None if conv.bias is None else frozen(conv.bias)
 
     def forward(self, hidden_states: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-        x = hidden_states
-        doubled = (2 * x.shape[2], 2 * x.shape[3])
-        if output_size is not None and tuple(output_size) != doubled:
-            raise TensorMismatch(
-                f"upsampling of a {x.shape[2]}x{x.shape[3]} latent",
-                expected=f"{doubled[0]}x{doubled[1]}, twice the size",
-                got=f"{output_size[0]}x{output_size[1]}",
-                remedy="Use a height and width that are multiples of 64, or switch phase-upsample off.",
-            )
-        quarters = []
+        check_doubled(hidden_states, output_size, "phase-upsample")
+        x, quarters = hidden_states, []
         for phase, weight in enumerate(self.weights):
             below, right = divmod(phase, 2)  # which side of its pixel a phase reads
             padded = F.pad(x, (1 - right, right, 1 - below, below))
