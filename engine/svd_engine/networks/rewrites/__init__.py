@@ -62,7 +62,7 @@ REWRITES: tuple[Rewrite, ...] = (  # in the order in which they are applied
 # for TensorRT's compiler, chosen by the kernels and the traffic that it makes of them (docs/tensorrt.md), and
 # for ONNX Runtime on a GPU: a bundle has one file of weights for both, and holds one trace in two forms
 TENSORRT_REWRITES: tuple[Rewrite, ...] = (
-    *(r for r in REWRITES if r.name not in ("frames-in-place", "phase-upsample")),
+    *(r for r in REWRITES if r.name not in ("fused-qkv", "frames-in-place", "phase-upsample")),
     Rewrite("attention-layout", "tokens in the order in which attention reads them, without copies"),
     Rewrite("transposed-upsample", "nearest upsampling and a 3x3 convolution as one transposed convolution"),
     Rewrite("frames-in-groups", "the VAE decoder's widest place, a few frames at a time"),
