@@ -124,7 +124,7 @@ def test_for_tensorrt(rewrite: Rewrite, some: str) -> None:
 @pytest.mark.parametrize(
     "rewrites",
     [REWRITES, EVERY, TENSORRT_REWRITES, (*REWRITES, *FOR_TENSORRT[::2])],
-    ids=["for every backend", "and for a CPU", "for TensorRT", "on products of q, k and v"],
+    ids=["for every backend", "and for a CPU", "for TensorRT", "both"],
 )
 def test_all_together(rewrites: Sequence[Rewrite]) -> None:
     """Frames come from the call: the same rewritten network serves 3, 14 and 1, and other sizes."""

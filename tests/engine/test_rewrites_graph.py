@@ -219,8 +219,6 @@ def test_onnx_for_tensorrt() -> None:
     assert count["Softmax"] == 2 * TRANSFORMERS
     assert (count["ConvTranspose"], operators(decoder)["ConvTranspose"]) == (1, 1)
     assert not {"Resize", "DepthToSpace"} & (set(count) | set(operators(decoder)))
-    products = [n for n in unet.graph if n.op_type == "MatMul" and n.inputs[1].is_initializer()]  # type: ignore[union-attr]
-    assert len(products) >= (3 + 1 + 3 + 3) * TRANSFORMERS  # q, k and v each apart
     convolved = [n.inputs[0] for n in unet.graph if n.op_type == "Conv"]
     assert {len(value.shape) for value in convolved} == {4}  # type: ignore[union-attr, arg-type]
     normalised = [n.inputs[0] for n in unet.graph if n.op_type == "InstanceNormalization"]

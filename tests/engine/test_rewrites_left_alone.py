@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
@@ -174,6 +175,15 @@ def test_a_blend_of_two_layers_keeps_its_tokens() -> None:
     assert applied.places == 0
     assert all(line.endswith("its blend is not one sum") for line in applied.left_alone)
     assert relative_difference(call_unet(unet), expected) <= 1e-12
+
+
+def test_bfloat16_keeps_its_upsampling() -> None:
+    unet = random_unet(torch.bfloat16)
+    (applied,) = [
+        a for a in apply_rewrites(unet, rewrites=TENSORRT_REWRITES) if a.name == "transposed-upsample"
+    ]
+    assert applied.places == 0
+    assert "in which compilers have no transposed convolution" in applied.left_alone[0]
 
 
 def test_a_decoder_that_upsamples_nowhere() -> None:

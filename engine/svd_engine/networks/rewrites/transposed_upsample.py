@@ -23,13 +23,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
-from svd_engine.networks.rewrites._upsampling import check_doubled, convolution, obstacle
+from svd_engine.networks.rewrites._upsampling import check_doubled, convolution
+from svd_engine.networks.rewrites._upsampling import obstacle as obstacle_to_doubling
 
 SUMS = (0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0)  # [tap of 4][tap of 3]
 
 
 def apply(network: nn.Module) -> Report:
     return rewrite_each(parts(network, Upsample2D), obstacle, TransposedUpsample, network)
+
+
+def obstacle(upsample: Upsample2D) -> str | None:
+    conv = convolution(upsample)
+    if isinstance(conv, nn.Conv2d) and conv.weight.dtype == torch.bfloat16:
+        return "its weights are bfloat16, in which compilers have no transposed convolution"
+    return obstacle_to_doubling(upsample)
 
 
 class TransposedUpsample(nn.Module):
