@@ -125,7 +125,8 @@ def test_every_backend_gives_the_same_video(
     made = [
         engine(
             torch.rand(1, 3, 32, 32, generator=seeded()), height=HEIGHT, width=WIDTH, num_frames=FRAMES,
-            decode_chunk_size=CHUNK, num_inference_steps=4, sampler=name, schedule="exponential", guider="triangle",
+            num_inference_steps=4, decode_chunk_size=CHUNK, sampler=name, schedule="exponential",
+                guider="triangle",
             generator=seeded(), output_type="pt",
         ).frames
         for engine in (tiny_engine, over_onnxruntime, over_onnxruntime)
