@@ -162,7 +162,7 @@ class VideoEngine(Steered, DiffusersNames):
         step of "heun" or "dpmpp-2s-ancestral" evaluates the denoiser twice.  Noise that a sampler adds is
         drawn from `generator`.  guidance_scales: a scale for each frame, in place of the guider.
         churn: 0 or more, noise that "euler" and "heun" add (S_churn of Karras et al. 2022).
-        rho: exponent of the schedule "karras", 1 to 1000; default the model's own (SVD: 7).
+        rho: exponent of the schedule "karras", 0.1 to 1000; default the model's own (SVD: 7).
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
         "latent" [N,F,4,h,w].  return_dict=False returns the frames alone.
         callback_on_step_end(engine, step, timestep, {"latents": x}) returns a dict that may replace the

@@ -239,7 +239,7 @@ class Settings:
     rho: Annotated[
         float,
         Parameter(
-            Real(1, 1000),
+            Real(0.1, 1000),  # as `spec.bounds.Rho`: a model's own is never refused
             "Exponent of the schedule karras: with more, more of the steps are at low noise",
             option="--rho",
             own="model",

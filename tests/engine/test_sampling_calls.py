@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from svd_engine import SettingsError, VideoEngine
+from svd_engine.bundle.reading import Bundle
 from svd_engine.cli.main import main
 from svd_engine.observer import Observer
 from svd_engine.sampling.presets import PRESETS, STABILITY
 from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES
 from svd_engine.serving.watch import Watch
-from tests.conftest import FRAMES, HEIGHT, WIDTH
+from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.engine.test_engine import seeded
 from tests.engine.test_pipeline import MODEL, PROFILE, SETTINGS, run
 from tests.engine.watching import FAKE_CALL, fake_engine
@@ -124,7 +125,8 @@ def test_every_backend_gives_the_same_video(
     made = [
         engine(
             torch.rand(1, 3, 32, 32, generator=seeded()), height=HEIGHT, width=WIDTH, num_frames=FRAMES,
-            num_inference_steps=4, sampler=name, schedule="exponential", guider="triangle",
+            num_inference_steps=4, decode_chunk_size=CHUNK, sampler=name, schedule="exponential",
+                guider="triangle",
             generator=seeded(), output_type="pt",
         ).frames
         for engine in (tiny_engine, over_onnxruntime, over_onnxruntime)
@@ -203,7 +205,7 @@ def test_the_command_takes_names_and_a_preset(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The preset gives what no option names: here the first scale, not the last one nor the steps."""
-    monkeypatch.setitem(STABILITY, FRAMES, (30, 1.5, 3.5))
+    monkeypatch.setitem(STABILITY, Bundle(tiny_bundle).manifest.model.frames, (30, 1.5, 3.5))
     code = call(
         main, "generate", PHOTOGRAPH, "-o", tmp_path / "v.png", "--bundle", tiny_bundle, "--device", "cpu",
         "--sampler", "heun", "--schedule", "ays", "--guider", "triangle", "--churn", "0.5",
