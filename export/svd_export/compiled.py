@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svd_engine.backends.tensorrt.library import library, require
-from svd_engine.bundle.flavours import TENSORRT_RTX
+from svd_engine.bundle.flavours import TENSORRT_RTX, TURING, sm
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
+from svd_export import turing
 from svd_export.kernel_arithmetic import FUSED_ATTENTION, kernel_flop
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def build(graph: Path, target: str) -> tuple[bytes, list[str]]:
     with _parsing(trt, graph) as (builder, network, log, errors):
         if errors:
             raise _refused(graph, "; ".join(errors))
+        if target == sm(TURING):
+            turing.prepare(network, trt)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.clear_flag(trt.BuilderFlag.TF32)

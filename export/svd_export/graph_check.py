@@ -131,8 +131,7 @@ def _fuses(node: Any, width: int, graph: Graph) -> bool:
 
 def _card(node: Any, graph: Graph, target: str | None) -> Iterator[str]:
     kind = graph.type_of(node.input[0]) if node.input else None
-    operators = table.NOT_ON.get(target or "", {}).get(kind or "")
-    if operators is not None and (not operators or node.op_type in operators):
+    if kind in table.NOT_ON.get(target or "", ()):
         yield f"of type {kind}, which TensorRT for RTX does not build for {target}"
 
 

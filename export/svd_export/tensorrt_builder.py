@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsInt
 import torch
 
 from svd_engine.backends.tensorrt.library import library, log
-from svd_engine.bundle.flavours import Flavour, Target
+from svd_engine.bundle.flavours import TURING, Flavour, Target
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import BackendUnavailable, ExportError
+from svd_export import turing
 from svd_export.compiled import read_log
 from svd_export.tensorrt_progress import BuildProgress
 
@@ -32,8 +33,6 @@ REMEDIES = {  # by what TensorRT says
     "export a smaller profile (decode chunk, single guidance).",
     "could not find any implementation": "Use a larger workspace, or export a smaller profile (decode chunk, "
     "single guidance).",
-    "fp32 gemm is not supported": "Leave sm75 out of the target: TensorRT for RTX multiplies no float32 "
-    'matrices on Turing cards, and the VAE encoder is float32. They run backend="onnxruntime".',
     "": "`svd-export check` names what TensorRT does not take; export again with this version of svd-engine.",
 }
 DEFAULT_WORKSPACE = 8 * 2**30  # for kernels' scratch; without a limit, builds asked for 86 GB
@@ -92,6 +91,8 @@ def build(
             raise _failure(
                 graph, "a graph that TensorRT's parser takes", log(flavour).errors_so_far()
             ) from error
+        if flavour.targets and TURING in target.capabilities:
+            turing.prepare(network[1], library(flavour))
         monitor = _monitor(flavour, BuildProgress(graph.stem.removesuffix(".tensorrt"), say))
         config = _config(network, flavour, target, options, monitor)
         if not flavour.compiles_at_first_launch:

@@ -74,9 +74,7 @@ ATTENTION_WITHOUT = ("softmax_precision", "softcap")  # refused, softmax_precisi
 # what the compiler has kernels of attention for; the others build in some surroundings, their scores written
 FUSED_TYPES = frozenset({"FLOAT16", "BFLOAT16"})
 FUSED_HEADS = range(9, 257)  # widths
-NOT_ON: dict[str, dict[str, tuple[str, ...]]] = {  # card: type: operators that are not built; () is all
-    "sm75": {"BFLOAT16": (), "FLOAT": ("MatMul", "Gemm")},
-}
+NOT_ON: dict[str, tuple[str, ...]] = {"sm75": ("BFLOAT16",)}  # card: types that it does not have
 ONE_OUTPUT = ("Attention", "LayerNormalization", "MaxPool")  # the others of these are not made
 
 

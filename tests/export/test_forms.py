@@ -247,13 +247,13 @@ def test_what_tensorrt_does_not_take_is_not_said(half_bundle: Path) -> None:
 def test_the_real_compiler_takes_every_network(
     bundle: str, target: str, request: pytest.FixtureRequest
 ) -> None:
-    """On Turing, which has no bfloat16, TensorRT for RTX builds no product in float32: no VAE encoder."""
+    """Turing has no bfloat16: of such a bundle, only what computes in float32."""
     opened = Bundle(request.getfixturevalue(bundle))
     for entry in opened.manifest.networks:
         graph = opened.graph(entry.spec, "tensorrt")
-        if target == "sm75" and (bundle == "brain_bundle" or entry.spec.network == "vae_encoder"):
+        if (bundle, target) == ("brain_bundle", "sm75") and entry.spec.network != "vae_encoder":
             assert check_graph(graph, "11", target).findings != ()
-            with pytest.raises(ExportError, match=r"FP32 GEMM is not supported|HW-specific datatypes: b16"):
+            with pytest.raises(ExportError, match="HW-specific datatypes: b16"):
                 compile_graph(graph, target)
         else:
             found = check_graph(graph, "11", target)

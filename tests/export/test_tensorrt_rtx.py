@@ -61,7 +61,7 @@ def build(folder: Path, *arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("target", ["sm86", "sm89", "sm120", "portable"])
+@pytest.mark.parametrize("target", ["sm75", "sm86", "sm89", "sm120", "portable"])
 def test_the_demo_builds_for(demo: Path, tmp_path: Path, target: str) -> None:
     """Four networks, whole and listed, with what the compiler says of their memory; nothing is loaded."""
     folder = damage.copy(demo, tmp_path)
@@ -87,18 +87,6 @@ def test_the_demo_builds_for(demo: Path, tmp_path: Path, target: str) -> None:
     assert all("MiB of weights and" in fact and " kernels that move " in fact for fact in facts.values())
     assert all("torch sees no CUDA GPU" in fact for fact in facts.values())
     assert not list(folder.glob(".*"))
-
-
-def test_turing_takes_all_but_the_float32_products_of_the_vae_encoder(demo: Path, tmp_path: Path) -> None:
-    folder = damage.copy(demo, tmp_path)
-    others = [name for name in NETWORKS if name != "vae_encoder"]
-    code, _, err = build(folder, "--target", "sm75", *(f"--networks={name}" for name in others))
-    assert code == 0, err
-    assert list(plans(folder)) == others
-    code, _, err = build(folder, "--target", "sm75")
-    assert code == 1
-    assert "Leave sm75 out of the target" in err
-    assert list(plans(folder)) == others
 
 
 def test_one_plan_for_several_cards_and_the_same_bytes_every_time(folder: Path) -> None:

@@ -102,6 +102,7 @@ FINE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "group normalisation, bfloat16": (group_normalization((1, 32, 8, 8), BF16), "sm86"),
     "product, float32": (product(FLOAT), "sm86"),
     "product, float16, Turing": (product(HALF), "sm75"),
+    "product, float32, Turing": (product(FLOAT), "sm75"),
     "convolution, float32, Turing": (convolution(FLOAT), "sm75"),
 }
 REFUSED: dict[str, tuple[Callable[[Path], Path], str, str]] = {  # last, what the table says
@@ -121,7 +122,6 @@ NOT_BUILT: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "group normalisation, bfloat16, Turing": (
         group_normalization((1, 32, 8, 8), BF16), "of type BFLOAT16, which", "sm75"
     ),
-    "product, float32, Turing": (product(FLOAT), "of type FLOAT, which", "sm75"),
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from svd_engine.spec import bounds
 
 FlavourName = Literal["tensorrt", "tensorrt-rtx"]
 Capability = tuple[bounds.CapabilityNumber, bounds.CapabilityNumber]  # compute capability of a GPU: (8, 9)
+TURING: Capability = (7, 5)
 AMPERE: Capability = (8, 0)
 
 
@@ -79,7 +80,7 @@ TENSORRT_RTX = Flavour(
     prefix="trtrtx",
     oldest=(1, 7),  # compute capabilities by name, and the runtime cache's checks
     too_new=(2, 0),
-    targets=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)),
+    targets=(TURING, AMPERE, (8, 6), (8, 9), (12, 0), (12, 1)),
     portable=((8, 6), (8, 9), (12, 0)),
     preferred=((8, 6), (8, 9), (12, 0), (12, 1)),
     builds_without_gpu=True,
