@@ -44,6 +44,7 @@ from svd_engine.spec.tensors import NetworkSpec
 from svd_export import forms
 from svd_export.manifest_file import as_json, file_entry
 from svd_export.placing import placed
+from svd_export.simplify import simplify
 from svd_export.weights import WeightsFile
 
 Say = Callable[[str], None]  # a line for whoever waits
@@ -134,7 +135,9 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
                 dynamo=True,
                 external_data=True,
                 verbose=False,
+                optimize=False,
             )
+            simplify(program.model)
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error  # the exporter's own message is advice to its developers
         raise ExportError(

@@ -1,0 +1,54 @@
+"""What is left of a traced graph: all that the exporter's whole list of patterns would leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from onnxscript import optimizer
+from onnxscript.rewriter import onnx_fusions
+
+from svd_engine.arguments import dtype_name
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.rewrites import rewrites_for
+from svd_engine.spec.precision import Precision
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
+from svd_export import forms, to_onnx
+from svd_export.simplify import simplify
+
+
+def lines(model: ir.Model) -> Iterator[tuple[Any, ...]]:
+    for node in model.graph:
+        attributes = {name: str(attribute) for name, attribute in node.attributes.items()}
+        inputs = [value and value.name for value in node.inputs]
+        yield node.op_type, inputs, [value.name for value in node.outputs], attributes
+    for name, value in model.graph.initializers.items():
+        yield name, str(value.type), str(value.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_as_the_exporter_leaves_it(
+    tiny_checkpoint: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Node by node, names and constants too: both lists of patterns, after the same trace."""
+    traced: list[ir.Model] = []
+
+    def kept(model: ir.Model) -> None:
+        traced.append(model.clone())
+        simplify(model)
+
+    monkeypatch.setattr(to_onnx, "simplify", kept)
+    checkpoint = open_checkpoint(tiny_checkpoint)
+    architecture, precision = checkpoint.model.architecture, Precision.of(dtype_name(dtype))
+    modules = Modules(checkpoint, rewrites=rewrites_for("onnxruntime", forms.device_of(dtype)))
+    for spec in specs_of(Profile(2, 64, 64), architecture, precision):
+        ours, theirs = to_onnx.trace(modules.network(spec), spec), traced.pop()
+        optimizer.optimize_ir(theirs)
+        onnx_fusions.fuse(theirs)
+        assert list(lines(ours)) == list(lines(theirs)), spec.network
