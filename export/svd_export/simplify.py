@@ -1,9 +1,8 @@
-"""The exporter's own simplifications of a traced graph, without the patterns that these networks never have.
+"""The exporter's own simplifications of a traced graph, less the patterns that find nothing in SVD's networks.
 
-`torch.onnx.export(optimize=True)` tries some seventy patterns against every node; one of them, two slices as a
-split, looks through the whole graph each time, so that its time grows with the square of the graph.  Nine of
-them find anything in SVD's networks: what they leave is, node by node, what all would (a test compares).
-Functions are inlined, constants folded and the like by the same passes.
+`torch.onnx.export(optimize=True)` tries some seventy patterns against every node, and one of them, two slices
+as a split, looks through the whole graph each time: its time grows with the square of the graph.  The nine
+here leave, node by node, what all would; a test compares.  The other passes are the same.
 """
 
 from __future__ import annotations
