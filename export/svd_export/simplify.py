@@ -1,4 +1,4 @@
-"""The exporter's own simplifications of a traced graph, less the patterns that find nothing in SVD's networks.
+"""The exporter's simplifications of a traced graph, less the patterns that find nothing in SVD's networks.
 
 `torch.onnx.export(optimize=True)` tries some seventy patterns against every node, and one of them, two slices
 as a split, looks through the whole graph each time: its time grows with the square of the graph.  The nine
