@@ -104,6 +104,8 @@ def generate(
     console.show_notices()
     check(call)  # before anything is opened
     chosen = given_options(context, call)
+    if {"sigmas", "num_inference_steps"} <= chosen:
+        raise typer.BadParameter("pass either --steps or --sigmas")
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
     targets = _targets(output, videos, fps, report)
     photograph = load_image(image)
