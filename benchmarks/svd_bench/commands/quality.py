@@ -33,6 +33,16 @@ def quality_command(
             help="Part to run. targets: quality on held-out photographs; settings: cost of inexact settings."
         ),
     ] = QualityPart.all,
+    samplers: Annotated[
+        bool,
+        typer.Option(
+            "--samplers",
+            help="Measure samplers and schedules at 4 to 50 evaluations instead, against 100 Euler steps.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --samplers: file for a plot of the figures, SVG.")
+    ] = None,
     photographs: Annotated[
         int,
         typer.Option(
@@ -43,8 +53,16 @@ def quality_command(
     out: Annotated[Path | None, typer.Option(help="File for the JSON document.")] = None,
 ) -> None:
     """Measure the quality of videos of held-out photographs; exit with code 1 if a target is missed."""
-    if out is not None:
-        console.check_folder(out)
+    if plot is not None and not samplers:
+        raise typer.BadParameter("--plot belongs to --samplers")
+    if samplers and only is not QualityPart.all:
+        raise typer.BadParameter("pass either --only or --samplers")
+    for path in (out, plot):
+        if path is not None:
+            console.check_folder(path)
+    if samplers:
+        _samplers(checkpoint, variant, photographs, markdown, out, plot)
+        return
 
     import torch
 
@@ -69,3 +87,29 @@ def quality_command(
     if out is not None:
         console.write_text(out, text + "\n")
     raise SystemExit(0 if all(f.met is not False for f in figures) else 1)
+
+
+def _samplers(
+    checkpoint: str,
+    variant: str | None,
+    photographs: int,
+    markdown: bool,
+    out: Path | None,
+    plot: Path | None,
+) -> None:
+    import torch
+
+    from svd_bench.measuring.environment import environment
+    from svd_bench.quality.document import samplers_tables
+    from svd_bench.quality.samplers import measure_samplers
+    from svd_bench.report import plots
+
+    where = environment(torch.device("cpu"), None, command_line())
+    document = measure_samplers(checkpoint, photographs, where, progress(), variant)
+    show_tables(samplers_tables(document), markdown)
+    text = document.model_dump_json()
+    typer.echo(text)
+    if out is not None:
+        console.write_text(out, text + "\n")
+    if plot is not None:
+        console.write_text(plot, plots.samplers(document) + "\n")

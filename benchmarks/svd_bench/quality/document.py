@@ -52,6 +52,54 @@ class Difference:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A sampler over a schedule at so many steps, against the reference; means over the photographs.
+
+    psnr in decibels, ssim in [0, 1], flow: difference, pixels a frame.  psnr_exact: against many steps of
+    second order.  warping: what motion does not explain in the videos themselves, root mean square of pixels
+    in [0, 1].
+    """
+
+    sampler: str
+    schedule: str
+    steps: int
+    evaluations: int  # of the denoiser
+    psnr: float
+    psnr_exact: float
+    ssim: float
+    flow: float
+    warping: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.sampler}, {self.schedule}"
+
+
+class SamplersDocument(StrictModel):
+    """What `svd-bench quality --samplers` writes."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    environment: Environment
+    checkpoint: str
+    photographs: list[str]
+    frames: int
+    height: int
+    width: int
+    budgets: list[int]  # evaluations that a row may take at most
+    reference: Sampled
+    exact: Sampled
+    rows: list[Sampled]
+
+    def by_name(self) -> dict[str, list[Sampled]]:
+        """Rows of each sampler over each schedule, in the order of their evaluations."""
+        found: dict[str, list[Sampled]] = {}
+        for row in sorted(self.rows, key=lambda row: row.evaluations):
+            found.setdefault(row.name, []).append(row)
+        return {name: found[name] for name in dict.fromkeys(row.name for row in self.rows)}
+
+
 class QualityDocument(StrictModel):
     """What `svd-bench quality` writes."""
 
@@ -98,6 +146,42 @@ def quality_tables(document: QualityDocument) -> list[Table]:
             note="Against the first row, on one photograph. Times of one call each.",
         ),
     ]
+
+
+def samplers_tables(document: SamplersDocument) -> list[Table]:
+    """PSNR of all in one table, then every figure."""
+    budgets = document.budgets
+    short = []
+    for name, rows in document.by_name().items():
+        best = {b: [row for row in rows if row.evaluations <= b][-1] for b in budgets}
+        short.append([name, *(decibels(best[b].psnr) for b in budgets)])
+    whole = [
+        [
+            row.name, str(row.steps), str(row.evaluations), decibels(row.psnr), f"{row.ssim:.4f}",
+            f"{row.flow:.3f}", f"{row.warping:.4f}", decibels(row.psnr_exact),
+        ]
+        for row in (document.reference, document.exact, *document.rows)
+    ]  # fmt: skip
+    reference = document.reference
+    against = f"Against {reference.evaluations} evaluations of {reference.name}"
+    return [
+        Table(
+            "Quality per evaluation: PSNR, dB",
+            ("sampler, schedule", *(f"{b} evaluations" for b in budgets)),
+            short,
+            note=f"{against}. A sampler of two evaluations a step takes the most steps that fit in.",
+        ),
+        Table(
+            "Quality per evaluation: every figure",
+            (
+                "sampler, schedule", "steps", "evaluations", "PSNR, dB", "SSIM",
+                "flow difference, px a frame", "warping error", "PSNR against the second row, dB",
+            ),
+            whole,
+            note=f"{against}. {', '.join(document.photographs)}: {document.frames} frames of "
+            f"{document.height}x{document.width}.",
+        ),
+    ]  # fmt: skip
 
 
 def decibels(value: float) -> str:

@@ -42,7 +42,10 @@ class ClipSettings(TypedDict, total=False):
     """Arguments of a call that differ between clips."""
 
     motion_bucket_id: int
+    num_frames: int
     num_inference_steps: int
+    sampler: str
+    schedule: str
     decode_chunk_size: int
     min_guidance_scale: float
     max_guidance_scale: float
