@@ -12,9 +12,10 @@ from PIL.Image import Image
 
 from svd_bench.quality.evaluate import export, reconstructions
 from svd_bench.quality.held_out import held_out
-from svd_bench.quality.metrics import contrast_kept, optical_flow, psnr, speeds
+from svd_bench.quality.metrics import contrast_kept
 from svd_engine import VideoEngine
 from svd_engine.checkpoint.opening import DEMO_FOLDER, open_checkpoint
+from svd_engine.media.motion import optical_flow, psnr, speeds
 from tests.support.paths import ROOT
 
 HEIGHT, WIDTH = 128, 224

@@ -43,6 +43,15 @@ def quality_command(
     plot: Annotated[
         Path | None, typer.Option(help="With --samplers: file for a plot of the figures, SVG.")
     ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="With --samplers: frames; default the checkpoint's own.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, help="With --samplers: height, pixels; default the checkpoint's own.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="With --samplers: width, pixels; default the checkpoint's own.")
+    ] = None,
     photographs: Annotated[
         int,
         typer.Option(
@@ -53,15 +62,15 @@ def quality_command(
     out: Annotated[Path | None, typer.Option(help="File for the JSON document.")] = None,
 ) -> None:
     """Measure the quality of videos of held-out photographs; exit with code 1 if a target is missed."""
-    if plot is not None and not samplers:
-        raise typer.BadParameter("--plot belongs to --samplers")
+    if any((plot, frames, height, width)) and not samplers:
+        raise typer.BadParameter("--plot, --frames, --height and --width belong to --samplers")
     if samplers and only is not QualityPart.all:
         raise typer.BadParameter("pass either --only or --samplers")
     for path in (out, plot):
         if path is not None:
             console.check_folder(path)
     if samplers:
-        _samplers(checkpoint, variant, photographs, markdown, out, plot)
+        _samplers(checkpoint, variant, photographs, (frames, height, width), markdown, out, plot)
         return
 
     import torch
@@ -101,11 +110,11 @@ def _samplers(
 
     from svd_bench.measuring.environment import environment
     from svd_bench.quality.document import samplers_tables
-    from svd_bench.quality.samplers import measure_samplers
+    from svd_bench.quality.samplers import Shape, measure_samplers
     from svd_bench.report import plots
 
     where = environment(torch.device("cpu"), None, command_line())
-    document = measure_samplers(checkpoint, photographs, where, progress(), variant)
+    document = measure_samplers(checkpoint, photographs, Shape(*shape), where, progress(), variant)
     show_tables(samplers_tables(document), markdown)
     text = document.model_dump_json()
     typer.echo(text)
