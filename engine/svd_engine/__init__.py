@@ -30,7 +30,9 @@ from svd_engine.errors import (
 
 if TYPE_CHECKING:
     from svd_engine.checkpoint.opening import open_checkpoint as open_checkpoint
+    from svd_engine.continuing import continue_video as continue_video
     from svd_engine.engine import VideoEngine as VideoEngine
+    from svd_engine.media.clip import read_video as read_video
     from svd_engine.media.image import load_image as load_image
     from svd_engine.media.video import write_video as write_video
     from svd_engine.output import VideoOutput as VideoOutput
@@ -58,8 +60,10 @@ __all__ = [
     "VideoOutput",
     "WaitedTooLong",
     "__version__",
+    "continue_video",
     "load_image",
     "open_checkpoint",
+    "read_video",
     "write_video",
 ]
 
@@ -67,8 +71,10 @@ _LOADED_ON_USE = {
     "RunReport": "report",
     "VideoEngine": "engine",
     "VideoOutput": "output",
+    "continue_video": "continuing",
     "load_image": "media.image",
     "open_checkpoint": "checkpoint.opening",
+    "read_video": "media.clip",
     "write_video": "media.video",
 }
 

@@ -102,6 +102,7 @@ def _samplers(
     checkpoint: str,
     variant: str | None,
     photographs: int,
+    shape: tuple[int | None, int | None, int | None],
     markdown: bool,
     out: Path | None,
     plot: Path | None,

@@ -56,9 +56,9 @@ class Difference:
 class Sampled:
     """A sampler over a schedule at so many steps, against the reference; means over the photographs.
 
-    psnr in decibels, ssim in [0, 1], flow: difference, pixels a frame.  psnr_exact: against the most
-    steps of dpmpp-2m, of second order.  warping: what motion does not explain in the videos themselves, root mean square of pixels
-    in [0, 1].
+    psnr in decibels, ssim in [0, 1], flow: difference, pixels a frame.  psnr_exact: against the most steps
+    of dpmpp-2m, of second order.  warping: what motion does not explain in the videos themselves, root mean
+    square of pixels in [0, 1].
     """
 
     sampler: str

@@ -82,10 +82,10 @@ def _decoded(path: Path, demuxer: str, name: str) -> Clip:
 
     def frames(container: av.container.InputContainer) -> Iterator[np.ndarray]:
         for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")  # by the colour matrix that the file names
+            yield frame.reformat(format="rgb24", dst_color_range="JPEG").to_ndarray()  # by the file's matrix
 
     try:
-        with open(path, "rb") as file, av.open(file, format=demuxer) as container:
+        with open(path, "rb") as file, av.open(file, "r", format=demuxer) as container:
             rate = container.streams.video[0].average_rate
             return Clip(_stacked(frames(container), name), float(rate) if rate else None)
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
