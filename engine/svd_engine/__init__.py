@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from svd_engine.media.video import write_video as write_video
     from svd_engine.output import VideoOutput as VideoOutput
     from svd_engine.report import RunReport as RunReport
+    from svd_engine.spec.reuse import Reuse as Reuse
 
 __all__ = [
     "BackendError",
@@ -52,6 +53,7 @@ __all__ = [
     "ParityError",
     "ProfileError",
     "QueueFull",
+    "Reuse",
     "RunReport",
     "SettingsError",
     "SvdEngineError",
@@ -68,6 +70,7 @@ __all__ = [
 ]
 
 _LOADED_ON_USE = {
+    "Reuse": "spec.reuse",
     "RunReport": "report",
     "VideoEngine": "engine",
     "VideoOutput": "output",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from svd_engine._version import __version__
 from svd_engine.request import Settings
+from svd_engine.spec.reuse import Reuse
 from svd_engine.spec.weights import WeightFile
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class RunReport(BaseModel):
     stage_ms: dict[str, float]
     step_ms: list[float]  # of the denoiser in each step
     evaluation_ms: list[float] = []  # of each evaluation of the denoiser: one or two a step
+    reuse: Reuse | None = None  # between evaluations
+    shallow_evaluations: list[int] = []  # that ran the shallow denoiser only, from 0
     seams: list[Seam] = []  # of a clip that was continued, one for each video
     waited_ms: float  # for earlier calls of the same engine
     total_ms: float  # from the end of that wait

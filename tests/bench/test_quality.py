@@ -250,9 +250,11 @@ def test_the_command_measures_samplers(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--plot", "p.svg"), "belong to --samplers"),
-        (("--frames", "4"), "belong to --samplers"),
-        (("--samplers", "--only", "targets"), "pass either --only or --samplers"),
+        (("--plot", "p.svg"), "--plot belongs to --samplers"),
+        (("--reuse", "--plot", "p.svg"), "--plot belongs to --samplers"),
+        (("--frames", "4"), "belong to --samplers and --reuse"),
+        (("--samplers", "--only", "targets"), "pass one of --only, --samplers and --reuse"),
+        (("--samplers", "--reuse"), "pass one of --only, --samplers and --reuse"),
     ],
 )
 def test_options_of_samplers_that_do_not_belong_together(

@@ -86,6 +86,24 @@ def generate(
         list[str] | None,
         typer.Option(help="Switch off an exact rewrite of a checkpoint's networks. Repeatable."),
     ] = None,
+    reuse: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Run the whole denoiser of a checkpoint in one of N evaluations only, and in the others its "
+            "outermost part on what that one left: faster, lossy. Off by default.",
+        ),
+    ] = None,
+    reuse_branch: Annotated[
+        int | None,
+        typer.Option(help="With --reuse: how much the others run, DeepCache's branch; default 0, the least."),
+    ] = None,
+    reuse_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="With --reuse: run the whole too when its input has changed by this share since, as 0.2."
+        ),
+    ] = None,
     preset: Annotated[
         PresetOption | None,
         typer.Option(
@@ -107,6 +125,10 @@ def generate(
         raise typer.BadParameter(
             "--dtype, --variant and --without-rewrite belong to --checkpoint; a bundle has its own"
         )
+    if reuse is None and (reuse_branch is not None or reuse_threshold is not None):
+        raise typer.BadParameter("--reuse-branch and --reuse-threshold belong to --reuse N")
+    if bundle is not None and reuse is not None:
+        raise typer.BadParameter("--reuse belongs to --checkpoint; the denoiser of a bundle is one network")
     if jit_cache is not None and no_jit_cache:
         raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
     compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
@@ -116,10 +138,12 @@ def generate(
     from svd_engine.media.clip import read_video
     from svd_engine.media.image import load_image
     from svd_engine.request import check
+    from svd_engine.spec.reuse import Reuse
 
     check_name(backend)
     console.show_notices()
     check(call)  # before anything is opened
+    reused = Reuse(reuse, reuse_branch or 0, reuse_threshold) if reuse is not None else None
     chosen = given_options(context, call)
     if {"sigmas", "num_inference_steps"} <= chosen:
         raise typer.BadParameter("pass either --steps or --sigmas")
@@ -146,7 +170,7 @@ def generate(
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
             checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
-            without_rewrites=without_rewrite or (), swap_networks=swap_networks,
+            without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
     if preset is not None:
@@ -259,11 +283,15 @@ def _with_progress(
     from svd_engine.observer import Observer
 
     engine.set_progress_bar_config(disable=True)  # this command shows its own
-    columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("evaluations", total=None)
+        task = bar.add_task("denoising", total=None)
 
         class Shown(Observer):
+            def on_network_run(self, network: str) -> None:
+                if network in ("denoiser", "shallow_denoiser"):
+                    bar.update(task, description=f"denoising{', shallow' * (network != 'denoiser')}")
+
             def on_evaluation(self, done: int, evaluations: int) -> None:
                 bar.update(task, completed=done, total=evaluations)
 
@@ -289,6 +317,9 @@ def _summary(result: VideoOutput, targets: list[list[Path]]) -> None:
         place = f"{where.backend} {where.device} {where.dtype}" if where else ""
         typer.echo(f"{stage:<14}{ms:>10.0f} ms  {place}")
     typer.echo(f"{'total':<14}{run.total_ms:>10.0f} ms")
+    if run.reuse is not None:
+        count, of = len(run.shallow_evaluations), len(run.evaluation_ms)
+        typer.echo(f"reuse: {count} of {of} evaluations ran the shallow denoiser only, which is lossy")
     for seam in run.seams:
         flow = (
             f"flow {seam.flow:.2f} pixels, {seam.median_flow:.2f} between the clip's frames"
