@@ -248,8 +248,8 @@ def reuse_table(document: ReuseDocument) -> Table:
             "denoiser's time", "shallow step's operations", "for SVD-XT", "all steps for SVD-XT",
         ),
         rows,
-        note=f"Against the whole denoiser in every one of {document.steps} steps of euler, whose warping error "
-        f"is {document.warping:.4f}. {document.photograph}: {document.frames} frames of "
+        note=f"Against the whole denoiser in every one of {document.steps} steps of euler, whose warping "
+        f"error is {document.warping:.4f}. {document.photograph}: {document.frames} frames of "
         f"{document.height}x{document.width}, eager torch. Operations are counted, of guided steps; those of "
         "SVD-XT at 25 frames of 576x1024.",
     )  # fmt: skip
