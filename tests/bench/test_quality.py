@@ -12,6 +12,7 @@ import pytest
 from svd_bench.cli import main
 from svd_bench.quality import evaluate as quality
 from svd_bench.quality import held_out
+from svd_bench.quality import reuse as reusing
 from svd_bench.quality import samplers as sampling
 from svd_bench.quality.document import (
     BUCKETS,
@@ -19,14 +20,17 @@ from svd_bench.quality.document import (
     Metric,
     Motion,
     QualityDocument,
+    ReuseDocument,
     Sampled,
     SamplersDocument,
     quality_tables,
+    reuse_table,
     samplers_tables,
 )
 from svd_bench.quality.evaluate import Videos, of_motions
 from svd_bench.quality.samplers import BUDGETS, CHOICES, REFERENCE, Samplers, Shape, most_steps
 from svd_bench.report import plots
+from svd_engine import Reuse
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendUnavailable
 from svd_engine.sampling.registry import SAMPLERS, evaluations
@@ -268,3 +272,63 @@ def test_rows_come_back_by_name_and_rising() -> None:
     rows = [Sampled("euler", "karras", n, n, 1.0, 1.0, 1.0, 0.0, 0.0) for n in (8, 4)]
     document = committed().model_copy(update={"rows": rows})
     assert [row.steps for row in document.by_name()["euler, karras"]] == [4, 8]
+
+
+# Reuse
+
+REUSE_DOCUMENT = DOCUMENT.with_name("reuse.json")
+
+
+def committed_reuse() -> ReuseDocument:
+    return ReuseDocument.model_validate_json(REUSE_DOCUMENT.read_text())
+
+
+def test_the_page_shows_the_committed_figures_of_reuse() -> None:
+    page = (ROOT / "docs/reuse.md").read_text()
+    assert reuse_table(committed_reuse()).markdown() in page
+    assert committed_reuse().environment.command.partition(" --markdown")[0] in page
+
+
+def test_all_steps_with_reuse_are_the_whole_ones_and_the_shallow_ones() -> None:
+    row = committed_reuse().rows[0]
+    whole, shallow = row.evaluations - row.shallow, row.shallow
+    assert row.share_svd == pytest.approx((whole + shallow * row.shallow_share_svd) / row.evaluations)
+
+
+def test_the_command_measures_reuse(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def measured(*arguments: Any) -> ReuseDocument:
+        asked.append(arguments)
+        return committed_reuse()
+
+    monkeypatch.setattr(reusing, "measure_reuse", measured)
+    out = tmp_path / "r.json"
+    assert call(main, "quality", "--reuse", "--frames", 4, "--markdown", "--out", out) == 0
+    ((source, shape, *_),) = asked
+    assert (source, shape) == ("demo", Shape(4, None, None))
+    printed = capsys.readouterr().out
+    assert "**Reuse between evaluations**" in printed
+    assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
+
+
+def test_reuse_is_measured_against_the_whole_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo at its smallest, two steps: where nothing is reused the videos are equal."""
+    monkeypatch.setattr(reusing, "SETTINGS", (Reuse(2), Reuse(2, threshold=0)))
+    monkeypatch.setattr(reusing, "STEPS", 2)
+    monkeypatch.setattr(reusing, "ROUNDS", 2)
+    monkeypatch.setattr(reusing, "shallow_share", lambda *_: 0.5)
+    document = reusing.measure_reuse("demo", Shape(2, 32, 64), documents.environment(), lambda _: None)
+    some, none = document.rows
+    assert [(row.shallow, row.evaluations) for row in document.rows] == [(1, 2), (0, 2)]
+    assert 30 < some.psnr < none.psnr
+    assert (some.time.rounds, some.share_svd, none.share_svd) == (2, 0.75, 1.0)
+
+
+def test_a_shallow_step_has_fewer_operations_and_more_in_a_higher_branch() -> None:
+    demo = open_checkpoint("demo")
+    shares = [reusing.shallow_share(demo, (2, 64, 96), branch) for branch in (0, 2, 4)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1
