@@ -28,7 +28,7 @@ from svd_engine.values import one_of
 
 PICTURES_OUT = ("pil", "np", "pt")  # output types; latents of a clip's frames there are none
 LOOKED_AT = 25  # of the clip's last frames, for the medians
-UNUSED = ("image", "fit", "return_dict")  # arguments of a call that have no place here
+WITHOUT_PLACE = ("image", "fit", "return_dict")  # arguments of a call that have no place here
 
 
 def continue_video(
@@ -67,7 +67,7 @@ def check_continuable(given: np.ndarray, call: dict[str, Any], own_frames: int) 
         raise SettingsError(
             "clip", expected="two frames or more", got="one", remedy="Call the engine with it as the image."
         )
-    for name in UNUSED:
+    for name in WITHOUT_PLACE:
         if name in call:
             raise SettingsError(
                 name,
