@@ -35,6 +35,7 @@ LAYERS: tuple[set[str], ...] = (
     {"residency"},
     {"pipeline", "unsupported", "info"},
     {"engine"},
+    {"continuing"},
     {"serving", "cli", "__init__"},
 )
 
@@ -73,6 +74,7 @@ MUST_NOT_KNOW: dict[str, set[str]] = {
     },
     "backends/tensorrt/jit_cache.py": {*NETWORK_LIBRARIES, *RUNTIMES},
     "engine.py": {*BACKENDS, "typer", "rich", *RUNTIMES},
+    "continuing.py": {"svd_engine.backends", "svd_engine.pipeline", "typer", "rich", *RUNTIMES},
     "residency/": {"typer", "rich", *RUNTIMES},
     "cli/": {*RUNTIMES, "numpy"},
     "observer.py": {*NETWORK_LIBRARIES, *RUNTIMES},

@@ -138,7 +138,8 @@ def test_the_names_of_the_options_stay() -> None:
     assert set(OPTIONS) == {
         "--frames", "--height", "--width", "--fit", "--steps", "--seed", "--fps", "--motion-bucket-id",
         "--noise-aug-strength", "--min-guidance-scale", "--max-guidance-scale", "--decode-chunk-size",
-        "--num-videos", "--sampler", "--schedule", "--guider", "--churn", "--rho",
+        "--num-videos", "--sampler", "--schedule", "--guider", "--churn", "--rho", "--sigmas",
+        "--guidance-scales",
     }  # fmt: skip
 
 
@@ -163,7 +164,9 @@ def test_the_page_on_triton_has_every_input_and_its_type() -> None:
 
 
 ELSEWHERE_IN_CPP = {"--num-videos"}  # a video a run
-LACKING_IN_CPP = {"--sampler", "--schedule", "--guider", "--churn", "--rho"}  # it has the defaults alone
+LACKING_IN_CPP = {  # it has the defaults alone
+    "--sampler", "--schedule", "--guider", "--churn", "--rho", "--sigmas", "--guidance-scales",
+}  # fmt: skip
 
 
 def test_the_cpp_host_has_the_command_s_options() -> None:

@@ -30,11 +30,14 @@ from svd_engine.errors import (
 
 if TYPE_CHECKING:
     from svd_engine.checkpoint.opening import open_checkpoint as open_checkpoint
+    from svd_engine.continuing import continue_video as continue_video
     from svd_engine.engine import VideoEngine as VideoEngine
+    from svd_engine.media.clip import read_video as read_video
     from svd_engine.media.image import load_image as load_image
     from svd_engine.media.video import write_video as write_video
     from svd_engine.output import VideoOutput as VideoOutput
     from svd_engine.report import RunReport as RunReport
+    from svd_engine.spec.reuse import Reuse as Reuse
 
 __all__ = [
     "BackendError",
@@ -50,6 +53,7 @@ __all__ = [
     "ParityError",
     "ProfileError",
     "QueueFull",
+    "Reuse",
     "RunReport",
     "SettingsError",
     "SvdEngineError",
@@ -58,17 +62,22 @@ __all__ = [
     "VideoOutput",
     "WaitedTooLong",
     "__version__",
+    "continue_video",
     "load_image",
     "open_checkpoint",
+    "read_video",
     "write_video",
 ]
 
 _LOADED_ON_USE = {
+    "Reuse": "spec.reuse",
     "RunReport": "report",
     "VideoEngine": "engine",
     "VideoOutput": "output",
+    "continue_video": "continuing",
     "load_image": "media.image",
     "open_checkpoint": "checkpoint.opening",
+    "read_video": "media.clip",
     "write_video": "media.video",
 }
 

@@ -33,9 +33,12 @@ from svd_engine.request import SETTINGS, Settings, check_together
 from svd_engine.residency.source import EngineSource, of_bundle, of_checkpoint
 from svd_engine.residency.swapped import Swapped
 from svd_engine.sampling.presets import PRESETS
+from svd_engine.sampling.reuse import ReusePolicy
 from svd_engine.spec.network import Backend
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import Reuse, reusing_specs
 from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.steering import Steered
 from svd_engine.torch_state import own_torch_state
 from svd_engine.unsupported import DiffusersNames
@@ -93,6 +96,7 @@ class VideoEngine(Steered, DiffusersNames):
         variant: str | None = None,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
+        reuse: Reuse | None = None,
     ) -> VideoEngine:
         """Open a checkpoint as torch modules: a name, a diffusers folder or a hub id; any size and frames.
 
@@ -101,10 +105,12 @@ class VideoEngine(Steered, DiffusersNames):
         variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
         whatever the dtype.  without_rewrites: names of exact rewrites to switch off.
         swap_networks: keep one network at a time on the device, the others in host memory.
+        reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say.  Lossy: the report
+        says in which.
         Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
-            of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant)
+            of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant, reuse)
         )
 
     @property
@@ -193,7 +199,7 @@ class VideoEngine(Steered, DiffusersNames):
             videos = len(pixels) * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
-                stages = self._stages(self.source.profile_for(settings, videos), turn, observer)
+                stages, reusing = self._stages(self.source.profile_for(settings, videos), turn, observer)
             if cold := self.residency.cold():
                 with clock.stage("compile_kernels"):
                     for network in cold:
@@ -205,13 +211,15 @@ class VideoEngine(Steered, DiffusersNames):
                 stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
                 decode=output_type != "latent", steering=self._steering,
                 progress=lambda evaluations: self.progress_bar(total=evaluations), observer=observer,
+                reusing=reusing,
             )  # fmt: skip
             with clock.stage("postprocess"):
                 frames = present(result, output_type)
             if not return_dict:
                 return frames
             total_ms = (time.perf_counter() - started) * 1e3
-            return VideoOutput(frames, self._report(stages, settings, generator, clock, turn, total_ms))
+            made = self._report(stages, reusing, settings, generator, clock, turn, total_ms)
+            return VideoOutput(frames, made)
 
     def preset(self, name: str) -> dict[str, Any]:
         """Arguments of a call that others recommend for this model.  "sgm": Stability's own scripts.
@@ -272,18 +280,27 @@ class VideoEngine(Steered, DiffusersNames):
 
         return on_step
 
-    def _stages(self, profile: Profile, turn: Turn, observer: Observer) -> pipeline.Stages:
+    def _stages(
+        self, profile: Profile, turn: Turn, observer: Observer
+    ) -> tuple[pipeline.Stages, pipeline.Reusing | None]:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
+
+        def opened(spec: NetworkSpec) -> InterruptibleNetwork:
+            return InterruptibleNetwork(self.residency.network(spec), turn.check, observer)
+
         specs = specs_of(profile, self.model.architecture, self.source.precision)
-        networks = [self.residency.network(spec) for spec in specs]
-        opened = [InterruptibleNetwork(network, turn.check, observer) for network in networks]
-        image_encoder, vae_encoder, denoiser, *decoders = opened
+        reusing = None
+        if self.source.reuse is not None and self.source.feature is not None:
+            specs[2], shallow = reusing_specs(specs[2], self.source.feature)
+            reusing = pipeline.Reusing(opened(shallow), ReusePolicy(self.source.reuse))
+        image_encoder, vae_encoder, denoiser, *decoders = map(opened, specs)
         by_frames = {d.spec.inputs[0].shape[0]: d for d in decoders}
-        return pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames)
+        return pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames), reusing
 
     def _report(
         self,
         stages: pipeline.Stages,
+        reusing: pipeline.Reusing | None,
         settings: Settings,
         generator: torch.Generator | list[torch.Generator] | None,
         clock: Clock,
@@ -300,13 +317,15 @@ class VideoEngine(Steered, DiffusersNames):
             settings=settings,
             seeds=[g.initial_seed() for g in generators],
             chosen_because=self.choice.reason,
-            stages=_placements(stages),
+            stages=_placements(stages, reusing),
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
             swap_networks=isinstance(self.residency, Swapped),
             stage_ms=clock.stages,
             step_ms=clock.steps,
             evaluation_ms=clock.evaluations,
+            reuse=self.source.reuse,
+            shallow_evaluations=reusing.shallow if reusing else [],
             waited_ms=turn.waited_ms,
             total_ms=total_ms,
             peak_host_bytes=report.peak_host_bytes(),
@@ -315,11 +334,14 @@ class VideoEngine(Steered, DiffusersNames):
         )
 
 
-def _placements(stages: pipeline.Stages) -> dict[str, report.StagePlacement]:
+def _placements(
+    stages: pipeline.Stages, reusing: pipeline.Reusing | None
+) -> dict[str, report.StagePlacement]:
     """By network; a decoder of a further chunk size by its key."""
     placed: dict[str, report.StagePlacement] = {}
     decoders = stages.vae_decoders.values()  # the chunk size of most frames first
-    for network in (stages.image_encoder, stages.vae_encoder, stages.denoiser, *decoders):
+    shallow = [reusing.network] if reusing else []
+    for network in (stages.image_encoder, stages.vae_encoder, stages.denoiser, *shallow, *decoders):
         spec = network.spec
         name = spec.key if spec.network in placed else spec.network
         placed[name] = report.StagePlacement(**asdict(network.placement))

@@ -36,7 +36,7 @@ class Observer:
         """Not called for a stage that fails."""
 
     def on_network_run(self, network: str) -> None:
-        """A network has run once."""
+        """A network has run once; of a denoiser that reuses, "denoiser" or "shallow_denoiser"."""
 
     def on_first_latent(self, pixels: Tensor, latent: Tensor) -> None:
         """What the VAE encoder took, [images,3,H,W] in [-1, 1], and gave, [images,4,h,w], unscaled."""

@@ -8,7 +8,7 @@ Arithmetic outside the networks is float32.  Follows diffusers'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
@@ -24,6 +24,7 @@ from svd_engine.request import Settings
 from svd_engine.sampling import guiders, schedules
 from svd_engine.sampling.preconditioning import c_noise, initial_scale
 from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES, evaluations
+from svd_engine.sampling.reuse import ReusePolicy
 from svd_engine.sampling.samplers import Denoise, FreshNoise
 from svd_engine.spec.model import Model
 from svd_engine.spec.network import Network
@@ -64,6 +65,32 @@ class Stages:
     vae_decoders: Mapping[int, Network]  # by frames of a chunk
 
 
+class Reusing:
+    """A shallow denoiser beside the full one of `Stages`, for one call: see `spec.reuse`."""
+
+    def __init__(self, shallow: Network, policy: ReusePolicy) -> None:
+        self.network, self.policy = shallow, policy
+        self.shallow: list[int] = []  # evaluations that reused, from 0
+        self._done = 0
+        self._features: dict[str, Tensor] = {}  # by half of guidance, of the last full evaluation
+
+    def begin(self, x: Tensor, sigma: Tensor, halves: Collection[str]) -> None:
+        """Decide on the next evaluation, which runs `halves`."""
+        if self.policy.reuses(x, sigma, possible=self._features.keys() >= set(halves)):
+            self.shallow.append(self._done)
+        else:
+            self._features.clear()
+        self._done += 1
+
+    def __call__(self, full: Network, batch: int, half: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """D of one half, or of both at once: from the feature where there is one, else leaving one."""
+        if half in self._features:
+            return in_batches(self.network, batch, **inputs, feature=self._features[half])["denoised"]
+        outputs = in_batches(full, batch, **inputs)
+        self._features[half] = outputs["feature"].clone()  # the network's next run writes over it
+        return outputs["denoised"]
+
+
 def generate(
     stages: Stages,
     model: Model,
@@ -78,6 +105,7 @@ def generate(
     steering: Steering | None = None,  # None: what `settings` say, to the end
     progress: ProgressBar = hidden,
     observer: Observer = UNOBSERVED,
+    reusing: Reusing | None = None,  # None: every evaluation runs the whole denoiser
 ) -> Tensor:
     """Frames [N,F,3,H,W] in [0, 1], or with `decode` off the latents [N,F,4,h,w].  float32.
 
@@ -105,7 +133,7 @@ def generate(
         x = noise_video(first_latent, settings, generator, latents) * initial_scale(sigmas)
         steering = steering or steering_of(settings, len(x), x.device)
         told = model.architecture.conditioning.time_ids(vars(settings), len(x), settings.frames, x.device)
-        denoise = denoiser_call(stages, steering, told, embedding, first_latent)
+        denoise = denoiser_call(stages, steering, told, embedding, first_latent, reusing)
         fresh = FreshNoise(lambda x: draw(x.shape, generator, x.device), settings.churn)
         x = sample(settings.sampler, denoise, x, sigmas, fresh, on_step, clock, steering, progress, observer)
         finite(x, stages.denoiser)
@@ -169,7 +197,12 @@ def latents_of(name: str, given: object, shape: torch.Size, device: torch.device
 
 
 def denoiser_call(
-    stages: Stages, steering: Steering, time_ids: Tensor, embedding: Tensor, first_latent: Tensor
+    stages: Stages,
+    steering: Steering,
+    time_ids: Tensor,
+    embedding: Tensor,
+    first_latent: Tensor,
+    reusing: Reusing | None = None,
 ) -> Denoise:
     """D(x; sigma) over all N videos, with the guidance scales that `steering` has at each step.
 
@@ -177,24 +210,32 @@ def denoiser_call(
     """
     batch, network = stages.profile.batch, stages.denoiser
 
-    def half(x: Tensor, sigma: Tensor, first: Tensor, embed: Tensor) -> Tensor:
-        return in_batches(
-            network, batch, x=x, sigma=sigma, first_latent=first, embedding=embed, time_ids=time_ids
-        )["denoised"]
+    def run(half: str, **inputs: Tensor) -> Tensor:
+        if reusing is not None:
+            return reusing(network, batch, half, inputs)
+        return in_batches(network, batch, **inputs)["denoised"]
+
+    def begin(x: Tensor, sigma: Tensor, *halves: str) -> None:
+        if reusing is not None:
+            reusing.begin(x, sigma, halves)
 
     def batched(x: Tensor, sigma: Tensor) -> Tensor:
-        return in_batches(
-            network, batch, x=x, sigma=sigma, first_latent=first_latent, embedding=embedding,
-            time_ids=time_ids, guidance=steering.scales,
-        )["denoised"]  # fmt: skip
+        begin(x, sigma, "both")
+        return run(
+            "both", x=x, sigma=sigma, first_latent=first_latent, embedding=embedding, time_ids=time_ids,
+            guidance=steering.scales,
+        )  # fmt: skip
 
     def one_by_one(x: Tensor, sigma: Tensor) -> Tensor:
         """D_u + g (D_c - D_u): guidance commutes with the preconditioning, which is affine in v."""
-        conditional = half(x, sigma, first_latent, embedding)
+        begin(x, sigma, "conditional", *(("unconditional",) if steering.guided else ()))
+        told = {"x": x, "sigma": sigma, "time_ids": time_ids}
+        conditional = run("conditional", **told, first_latent=first_latent, embedding=embedding)
         if not steering.guided:
             return conditional
         conditional = conditional.clone()  # the next call writes over it
-        unconditional = half(x, sigma, torch.zeros_like(first_latent), torch.zeros_like(embedding))
+        nothing = {"first_latent": torch.zeros_like(first_latent), "embedding": torch.zeros_like(embedding)}
+        unconditional = run("unconditional", **told, **nothing)
         scales = steering.scales[:, :, None, None, None]
         return unconditional + scales * (conditional - unconditional)
 

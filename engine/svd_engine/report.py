@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from svd_engine._version import __version__
 from svd_engine.request import Settings
+from svd_engine.spec.reuse import Reuse
 from svd_engine.spec.weights import WeightFile
 
 if TYPE_CHECKING:
@@ -39,6 +40,21 @@ class StagePlacement(BaseModel):
     detail: str = ""
 
 
+class Seam(BaseModel):
+    """Where a continued clip ends and new frames begin, beside the medians between the clip's own frames.
+
+    psnr: of neighbouring frames, decibels, infinite for equal ones.  flow: mean length of the optical flow,
+    pixels a frame; None where OpenCV is not installed.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    psnr: float
+    median_psnr: float
+    flow: float | None = None
+    median_flow: float | None = None
+
+
 class RunReport(BaseModel):
     """What one call ran: settings, backend and device of each stage, times in ms, memory, versions."""
 
@@ -59,6 +75,9 @@ class RunReport(BaseModel):
     stage_ms: dict[str, float]
     step_ms: list[float]  # of the denoiser in each step
     evaluation_ms: list[float] = []  # of each evaluation of the denoiser: one or two a step
+    reuse: Reuse | None = None  # between evaluations
+    shallow_evaluations: list[int] = []  # that ran the shallow denoiser only, from 0
+    seams: list[Seam] = []  # of a clip that was continued, one for each video
     waited_ms: float  # for earlier calls of the same engine
     total_ms: float  # from the end of that wait
     peak_host_bytes: int  # resident memory of the process so far, at its highest

@@ -172,7 +172,9 @@ class Settings:
     ] = 25
     sigmas: Annotated[
         tuple[float, ...] | None,
-        Parameter(NoiseLevels(), "Noise levels in place of the steps: n + 1 levels make n steps"),
+        Parameter(
+            NoiseLevels(), "Noise levels in place of the steps: n + 1 levels make n steps", option="--sigmas"
+        ),
     ] = None
     fps: Annotated[
         int,
@@ -228,7 +230,11 @@ class Settings:
     ] = "linear"
     guidance_scales: Annotated[
         tuple[float, ...] | None,
-        Parameter(FrameScales(), "Guidance scales in place of the guider: one for each frame"),
+        Parameter(
+            FrameScales(),
+            "Guidance scales in place of the guider: one for each frame",
+            option="--guidance-scales",
+        ),
     ] = None
     churn: Annotated[
         float,

@@ -7,16 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from svd_bench.quality.held_out import HELD_OUT, held_out
-from svd_bench.quality.metrics import (
-    Frames,
-    contrast_kept,
-    flow_difference,
-    optical_flow,
-    psnr,
-    speeds,
-    ssim,
-    warp_error,
-)
+from svd_bench.quality.metrics import Frames, contrast_kept, flow_difference, ssim, warp_error
+from svd_engine.media.motion import optical_flow, psnr, speeds
 
 
 def pan(x: int, y: int = 0, frames: int = 4) -> Frames:

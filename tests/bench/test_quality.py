@@ -12,9 +12,28 @@ import pytest
 from svd_bench.cli import main
 from svd_bench.quality import evaluate as quality
 from svd_bench.quality import held_out
-from svd_bench.quality.document import BUCKETS, Difference, Metric, Motion, QualityDocument, quality_tables
+from svd_bench.quality import reuse as reusing
+from svd_bench.quality import samplers as sampling
+from svd_bench.quality.document import (
+    BUCKETS,
+    Difference,
+    Metric,
+    Motion,
+    QualityDocument,
+    ReuseDocument,
+    Sampled,
+    SamplersDocument,
+    quality_tables,
+    reuse_table,
+    samplers_tables,
+)
 from svd_bench.quality.evaluate import Videos, of_motions
+from svd_bench.quality.samplers import BUDGETS, CHOICES, REFERENCE, Samplers, Shape, most_steps
+from svd_bench.report import plots
+from svd_engine import Reuse
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendUnavailable
+from svd_engine.sampling.registry import SAMPLERS, evaluations
 from tests.bench import documents
 from tests.support.commands import call
 from tests.support.paths import ROOT
@@ -138,3 +157,178 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_out, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"package skimage.*not installed.*\[bench\]"):
         held_out.held_out(64, 64)
+
+
+# Samplers
+
+SAMPLERS_DOCUMENT = DOCUMENT.with_name("samplers.json")
+
+
+def committed() -> SamplersDocument:
+    return SamplersDocument.model_validate_json(SAMPLERS_DOCUMENT.read_text())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_most_steps_that_a_budget_allows(sampler: str) -> None:
+    for budget in range(1, 52):
+        steps = most_steps(sampler, budget)
+        taken, more = (evaluations(sampler, [*range(n, -1, -1)]) for n in (steps, steps + 1))
+        assert taken <= budget < more
+
+
+def test_the_texts_show_the_committed_figures_of_samplers() -> None:
+    short, whole = samplers_tables(committed())
+    assert short.markdown() in (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/samplers.md").read_text()
+    assert whole.markdown() in page
+    command = committed().environment.command.partition(" --markdown")[0]
+    assert command in page
+
+
+def test_the_sentence_that_says_what_to_choose_follows_from_the_figures() -> None:
+    """euler over ays is nearest within every budget, and its 8 evaluations beat 12 of the default."""
+    document = committed()
+    assert document.budgets == list(BUDGETS)
+    of = {name: {row.evaluations: row for row in rows} for name, rows in document.by_name().items()}
+    for budget in BUDGETS:
+        best = max((row for row in document.rows if row.evaluations <= budget), key=lambda row: row.psnr)
+        assert (best.name, best.evaluations) == ("euler, ays", budget)
+    assert of["euler, ays"][8].psnr > of["euler, karras"][12].psnr
+
+
+def test_the_plot_has_a_line_for_each_choice() -> None:
+    drawn = plots.samplers(committed())
+    for text in (*(", ".join(choice) for choice in CHOICES), "PSNR, dB", "warping error"):
+        assert f">{text}<" in drawn
+        assert f">{text}<" in (ROOT / "docs/samplers.svg").read_text()
+
+
+def test_a_row_is_the_mean_over_the_photographs_against_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Grey videos: of the reference 0.5, of other steps 0.5 more by a tenth or a hundredth."""
+    asked: list[dict[str, Any]] = []
+
+    def made(self: Videos, name: str, image: object, seed: int = 0, **settings: Any) -> np.ndarray:
+        asked.append(settings)
+        reference = (settings["sampler"], settings["schedule"], settings["num_inference_steps"]) == REFERENCE
+        off = 0.0 if reference else {"near": 0.01, "far": 0.1}[name]
+        return np.full((3, 16, 16, 3), 0.5 + off, np.float32)
+
+    monkeypatch.setattr(Videos, "__call__", made)
+    engine: Any = type("Engine", (), {"set_progress_bar_config": lambda self, **_: None})()
+    photographs: Any = {"near": None, "far": None}
+    row = Samplers(engine, photographs, (3, 16, 24)).measured("heun", "ays", 4)
+    assert (row.steps, row.evaluations, row.name) == (4, 7, "heun, ays")
+    assert row.psnr == pytest.approx((40 + 20) / 2, abs=0.01)
+    assert (row.psnr_exact, row.flow, row.warping) == (float("inf"), 0, 0)
+    assert {(s["num_frames"], s["height"], s["width"]) for s in asked} == {(3, 16, 24)}
+
+
+def test_a_shape_left_out_is_the_checkpoint_s() -> None:
+    assert Shape(None, 64, None).of(open_checkpoint("demo").model) == (14, 64, 224)
+
+
+def test_the_command_measures_samplers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def measured(*arguments: Any) -> SamplersDocument:
+        asked.append(arguments)
+        return committed()
+
+    monkeypatch.setattr(sampling, "measure_samplers", measured)
+    out, plot = tmp_path / "s.json", tmp_path / "s.svg"
+    arguments = ("--samplers", "--frames", 4, "--photographs", 2, "--out", out, "--plot", plot)
+    assert call(main, "quality", *arguments) == 0
+    ((source, count, shape, *_),) = asked
+    assert (source, count, shape) == ("demo", 2, Shape(4, None, None))
+    printed = capsys.readouterr().out
+    assert "Quality per evaluation: PSNR, dB" in printed
+    assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
+    assert SamplersDocument.model_validate_json(out.read_text()) == committed()
+    assert plot.read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--plot", "p.svg"), "--plot belongs to --samplers"),
+        (("--reuse", "--plot", "p.svg"), "--plot belongs to --samplers"),
+        (("--frames", "4"), "belong to --samplers and --reuse"),
+        (("--samplers", "--only", "targets"), "pass one of --only, --samplers and --reuse"),
+        (("--samplers", "--reuse"), "pass one of --only, --samplers and --reuse"),
+    ],
+)
+def test_options_of_samplers_that_do_not_belong_together(
+    arguments: tuple[str, ...], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(main, "quality", *arguments) == 2
+    assert part in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_rows_come_back_by_name_and_rising() -> None:
+    rows = [Sampled("euler", "karras", n, n, 1.0, 1.0, 1.0, 0.0, 0.0) for n in (8, 4)]
+    document = committed().model_copy(update={"rows": rows})
+    assert [row.steps for row in document.by_name()["euler, karras"]] == [4, 8]
+
+
+# Reuse
+
+REUSE_DOCUMENT = DOCUMENT.with_name("reuse.json")
+
+
+def committed_reuse() -> ReuseDocument:
+    return ReuseDocument.model_validate_json(REUSE_DOCUMENT.read_text())
+
+
+def test_the_page_shows_the_committed_figures_of_reuse() -> None:
+    page = (ROOT / "docs/reuse.md").read_text()
+    assert reuse_table(committed_reuse()).markdown() in page
+    assert committed_reuse().environment.command.partition(" --markdown")[0] in page
+
+
+def test_all_steps_with_reuse_are_the_whole_ones_and_the_shallow_ones() -> None:
+    row = committed_reuse().rows[0]
+    whole, shallow = row.evaluations - row.shallow, row.shallow
+    assert row.share_svd == pytest.approx((whole + shallow * row.shallow_share_svd) / row.evaluations)
+
+
+def test_the_command_measures_reuse(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def measured(*arguments: Any) -> ReuseDocument:
+        asked.append(arguments)
+        return committed_reuse()
+
+    monkeypatch.setattr(reusing, "measure_reuse", measured)
+    out = tmp_path / "r.json"
+    assert call(main, "quality", "--reuse", "--frames", 4, "--markdown", "--out", out) == 0
+    ((source, shape, *_),) = asked
+    assert (source, shape) == ("demo", Shape(4, None, None))
+    printed = capsys.readouterr().out
+    assert "**Reuse between evaluations**" in printed
+    assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
+
+
+def test_reuse_is_measured_against_the_whole_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo at its smallest, two steps: where nothing is reused the videos are equal."""
+    monkeypatch.setattr(reusing, "SETTINGS", (Reuse(2), Reuse(2, threshold=0)))
+    monkeypatch.setattr(reusing, "STEPS", 2)
+    monkeypatch.setattr(reusing, "ROUNDS", 2)
+    monkeypatch.setattr(reusing, "shallow_share", lambda *_: 0.5)
+    document = reusing.measure_reuse("demo", Shape(2, 32, 64), documents.environment(), lambda _: None)
+    some, none = document.rows
+    assert [(row.shallow, row.evaluations) for row in document.rows] == [(1, 2), (0, 2)]
+    assert 30 < some.psnr < none.psnr
+    assert (some.time.rounds, some.share_svd, none.share_svd) == (2, 0.75, 1.0)
+
+
+def test_a_shallow_step_has_fewer_operations_and_more_in_a_higher_branch() -> None:
+    demo = open_checkpoint("demo")
+    shares = [reusing.shallow_share(demo, (2, 64, 96), branch) for branch in (0, 2, 4)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1

@@ -133,6 +133,11 @@ def test_settings(
         (("--bundle", "b", "--steps", "many"), "Invalid value for '--steps'"),
         (("--bundle", "b", "--steps", "2.5"), "'2.5' is not a whole number"),
         (("--bundle", "b", "--fit", "cover"), "'cover' is not one of"),
+        (("--bundle", "b", "--continue-from", "v.mp4"), "pass either IMAGE or --continue-from VIDEO"),
+        (("--bundle", "b", "--sigmas", "2,one"), "'2,one' is no list of numbers with commas between them"),
+        (("--bundle", "b", "--sigmas", "1,2"), "sigmas: expected two or more finite noise levels that fall"),
+        (("--bundle", "b", "--sigmas", "2,0", "--steps", "1"), "pass either --steps or --sigmas"),
+        (("--bundle", "b", "--guidance-scales", "1,nan"), "guidance_scales: expected a finite number"),
     ],
 )
 def test_usage(refused: Callable[..., str], arguments: tuple[str, ...], parts: str) -> None:
@@ -252,3 +257,27 @@ def test_a_small_file_is_written_whole(tmp_path: Path) -> None:
     console.check_folder(tmp_path / "run.json")
     console.write_text(tmp_path / "run.json", "{}")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"run.json": "{}"}
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.parametrize(
+    ("clip", "more", "code", "parts"),
+    [
+        ("none.mp4", (), 1, "nothing at that path"),
+        ("v.avi", (), 1, "expected a suffix out of .mp4, .mov, .webm, .mkv, .gif, .webp, or a folder"),
+        ("none.mp4", ("--fit", "crop"), 2, "--fit does nothing with --continue-from"),
+    ],
+)
+def test_clips_before_the_work_starts(
+    clip: str,
+    more: tuple[str, ...],
+    code: int,
+    parts: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "v.avi").write_bytes(b"")
+    arguments = ("--continue-from", tmp_path / clip, "-o", tmp_path / "out.mp4", "--bundle", "b", *more)
+    assert call(main, "generate", *arguments) == code
+    assert parts in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out.mp4").exists()

@@ -12,9 +12,10 @@ from PIL.Image import Image
 
 from svd_bench.quality.evaluate import export, reconstructions
 from svd_bench.quality.held_out import held_out
-from svd_bench.quality.metrics import contrast_kept, optical_flow, psnr, speeds
+from svd_bench.quality.metrics import contrast_kept
 from svd_engine import VideoEngine
 from svd_engine.checkpoint.opening import DEMO_FOLDER, open_checkpoint
+from svd_engine.media.motion import optical_flow, psnr, speeds
 from tests.support.paths import ROOT
 
 HEIGHT, WIDTH = 128, 224
@@ -128,3 +129,23 @@ def test_onnx_runtime_makes_the_same_clip(
 def test_bfloat16_makes_nearly_the_same_clip(photograph: Image, exact: np.ndarray) -> None:
     with VideoEngine.from_checkpoint("demo", backend="eager", device="cpu", dtype="bf16") as engine:
         assert psnr(exact, four_steps(engine, photograph)) >= 25
+
+
+def test_samplers_of_higher_order_come_nearer_to_many_steps() -> None:
+    """Between noise levels 10 and 1.  From 700 to 0 a few steps are too long for that: docs/samplers.md."""
+    image = held_out(32, 64)["coffee"]
+    with VideoEngine.from_checkpoint("demo", backend="eager", device="cpu") as engine:
+
+        def made(sampler: str, steps: int) -> torch.Tensor:
+            return engine(
+                image, height=32, width=64, num_frames=2, sampler=sampler, output_type="latent",
+                sigmas=np.geomspace(10, 1, steps + 1), generator=torch.Generator().manual_seed(0),
+            ).frames  # fmt: skip
+
+        many = made("euler", 32)
+
+        def distance(sampler: str, steps: int) -> float:
+            return float((made(sampler, steps) - many).square().mean().sqrt())
+
+        assert distance("dpmpp-2m", 8) < distance("euler", 8) / 2
+        assert distance("heun", 6) < distance("heun", 3) / 3.5  # second order: 4

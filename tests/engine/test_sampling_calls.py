@@ -226,3 +226,16 @@ def test_the_command_says_what_a_preset_and_an_option_are_at_odds_on(
     assert call(main, "generate", PHOTOGRAPH, "-o", tmp_path / "v.png", *arguments) == 2
     assert "error: min_guidance_scale: expected its default beside the guider" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_takes_noise_levels_and_scales(tiny_bundle: Path, tmp_path: Path) -> None:
+    scales = [1.0 + 0.5 * frame for frame in range(FRAMES)]
+    code = call(
+        main, "generate", PHOTOGRAPH, "-o", tmp_path / "v.png", "--bundle", tiny_bundle, "--device", "cpu",
+        "--sigmas", "20, 1,0", "--guidance-scales", ",".join(map(str, scales)),
+        "--report", tmp_path / "run.json",
+    )  # fmt: skip
+    assert code == 0
+    settings = json.loads((tmp_path / "run.json").read_text())["settings"]
+    assert (settings["sigmas"], settings["steps"]) == ([20.0, 1.0, 0.0], 2)
+    assert settings["guidance_scales"] == scales

@@ -33,6 +33,35 @@ def quality_command(
             help="Part to run. targets: quality on held-out photographs; settings: cost of inexact settings."
         ),
     ] = QualityPart.all,
+    samplers: Annotated[
+        bool,
+        typer.Option(
+            "--samplers",
+            help="Measure samplers and schedules at 4 to 50 evaluations instead, against 100 Euler steps.",
+        ),
+    ] = False,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse",
+            help="Measure reuse between evaluations instead, against the whole denoiser in every step.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --samplers: file for a plot of the figures, SVG.")
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --samplers or --reuse: frames; default the checkpoint's own."),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --samplers or --reuse: height, pixels; default the checkpoint's own."),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --samplers or --reuse: width, pixels; default the checkpoint's own."),
+    ] = None,
     photographs: Annotated[
         int,
         typer.Option(
@@ -43,8 +72,21 @@ def quality_command(
     out: Annotated[Path | None, typer.Option(help="File for the JSON document.")] = None,
 ) -> None:
     """Measure the quality of videos of held-out photographs; exit with code 1 if a target is missed."""
-    if out is not None:
-        console.check_folder(out)
+    if plot is not None and not samplers:
+        raise typer.BadParameter("--plot belongs to --samplers")
+    if any((frames, height, width)) and not (samplers or reuse):
+        raise typer.BadParameter("--frames, --height and --width belong to --samplers and --reuse")
+    if samplers + reuse + (only is not QualityPart.all) > 1:
+        raise typer.BadParameter("pass one of --only, --samplers and --reuse")
+    for path in (out, plot):
+        if path is not None:
+            console.check_folder(path)
+    if samplers:
+        _samplers(checkpoint, variant, photographs, (frames, height, width), markdown, out, plot)
+        return
+    if reuse:
+        _reuse(checkpoint, variant, (frames, height, width), markdown, out)
+        return
 
     import torch
 
@@ -69,3 +111,53 @@ def quality_command(
     if out is not None:
         console.write_text(out, text + "\n")
     raise SystemExit(0 if all(f.met is not False for f in figures) else 1)
+
+
+def _samplers(
+    checkpoint: str,
+    variant: str | None,
+    photographs: int,
+    shape: tuple[int | None, int | None, int | None],
+    markdown: bool,
+    out: Path | None,
+    plot: Path | None,
+) -> None:
+    import torch
+
+    from svd_bench.measuring.environment import environment
+    from svd_bench.quality.document import samplers_tables
+    from svd_bench.quality.samplers import Shape, measure_samplers
+    from svd_bench.report import plots
+
+    where = environment(torch.device("cpu"), None, command_line())
+    document = measure_samplers(checkpoint, photographs, Shape(*shape), where, progress(), variant)
+    show_tables(samplers_tables(document), markdown)
+    text = document.model_dump_json()
+    typer.echo(text)
+    if out is not None:
+        console.write_text(out, text + "\n")
+    if plot is not None:
+        console.write_text(plot, plots.samplers(document) + "\n")
+
+
+def _reuse(
+    checkpoint: str,
+    variant: str | None,
+    shape: tuple[int | None, int | None, int | None],
+    markdown: bool,
+    out: Path | None,
+) -> None:
+    import torch
+
+    from svd_bench.measuring.environment import environment
+    from svd_bench.quality.document import reuse_table
+    from svd_bench.quality.reuse import measure_reuse
+    from svd_bench.quality.samplers import Shape
+
+    where = environment(torch.device("cpu"), None, command_line())
+    document = measure_reuse(checkpoint, Shape(*shape), where, progress(), variant)
+    show_tables([reuse_table(document)], markdown)
+    text = document.model_dump_json()
+    typer.echo(text)
+    if out is not None:
+        console.write_text(out, text + "\n")

@@ -18,20 +18,12 @@ from PIL.Image import Image
 from svd_bench.measuring.progress import Progress
 from svd_bench.quality.document import BUCKETS, Difference, Metric, Motion
 from svd_bench.quality.held_out import held_out
-from svd_bench.quality.metrics import (
-    Frames,
-    contrast_kept,
-    flow_difference,
-    optical_flow,
-    psnr,
-    speeds,
-    ssim,
-    warp_error,
-)
+from svd_bench.quality.metrics import Frames, contrast_kept, flow_difference, ssim, warp_error
 from svd_bench.subjects.opening import DIFFUSERS_GUIDANCE
 from svd_engine import VideoEngine
 from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
 from svd_engine.media.image import to_vae_pixels
+from svd_engine.media.motion import optical_flow, psnr, speeds
 from svd_engine.spec.profile import Profile
 
 STEPS = (5, 25, 50)
@@ -42,7 +34,12 @@ class ClipSettings(TypedDict, total=False):
     """Arguments of a call that differ between clips."""
 
     motion_bucket_id: int
+    num_frames: int
+    height: int
+    width: int
     num_inference_steps: int
+    sampler: str
+    schedule: str
     decode_chunk_size: int
     min_guidance_scale: float
     max_guidance_scale: float

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from svd_bench.compiled.document import CompiledDocument
+    from svd_bench.quality.document import SamplersDocument
 
 OUR_COLOUR, PEER_COLOUR = "#1f77b4", "#9aa0a6"
 NETWORK_COLOURS = {  # the networks of a video, in the order in which they run
@@ -156,6 +157,34 @@ def compiled(document: CompiledDocument) -> str:
         _names(axes, [f"{g.kernels} {name[:40]}" for name, g in network.names.items()])
         axes.set_title(f"{network.network}, {document.target}: GiB a call", fontsize=9, loc="left")
     panels[0].legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def samplers(document: SamplersDocument) -> str:
+    """A panel for each figure over evaluations, a line for each sampler over each schedule."""
+    figure, panels = _figure([6] * 4, legend=True)
+    figures = {
+        "PSNR, dB": "psnr",
+        "SSIM": "ssim",
+        "flow difference, pixels a frame": "flow",
+        "warping error": "warping",
+    }
+    for axes, (title, name) in zip(panels, figures.items(), strict=True):
+        for label, rows in document.by_name().items():
+            axes.plot(
+                [row.evaluations for row in rows], [getattr(row, name) for row in rows], marker="o",
+                markersize=3, linewidth=1, label=label,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(document.budgets, [str(budget) for budget in document.budgets], fontsize=8)
+        axes.minorticks_off()
+        axes.tick_params(axis="y", labelsize=8)
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].axhline(document.reference.warping, color="black", linewidth=0.8, linestyle=":")
+    panels[-1].set_xlabel("evaluations of the denoiser; dotted: the reference's own", fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return _svg(figure)
 
 

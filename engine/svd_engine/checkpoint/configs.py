@@ -58,6 +58,7 @@ class _UNet(_Config):
     in_channels: AtLeastOne
     out_channels: AtLeastOne
     block_out_channels: Levels
+    layers_per_block: AtLeastOne = 2  # resnets of a downward block; diffusers' default
     cross_attention_dim: AtLeastOne
     addition_time_embed_dim: AtLeastOne
     projection_class_embeddings_input_dim: AtLeastOne
@@ -201,6 +202,12 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
 
 
 _C = TypeVar("_C", bound=_Config)
+
+
+def unet_levels(configs: Configs) -> tuple[list[int], int]:
+    """Channels of the UNet by level, the outermost first, and resnets of a downward block."""
+    unet = _UNet.model_validate(configs["unet"])
+    return list(unet.block_out_channels), unet.layers_per_block
 
 
 def _parse(kind: type[_C], part: str, where: str, configs: Configs) -> _C:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from svd_engine.cli.options import integer
-from svd_engine.request import PARAMETERS, OneOf, Parameter, Real
+from svd_engine.cli.options import integer, numbers
+from svd_engine.request import PARAMETERS, FrameScales, NoiseLevels, OneOf, Parameter, Real
 
 
 def call_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -32,9 +32,9 @@ def given_options(context: typer.Context, call: Mapping[str, Any]) -> set[str]:
 
 
 def _option(parameter: Parameter) -> inspect.Parameter:
-    value, parser = _read_as(parameter)
+    value, parser, metavar = _read_as(parameter)
     default = parameter.call_default
-    option = typer.Option(parameter.option, help=parameter.describe(), parser=parser)
+    option = typer.Option(parameter.option, help=parameter.describe(), parser=parser, metavar=metavar)
     return inspect.Parameter(
         parameter.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -43,9 +43,13 @@ def _option(parameter: Parameter) -> inspect.Parameter:
     )
 
 
-def _read_as(parameter: Parameter) -> tuple[Any, Callable[[str], int] | None]:
-    """The type that typer shows and converts to, and what reads it in typer's place."""
-    if isinstance(parameter.kind, OneOf):
-        choices = {choice: choice for choice in parameter.kind.choices}
-        return StrEnum(parameter.name, choices), None
-    return (float, None) if isinstance(parameter.kind, Real) else (int, integer)
+def _read_as(parameter: Parameter) -> tuple[Any, Callable[[str], Any] | None, str | None]:
+    """The type that typer shows and converts to, what reads it in typer's place, and its name in the help."""
+    match parameter.kind:
+        case OneOf(choices):
+            return StrEnum(parameter.name, {choice: choice for choice in choices}), None, None
+        case Real():
+            return float, None, None
+        case NoiseLevels() | FrameScales():
+            return tuple, numbers, "X,X,..."
+    return int, integer, None

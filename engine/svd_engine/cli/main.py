@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.cli import console
 from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.options import DTypeOption, PresetOption, Variant, VersionFlag
+from svd_engine.install import install_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +34,6 @@ def root(version: VersionFlag = False) -> None:
 @call_options
 def generate(
     context: typer.Context,
-    image: Annotated[Path, typer.Argument(help="Photograph to animate: JPEG, PNG, WebP, ...")],
     output: Annotated[
         list[Path],
         typer.Option(
@@ -41,6 +43,18 @@ def generate(
             "Several videos are numbered OUT-0, OUT-1, ...",
         ),
     ],
+    image: Annotated[
+        Path | None, typer.Argument(help="Photograph to animate: JPEG, PNG, WebP, ...", show_default=False)
+    ] = None,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VIDEO",
+            help="In place of IMAGE: write VIDEO (.mp4 .mov .webm .mkv .gif .webp, or a folder of frames) "
+            "and new frames that go on from its last one. Only that frame is known to the networks: expect "
+            "motion to change at the seam, which is measured, and softer pictures with every continuation.",
+        ),
+    ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle to run, exported by svd-export onnx.")] = None,
     checkpoint: Annotated[
         str | None,
@@ -72,6 +86,24 @@ def generate(
         list[str] | None,
         typer.Option(help="Switch off an exact rewrite of a checkpoint's networks. Repeatable."),
     ] = None,
+    reuse: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Run the whole denoiser of a checkpoint in one of N evaluations only, and in the others its "
+            "outermost part on what that one left: faster, lossy. Off by default.",
+        ),
+    ] = None,
+    reuse_branch: Annotated[
+        int | None,
+        typer.Option(help="With --reuse: how much the others run, DeepCache's branch; default 0, the least."),
+    ] = None,
+    reuse_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="With --reuse: run the whole too when its input has changed by this share since, as 0.2."
+        ),
+    ] = None,
     preset: Annotated[
         PresetOption | None,
         typer.Option(
@@ -85,29 +117,48 @@ def generate(
     **call: Any,
 ) -> None:
     """Generate a video of IMAGE with a bundle (--bundle) or a checkpoint (--checkpoint)."""
+    if (image is None) == (continue_from is None):
+        raise typer.BadParameter("pass either IMAGE or --continue-from VIDEO")
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
     if bundle is not None and (dtype is not DTypeOption.auto or without_rewrite or variant):
         raise typer.BadParameter(
             "--dtype, --variant and --without-rewrite belong to --checkpoint; a bundle has its own"
         )
+    if reuse is None and (reuse_branch is not None or reuse_threshold is not None):
+        raise typer.BadParameter("--reuse-branch and --reuse-threshold belong to --reuse N")
+    if bundle is not None and reuse is not None:
+        raise typer.BadParameter("--reuse belongs to --checkpoint; the denoiser of a bundle is one network")
     if jit_cache is not None and no_jit_cache:
         raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
     compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
     if (jit_cache is not None or no_jit_cache) and not compiles:
         raise typer.BadParameter("--jit-cache and --no-jit-cache belong to --backend tensorrt-rtx")
 
+    from svd_engine.media.clip import read_video
     from svd_engine.media.image import load_image
     from svd_engine.request import check
+    from svd_engine.spec.reuse import Reuse
 
     check_name(backend)
     console.show_notices()
     check(call)  # before anything is opened
+    reused = Reuse(reuse, reuse_branch or 0, reuse_threshold) if reuse is not None else None
     chosen = given_options(context, call)
+    if {"sigmas", "num_inference_steps"} <= chosen:
+        raise typer.BadParameter("pass either --steps or --sigmas")
+    if continue_from is not None and "fit" in chosen:
+        raise typer.BadParameter(
+            "--fit does nothing with --continue-from, whose frames have the video's size"
+        )
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
     targets = _targets(output, videos, fps, report)
-    photograph = load_image(image)
+    photograph = load_image(image) if image is not None else None
+    clip = read_video(continue_from) if continue_from is not None else None
+    if clip is not None:
+        _note_rate(clip.fps, fps)
 
+    from svd_engine.continuing import continue_video
     from svd_engine.engine import VideoEngine
 
     if bundle is not None:
@@ -119,17 +170,23 @@ def generate(
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
             checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
-            without_rewrites=without_rewrite or (), swap_networks=swap_networks,
+            without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
     if preset is not None:
         recommended = engine.preset(preset.value)
         call |= {name: value for name, value in recommended.items() if name not in chosen}
         check(call)
-    size = call["height"] or engine.default.height, call["width"] or engine.default.width
-    _note_distortion(photograph, *size, call["fit"])
+    if photograph is not None:
+        size = call["height"] or engine.default.height, call["width"] or engine.default.width
+        _note_distortion(photograph, *size, call["fit"])
+        generated = partial(engine, image=photograph)
+    else:
+        assert clip is not None
+        del call["fit"]
+        generated = partial(continue_video, engine, clip.frames)
     with engine:
-        result = _with_progress(engine, seed, image=photograph, **call)
+        result = _with_progress(engine, seed, generated, call)
     _write(result, targets, fps)
     if report is not None:
         console.write_text(report, result.report.model_dump_json(indent=1) + "\n")
@@ -207,7 +264,18 @@ def _note_distortion(photograph: Image, height: int, width: int, fit: str) -> No
         )
 
 
-def _with_progress(engine: VideoEngine, seed: int, **call: Any) -> VideoOutput:
+def _note_rate(own: float | None, fps: int) -> None:
+    """Say so when a clip will not play at its own speed."""
+    if own is not None and abs(own / fps - 1) > 0.02:
+        typer.echo(
+            f"the clip plays at {own:.3g} frames a second, the video will at {fps}: --fps sets it", err=True
+        )
+
+
+def _with_progress(
+    engine: VideoEngine, seed: int, generated: Callable[..., VideoOutput], call: dict[str, Any]
+) -> VideoOutput:
+    """`generated` is the engine's call, or one that makes it, without the arguments in `call`."""
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -215,17 +283,20 @@ def _with_progress(engine: VideoEngine, seed: int, **call: Any) -> VideoOutput:
     from svd_engine.observer import Observer
 
     engine.set_progress_bar_config(disable=True)  # this command shows its own
-    columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("evaluations", total=None)
+        task = bar.add_task("denoising", total=None)
 
         class Shown(Observer):
+            def on_network_run(self, network: str) -> None:
+                if network in ("denoiser", "shallow_denoiser"):
+                    bar.update(task, description=f"denoising{', shallow' * (network != 'denoiser')}")
+
             def on_evaluation(self, done: int, evaluations: int) -> None:
                 bar.update(task, completed=done, total=evaluations)
 
         generator = torch.Generator("cpu").manual_seed(seed)
-        result: VideoOutput = engine(generator=generator, output_type="pt", observer=Shown(), **call)
-        return result
+        return generated(generator=generator, output_type="pt", observer=Shown(), **call)
 
 
 def _write(result: VideoOutput, targets: list[list[Path]], fps: int) -> None:
@@ -246,6 +317,16 @@ def _summary(result: VideoOutput, targets: list[list[Path]]) -> None:
         place = f"{where.backend} {where.device} {where.dtype}" if where else ""
         typer.echo(f"{stage:<14}{ms:>10.0f} ms  {place}")
     typer.echo(f"{'total':<14}{run.total_ms:>10.0f} ms")
+    if run.reuse is not None:
+        count, of = len(run.shallow_evaluations), len(run.evaluation_ms)
+        typer.echo(f"reuse: {count} of {of} evaluations ran the shallow denoiser only, which is lossy")
+    for seam in run.seams:
+        flow = (
+            f"flow {seam.flow:.2f} pixels, {seam.median_flow:.2f} between the clip's frames"
+            if seam.flow is not None
+            else f"flow not measured, which needs OpenCV ({install_line('bench')})"
+        )
+        typer.echo(f"seam: PSNR {seam.psnr:.1f} dB, {seam.median_psnr:.1f} between the clip's frames; {flow}")
     for path in chain.from_iterable(targets):
         typer.echo(f"wrote {path}")
 

@@ -32,6 +32,16 @@ def integer(text: str | int) -> int:
     raise typer.BadParameter(f"{text!r} is not a whole number")
 
 
+def numbers(text: str | tuple[float, ...]) -> tuple[float, ...]:
+    """Numbers with commas between them.  What they may be is checked elsewhere."""
+    if isinstance(text, tuple):
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers with commas between them") from None
+
+
 class DTypeOption(StrEnum):
     auto = "auto"
     fp32 = "fp32"

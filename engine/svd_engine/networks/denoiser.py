@@ -31,23 +31,28 @@ class Denoiser(nn.Module):
         self, x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
     ) -> Tensor:
         # x [B,F,4,h,w], first_latent [B,4,h,w], embedding [B,1,D], time_ids [B,3] -> [B,F,4,h,w]
-        v = self.predict(x, sigma, first_latent, embedding, time_ids)
-        return v * preconditioning.c_out(sigma) + x * preconditioning.c_skip(sigma)
+        return preconditioned(self.predict(x, sigma, first_latent, embedding, time_ids), x, sigma)
 
     def predict(
         self, x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
     ) -> Tensor:
-        """v-prediction, float32 [B,F,4,h,w]; the first latent stands beside every frame, not scaled."""
+        """v-prediction, float32 [B,F,4,h,w]."""
+        told = self.unet_inputs(x, sigma, first_latent, embedding, time_ids)
+        v: Tensor = self.unet(**told, return_dict=False)[0]
+        return v.float()
+
+    def unet_inputs(
+        self, x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """What the UNet is told; the first latent stands beside every frame, not scaled."""
         beside = first_latent[:, None].expand(-1, x.shape[1], -1, -1, -1)
         latent = torch.cat([x * preconditioning.c_in(sigma), beside], dim=2)  # [B, F, 8, h, w]
-        v: Tensor = self.unet(
-            latent.to(self.dtype),
-            preconditioning.c_noise(sigma),
-            encoder_hidden_states=embedding.to(self.dtype),
-            added_time_ids=time_ids,
-            return_dict=False,
-        )[0]
-        return v.float()
+        return {
+            "sample": latent.to(self.dtype),
+            "timestep": preconditioning.c_noise(sigma),
+            "encoder_hidden_states": embedding.to(self.dtype),
+            "added_time_ids": time_ids,
+        }
 
 
 class GuidedDenoiser(Denoiser):
@@ -66,17 +71,36 @@ class GuidedDenoiser(Denoiser):
         time_ids: Tensor,
         guidance: Tensor,
     ) -> Tensor:
-        v = self.predict(
-            torch.cat([x, x]),
-            sigma,
-            torch.cat([torch.zeros_like(first_latent), first_latent]),
-            torch.cat([torch.zeros_like(embedding), embedding]),
-            time_ids if self.time_ids_serve_both(time_ids) else torch.cat([time_ids, time_ids]),
-        )
-        unconditional, conditional = v.chunk(2)
-        guided = unconditional + guidance[:, :, None, None, None] * (conditional - unconditional)
-        return guided * preconditioning.c_out(sigma) + x * preconditioning.c_skip(sigma)
+        *halves, both_time_ids = both_halves(x, sigma, first_latent, embedding, time_ids)
+        v = self.predict(*halves, time_ids if self.time_ids_serve_both(time_ids) else both_time_ids)
+        return preconditioned(guided(v, guidance), x, sigma)
 
     def time_ids_serve_both(self, time_ids: Tensor) -> bool:
         """Whether the UNet takes one row [1,3] for the two halves of one video, and adds it only once."""
         return len(time_ids) == 1 and getattr(self.unet, "one_row_for_all", False)
+
+
+def both_halves(
+    x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same inputs for both halves, [2B, ...]: unconditional, conditional."""
+    return (
+        torch.cat([x, x]),
+        sigma,
+        torch.cat([torch.zeros_like(first_latent), first_latent]),
+        torch.cat([torch.zeros_like(embedding), embedding]),
+        torch.cat([time_ids, time_ids]),
+    )
+
+
+def guided(v: Tensor, guidance: Tensor | None) -> Tensor:
+    """Both halves [2B,F,4,h,w] combined to [B,F,4,h,w] by scales [B,F]; without scales v as it is."""
+    if guidance is None:
+        return v
+    unconditional, conditional = v.chunk(2)
+    return unconditional + guidance[:, :, None, None, None] * (conditional - unconditional)
+
+
+def preconditioned(v: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """D(x; sigma) out of the v-prediction."""
+    return v * preconditioning.c_out(sigma) + x * preconditioning.c_skip(sigma)

@@ -20,6 +20,7 @@ from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
 from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewrites, check_names
 from svd_engine.spec.precision import DType
 from svd_engine.spec.profile import GuidanceMode
+from svd_engine.spec.reuse import ReusingSpec
 from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.spec.weights import WeightFile
 
@@ -28,6 +29,7 @@ COMPONENT_OF: Mapping[str, Component] = {  # network -> what of a checkpoint it 
     "image_encoder": "image_encoder",
     "vae_encoder": "vae",
     "denoiser": "unet",
+    "shallow_denoiser": "unet",
     "vae_decoder": "vae",
 }
 _WRAPPERS: Mapping[tuple[str, GuidanceMode | None], Callable[[nn.Module], nn.Module]] = {
@@ -37,11 +39,19 @@ _WRAPPERS: Mapping[tuple[str, GuidanceMode | None], Callable[[nn.Module], nn.Mod
     ("denoiser", "batched"): GuidedDenoiser,
     ("vae_decoder", None): VaeDecoder,
 }
-_Kind = tuple[str, GuidanceMode | None, DType]  # of networks that one module serves, at any shape
+_Kind = tuple[str, GuidanceMode | None, DType, int]  # of networks that one module serves, at any shape
 
 
 def wrap(spec: NetworkSpec, component: nn.Module) -> nn.Module:
     """A component, as a checkpoint has it, as the network of a row of the table: its tensors in and out."""
+    if isinstance(spec, ReusingSpec):
+        from svd_engine.networks.reuse import (
+            FullDenoiser,
+            ShallowDenoiser,
+        )  # diffusers' UNet is slow to import
+
+        kind = FullDenoiser if spec.network == "denoiser" else ShallowDenoiser
+        return kind(component, spec.kept)
     return _WRAPPERS[spec.network, spec.guidance](component)
 
 
@@ -79,7 +89,8 @@ class Modules:
                 got=f"{precision.weights} and {precision.activations}",
                 remedy='Use dtype="fp16", "bf16" or "fp32".',
             )
-        kind = (spec.network, spec.guidance, precision.weights)
+        kept = spec.kept if isinstance(spec, ReusingSpec) else 0
+        kind = (spec.network, spec.guidance, precision.weights, kept)
         if kind not in self._networks:
             component = self._component(COMPONENT_OF[spec.network], precision.weights)
             self._networks[kind] = wrap(spec, component).eval()

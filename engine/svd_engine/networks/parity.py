@@ -30,7 +30,7 @@ def example_inputs(spec: NetworkSpec, conditioning: Conditioning = SVD) -> dict[
     inputs = {t.name: torch.randn(t.shape, generator=generator) for t in spec.inputs}
     if spec.network == "vae_encoder":
         inputs["pixels"] = inputs["pixels"].clamp(-1, 1)
-    if spec.network == "denoiser":
+    if spec.network in ("denoiser", "shallow_denoiser"):
         batch, frames = inputs["x"].shape[:2]
         inputs["x"] *= (SIGMA**2 + 1) ** 0.5
         inputs["sigma"] = torch.tensor(SIGMA)

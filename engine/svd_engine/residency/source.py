@@ -14,6 +14,7 @@ from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_che
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.backends.tensorrt.jit_cache import check_folder, default_folder
 from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.configs import unet_levels
 from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.request import Settings
@@ -23,6 +24,7 @@ from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.model import Model
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import Feature, Reuse, feature_of
 from svd_engine.spec.weights import WeightFile
 
 
@@ -38,6 +40,8 @@ class EngineSource:
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
     weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
     without_rewrites: Collection[str] = ()
+    reuse: Reuse | None = None  # between evaluations of the denoiser
+    feature: Feature | None = None  # that is reused
 
 
 def of_bundle(
@@ -78,6 +82,7 @@ def of_checkpoint(
     without_rewrites: Collection[str],
     swap_networks: bool,
     variant: str | None = None,
+    reuse: Reuse | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
@@ -93,6 +98,7 @@ def of_checkpoint(
             remedy='Pass a list, such as ["fused-qkv"].',
         )
     residency = _residency(swap_networks)
+    _check_reuse(reuse, swap_networks)
     choice = choose_for_checkpoint(backend, device)
     if swap_networks and choice.device.type == "cpu":
         raise SettingsError(
@@ -112,6 +118,9 @@ def of_checkpoint(
     rewrites = rewrites_for(choice.backend, choice.device.type)
     check_names(without_rewrites, rewrites)
     opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant)
+    feature = None
+    if reuse is not None:
+        feature = feature_of(*unet_levels(opened.configs), reuse.branch)
     modules = Modules(opened, without_rewrites, rewrites)
     made = BACKENDS[choice.backend].open(modules, choice.device, None)
     model = opened.model
@@ -126,6 +135,8 @@ def of_checkpoint(
         rewrites=modules.places,
         weights=lambda: list(chain(*modules.weight_files.values())),
         without_rewrites=without_rewrites,
+        reuse=reuse,
+        feature=feature,
     )
 
 
@@ -136,6 +147,24 @@ def _residency(swap_networks: object) -> type[Residency]:
             "swap_networks", expected="True or False", got=repr(swap_networks), remedy="Pass one of these."
         )
     return Swapped if swap_networks else Resident
+
+
+def _check_reuse(reuse: object, swap_networks: bool) -> None:
+    """Raises SettingsError for what is no `Reuse`, and beside swapped networks, two of which take turns."""
+    if reuse is not None and not isinstance(reuse, Reuse):
+        raise SettingsError(
+            "reuse",
+            expected="None, or an svd_engine.Reuse",
+            got=repr(reuse),
+            remedy="Pass svd_engine.Reuse(interval=2).",
+        )
+    if reuse is not None and swap_networks:
+        raise SettingsError(
+            "reuse",
+            expected="networks that stay in memory: two denoisers take turns at every step",
+            got="swap_networks",
+            remedy="Leave out one of the two.",
+        )
 
 
 def _compiles(backend: str) -> bool:
