@@ -43,7 +43,7 @@ OUR_WAY = {
     "image_encoder": _NETWORKS,
     "feature_extractor": _NETWORKS,
     "components": _NETWORKS,
-    "scheduler": "Pass sigmas=[...] to the call for other noise levels; the sampler is Euler's, as SVD's.",
+    "scheduler": "Pass sampler=, schedule= or sigmas= to the call: another sampler, other noise levels.",
     "save_pretrained": "Copy the checkpoint's folder, or the bundle's: an engine changes neither.",
 }
 

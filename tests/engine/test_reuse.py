@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svd_engine import BackendUnavailable, Reuse, SettingsError, VideoEngine
+from svd_engine import BackendUnavailable, CheckpointError, Reuse, SettingsError, VideoEngine
+from svd_engine.checkpoint.configs import unet_levels
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.cli.main import main
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
@@ -125,6 +126,17 @@ def test_another_unet_is_refused() -> None:
 )  # fmt: skip
 def test_the_feature_of_svd(branch: int, expected: Feature) -> None:
     assert feature_of([320, 640, 1280, 1280], 2, branch) == expected
+
+
+@pytest.mark.parametrize("layers", [1, [1, 1]])
+def test_the_levels_of_a_checkpoint(tiny_checkpoint: Path, layers: Any) -> None:
+    configs = open_checkpoint(str(tiny_checkpoint)).configs
+    unet = {**configs["unet"], "layers_per_block": layers}
+    assert unet_levels({**configs, "unet": unet}) == LEVELS
+    with pytest.raises(
+        CheckpointError, match=r"layers_per_block of the UNet: expected the same at every level"
+    ):
+        unet_levels({**configs, "unet": {**unet, "layers_per_block": [1, 2]}})
 
 
 # Which evaluations

@@ -58,7 +58,7 @@ class _UNet(_Config):
     in_channels: AtLeastOne
     out_channels: AtLeastOne
     block_out_channels: Levels
-    layers_per_block: AtLeastOne = 2  # resnets of a downward block; diffusers' default
+    layers_per_block: AtLeastOne | list[AtLeastOne] = 2  # resnets of a downward block; diffusers' default
     cross_attention_dim: AtLeastOne
     addition_time_embed_dim: AtLeastOne
     projection_class_embeddings_input_dim: AtLeastOne
@@ -205,9 +205,21 @@ _C = TypeVar("_C", bound=_Config)
 
 
 def unet_levels(configs: Configs) -> tuple[list[int], int]:
-    """Channels of the UNet by level, the outermost first, and resnets of a downward block."""
+    """Channels of the UNet by level, the outermost first, and resnets of a downward block.
+
+    Raises CheckpointError where levels differ in these.
+    """
     unet = _UNet.model_validate(configs["unet"])
-    return list(unet.block_out_channels), unet.layers_per_block
+    given = unet.layers_per_block
+    layers = set(given if isinstance(given, list) else [given])
+    if len(layers) > 1:
+        raise CheckpointError(
+            "reuse: layers_per_block of the UNet",
+            expected="the same at every level",
+            got=repr(given),
+            remedy="Open the checkpoint without reuse.",
+        )
+    return list(unet.block_out_channels), layers.pop()
 
 
 def _parse(kind: type[_C], part: str, where: str, configs: Configs) -> _C:
