@@ -91,20 +91,26 @@ class VideoEngine(Steered, DiffusersNames):
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         variant: str | None = None,
+        frames: int | None = None,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:
-        """Open a checkpoint as torch modules: a name, a diffusers folder or a hub id; any size and frames.
+        """Open a checkpoint as torch modules: a name, a diffusers folder, a single file or a hub id.
+
+        Calls may have any size and number of frames.
 
         backend: "eager", "compiled" or "auto".  device: "cpu", "cuda", "cuda:N" or "auto".
         dtype: "fp32", "fp16", "bf16", torch's own, or "auto" (fp16 on a GPU, fp32 on the CPU).
         variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
-        whatever the dtype.  without_rewrites: names of exact rewrites to switch off.
+        whatever the dtype.  frames: that a single file's model was trained on, 14 or 25, where its name does
+        not tell.  without_rewrites: names of exact rewrites to switch off.
         swap_networks: keep one network at a time on the device, the others in host memory.
         Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
-            of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant)
+            of_checkpoint(
+                checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant, frames
+            )
         )
 
     @property

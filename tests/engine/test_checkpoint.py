@@ -108,7 +108,9 @@ def test_the_digest_follows_weights_and_configs_and_nothing_else(folder: Path) -
 
 @pytest.mark.parametrize("source", ["svdxt", "no/such/folder", "https://huggingface.co/a/b"])
 def test_refuses_what_is_neither_name_nor_folder_nor_hub_id(source: str) -> None:
-    with pytest.raises(CheckpointError, match=r"expected svd, .*, demo, a folder, or a hub id.*Check the"):
+    with pytest.raises(
+        CheckpointError, match=r"expected svd, .*, demo, a folder, a single file, or a hub id.*Check the"
+    ):
         open_checkpoint(source)
 
 

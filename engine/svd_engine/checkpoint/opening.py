@@ -1,9 +1,9 @@
 """Finds a checkpoint, checks that it is SVD, and loads its networks.  Knows no ONNX and no TensorRT.
 
-A checkpoint is a folder as diffusers saves it, a Hugging Face hub repository of the same layout, or
-random weights.  When it is opened its configs are read and its weight files are chosen; weights are
-read, and from the hub fetched, when a network is loaded.  Never reads pickles and never runs code from a
-checkpoint.
+A checkpoint is a folder as diffusers saves it, a Hugging Face hub repository of the same layout, a single
+file in Stability's own layout, or random weights.  When it is opened its configs are read and its weight
+files are chosen; weights are read, and from the hub fetched, when a network is loaded.  Never reads pickles
+and never runs code from a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, get_args
 
 from svd_engine.checkpoint.configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
 from svd_engine.checkpoint.random_weights import RandomWeights, small_configs, svd_configs
+from svd_engine.checkpoint.single_file import frames_of, open_single_file
 from svd_engine.checkpoint.weight_files import choose, describe_file, shard_names, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, build, fill, read_tensors
 from svd_engine.errors import CheckpointError
@@ -74,18 +75,28 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoint:
-    """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, or a hub id "owner/name".
+def open_checkpoint(source: str | Path, variant: str | None = None, frames: int | None = None) -> Checkpoint:
+    """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, a single file, or a hub id.
 
     variant: of the weight files, as in diffusers' `from_pretrained`: "fp16" reads the components that
     have such files from them, and the others from those without a variant.  None reads no variant.
+    frames: that a single file's model was trained on, 14 or 25; None takes it from the file's name.
 
     "demo" is the built-in checkpoint; a folder of that name is "./demo".  What exists, is absolute,
-    begins with ".", "/" or "~", or is a Path, is a folder, never looked up on the hub.  Of a hub id, the
-    commit found on opening is loaded.  Raises CheckpointError.
+    begins with ".", "/" or "~", or is a Path, is a folder or a file, never looked up on the hub.  Of a hub
+    id, the commit found on opening is loaded.  Raises CheckpointError.
     """
     if isinstance(source, Path):
         source = os.path.join(".", source.expanduser())  # an absolute path stays as it is
+    if is_single_file(source):
+        return _from_file(source, Path(source).expanduser(), variant, frames)
+    if frames is not None:
+        raise CheckpointError(
+            f"frames of checkpoint {source}",
+            expected="None but for a single file",
+            got=repr(frames),
+            remedy=f"Leave it out: {FILES['unet']} of the checkpoint says it.",
+        )
     if source == DEMO:
         return _from_folder(DEMO, DEMO_FOLDER, variant)
     if source in HUB:
@@ -97,10 +108,16 @@ def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoin
         return _from_hub(source, source, source.rpartition("/")[2], variant)
     raise CheckpointError(
         f"checkpoint {source!r}",
-        expected=f"{', '.join(HUB)}, {DEMO}, a folder, or a hub id owner/name",
+        expected=f"{', '.join(HUB)}, {DEMO}, a folder, a single file, or a hub id owner/name",
         got="none of these",
         remedy="Check the spelling; write a folder's path with ./ before it.",
     )
+
+
+def is_single_file(source: str | Path) -> bool:
+    """Whether `open_checkpoint` takes it for a file.  What is named there by a word or a hub id is none."""
+    path = Path(source).expanduser()
+    return source not in (DEMO, *HUB) and path.exists() and not path.is_dir()
 
 
 def random_checkpoint(family: Family) -> Checkpoint:
@@ -126,15 +143,11 @@ def random_checkpoint(family: Family) -> Checkpoint:
 
 def _from_folder(source: str, path: Path, variant: str | None) -> Checkpoint:
     if not path.is_dir():
-        single = path.exists()
         raise CheckpointError(
             f"checkpoint {source}",
-            expected=f"a folder with {INDEX}, as diffusers saves it",
-            got="a single file" if single else "no such folder",
-            remedy="Single files do not load yet: take the same checkpoint as a diffusers folder from the "
-            f"Hugging Face hub, {', '.join(HUB)} or owner/name."
-            if single
-            else "Pass the folder that diffusers' save_pretrained wrote.",
+            expected=f"a folder with {INDEX}, as diffusers saves it, or a single safetensors file",
+            got="no such folder and no such file",
+            remedy="Pass the folder that diffusers' save_pretrained wrote, or such a file.",
         )
     configs = read_configs(path)
     model = describe(path.resolve().name, source, configs)
@@ -143,6 +156,21 @@ def _from_folder(source: str, path: Path, variant: str | None) -> Checkpoint:
         {part: choose(listing, part, variant, source) for part in COMPONENTS}, lambda _: path
     )
     return Checkpoint(model, source, configs, weights, variant)
+
+
+def _from_file(source: str, path: Path, variant: str | None, frames: int | None) -> Checkpoint:
+    if variant is not None:
+        raise CheckpointError(
+            f"variant of checkpoint {source}",
+            expected="None for a single file",
+            got=repr(variant),
+            remedy="Leave the variant out, or pass the file that has it.",
+        )
+    weights = open_single_file(path)
+    configs = weights.configs(frames_of(path, frames))
+    model = describe(path.stem, source, configs)
+    weights.say_not_read()
+    return Checkpoint(model, source, configs, weights)
 
 
 def _from_hub(source: str, repository: str, name: str, variant: str | None) -> Checkpoint:

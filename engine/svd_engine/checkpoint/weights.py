@@ -8,14 +8,17 @@ takes its tensors one at a time, already in their dtype, so that loading needs l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from svd_engine.checkpoint.safetensors_header import read_header
 from svd_engine.errors import CheckpointError
 from svd_engine.spec.weights import Component
 
 if TYPE_CHECKING:
     import torch
+    from safetensors import safe_open
     from torch import Tensor, nn
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -107,7 +110,8 @@ def read_tensors(
     found: dict[str, Path] = {}
     problems = []
     for file in files:
-        for name, shape, kind in _header(file):
+        for name, stated in read_header(file).items():
+            shape = list(stated.shape)
             if name in HARMLESS:
                 continue
             if name in found:
@@ -116,8 +120,8 @@ def read_tensors(
                 problems.append(f"unexpected {name} {shape}")
             elif shape != list(expected[name]):
                 problems.append(f"{name} {shape} instead of {list(expected[name])}")
-            elif kind not in FLOAT_CODES:
-                problems.append(f"{name} in {kind}")
+            elif stated.dtype not in FLOAT_CODES:
+                problems.append(f"{name} in {stated.dtype}")
             found[name] = file
     problems += [f"no {name} {list(shape)}" for name, shape in expected.items() if name not in found]
     if problems:
@@ -131,27 +135,41 @@ def read_tensors(
     return {name: _read(found[name], name, dtype) for name in expected}
 
 
-def _header(file: Path) -> list[tuple[str, list[int], str]]:
-    """Name, shape and dtype of every tensor in a file, after safetensors checked its sizes."""
+def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:
+    with opened(file) as tensors:
+        return finite(file, name, tensors.get_tensor(name).to(dtype, copy=True))
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[safe_open]:
+    """A file to read one tensor from: kept open, it would keep all that was read in memory.
+
+    Raises CheckpointError when it has changed since its header was read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as tensors:
-            slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
-            return [(name, part.get_shape(), part.get_dtype()) for name, part in slices]
+            yield tensors
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             str(file),
-            expected="a whole safetensors file",
-            got=f"{error} ({file.stat().st_size} bytes)",
-            remedy="Download it again; in a git clone run: git lfs pull",
+            expected="the file that was there when its header was read",
+            got=str(error),
+            remedy="Leave it as it is while it is read, and open the checkpoint again.",
         ) from error
 
 
-def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:
-    """One tensor.  The file is opened for each, because an open one keeps all it read in memory."""
-    from safetensors import safe_open
+def finite(file: Path, name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself.  Raises CheckpointError where it holds NaN or infinity."""
+    import torch
 
-    with safe_open(file, "pt") as tensors:
-        stored: Tensor = tensors.get_tensor(name)
-        return stored.to(dtype, copy=True)
+    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"tensor {name} in {file}",
+            expected=f"finite numbers in {dtype}",
+            got="NaN or infinity",
+            remedy='Use dtype="fp32" for weights too large for fp16; download the file again if it is damaged.',
+        )
+    return tensor

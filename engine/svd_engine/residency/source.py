@@ -77,13 +77,18 @@ def of_checkpoint(
     without_rewrites: Collection[str],
     swap_networks: bool,
     variant: str | None = None,
+    frames: int | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import check_names, rewrites_for
 
     if not isinstance(checkpoint, Checkpoint):
-        _check_place("checkpoint", checkpoint, "a name, the path of a diffusers folder, or a hub id")
+        _check_place(
+            "checkpoint",
+            checkpoint,
+            "a name, the path of a diffusers folder or of a single file, or a hub id",
+        )
     if isinstance(without_rewrites, str) or not isinstance(without_rewrites, Collection):
         raise SettingsError(
             "without_rewrites",
@@ -99,17 +104,20 @@ def of_checkpoint(
             got="a checkpoint on the CPU, where networks that wait lie in the same memory",
             remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
         )
-    if isinstance(checkpoint, Checkpoint) and variant is not None:
-        raise SettingsError(
-            "variant",
-            expected="None with a checkpoint that is open already",
-            got=repr(variant),
-            remedy="Open it with open_checkpoint(source, variant).",
-        )
+    for name, value in (("variant", variant), ("frames", frames)):
+        if isinstance(checkpoint, Checkpoint) and value is not None:
+            raise SettingsError(
+                name,
+                expected="None with a checkpoint that is open already",
+                got=repr(value),
+                remedy=f"Open it with open_checkpoint(source, {name}={value!r}).",
+            )
     precision = Precision.of(dtype_name(torch_dtype(dtype, choice.device)))
     rewrites = rewrites_for(choice.backend, choice.device.type)
     check_names(without_rewrites, rewrites)
-    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant)
+    opened = (
+        checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant, frames)
+    )
     modules = Modules(opened, without_rewrites, rewrites)
     made = BACKENDS[choice.backend].open(modules, choice.device, None)
     model = opened.model
