@@ -133,7 +133,7 @@ def diffusers_pipeline() -> Any:
 
 @pytest.fixture(scope="session")
 def stability_pipeline() -> Any:
-    """As `diffusers_pipeline`, of widths from which Stability's rules tell the heads: 64 and 80 channels each.
+    """As `diffusers_pipeline`, of widths that tell the heads as in Stability's files: 64 and 80 channels.
 
     Three levels, so that there are upsamplers behind a resnet and behind attention.
     """

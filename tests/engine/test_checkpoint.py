@@ -114,12 +114,6 @@ def test_refuses_what_is_neither_name_nor_folder_nor_hub_id(source: str) -> None
         open_checkpoint(source)
 
 
-def test_refuses_a_single_file_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "svd_xt.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"expected a folder.*got a single file\. Single files do not"):
-        open_checkpoint(str(tmp_path / "svd_xt.safetensors"))
-
-
 def test_refuses_random_weights_of_an_unknown_family() -> None:
     with pytest.raises(CheckpointError, match=r"expected svd or svd-xt or small, got 'sdxl'\. Ask for one"):
         random_checkpoint("sdxl")  # type: ignore[arg-type]

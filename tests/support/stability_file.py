@@ -1,4 +1,4 @@
-"""Writes networks of diffusers and transformers as Stability's code would have saved them: one file, its names.
+"""Writes networks of diffusers and transformers as Stability's code saves its own: one file, its names.
 
 Walks the modules in the order in which Stability's constructors make theirs, and numbers blocks as they do;
 shares nothing with the engine's table.

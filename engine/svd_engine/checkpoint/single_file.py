@@ -61,7 +61,7 @@ def frames_of(file: Path, told: int | None) -> int:
     if not found:
         raise CheckpointError(
             f"frames of {file}",
-            expected="a number, or a file name such as svd.safetensors (14 frames) or svd_xt.safetensors (25)",
+            expected="a number, or a file called svd.safetensors (14 frames) or svd_xt.safetensors (25)",
             got=f"the name {file.name}, and weights that are the same for both",
             remedy="Use frames=14 or frames=25, whichever it was trained on.",
         )
@@ -104,17 +104,20 @@ class SingleFile:
     file: Path
     header: Mapping[str, Stated] = field(repr=False)
 
-    def configs(self, frames: int) -> dict[str, Mapping[str, Any]]:
+    def configs(self, frames: int) -> dict[str, dict[str, Any]]:
         """Of all parts, as a diffusers folder would have them.
 
         Raises CheckpointError for another family, and for tensors from whose shapes no network can be made.
         """
         self._check_family()
-        return svd_configs(frames) | {
-            "unet": self._unet(frames),
-            "vae": self._vae(),
-            "image_encoder": self._image_encoder(),
+        configs = svd_configs(frames)
+        configs |= {"unet": self._unet(frames), "vae": self._vae(), "image_encoder": self._image_encoder()}
+        side = configs["image_encoder"]["image_size"]
+        configs["feature_extractor"] |= {
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
         }
+        return configs
 
     def config(self, component: Component, frames: int) -> Mapping[str, Any]:
         """Of one part; the file need not hold the others.  Raises what `configs` raises."""
@@ -138,7 +141,7 @@ class SingleFile:
         return {name: stored(component, name, config, self.header) for name in names}
 
     def tensors(self, component: Component, expected: Shapes, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Raises CheckpointError for missing or misshapen tensors, and for those that are not real numbers."""
+        """Raises CheckpointError for missing or misshapen tensors, and for values that are not finite."""
         places = self.stored(component, expected)
         problems = [
             problem

@@ -170,6 +170,6 @@ def finite(file: Path, name: str, tensor: Tensor) -> Tensor:
             f"tensor {name} in {file}",
             expected=f"finite numbers in {dtype}",
             got="NaN or infinity",
-            remedy='Use dtype="fp32" for weights too large for fp16; download the file again if it is damaged.',
+            remedy='Use dtype="fp32" for numbers too large for fp16; download a damaged file again.',
         )
     return tensor

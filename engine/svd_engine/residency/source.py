@@ -115,9 +115,9 @@ def of_checkpoint(
     precision = Precision.of(dtype_name(torch_dtype(dtype, choice.device)))
     rewrites = rewrites_for(choice.backend, choice.device.type)
     check_names(without_rewrites, rewrites)
-    opened = (
-        checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant, frames)
-    )
+    opened = checkpoint
+    if not isinstance(opened, Checkpoint):
+        opened = open_checkpoint(opened, variant, frames)
     modules = Modules(opened, without_rewrites, rewrites)
     made = BACKENDS[choice.backend].open(modules, choice.device, None)
     model = opened.model
