@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -21,6 +22,7 @@ from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.plans import build_command, misfit
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.checkpoint.single_file import SingleFile
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError
 from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.weights import COMPONENTS, WeightFile
@@ -195,13 +197,27 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, str]:
-    """What it is, and which weight files are read; hashes them, and from the hub fetches them."""
+    """What it is, its parts, their sizes and precision, off the headers alone; from the hub it is fetched."""
     model = checkpoint.model
-    return {
+    single = checkpoint.weights if isinstance(checkpoint.weights, SingleFile) else None
+    facts = {
         "model": f"{model.name}, {model.frames} frames of {model.height}x{model.width}",
-        **_weights_facts([file for part in COMPONENTS for file in checkpoint.weight_files(part)]),
-        "digest": checkpoint.digest(),
+        "layout": "one file, Stability's names" if single else "diffusers folder",
     }
+    for component in COMPONENTS:
+        stated = checkpoint.weights.stated(component)
+        parameters = sum(prod(one.shape) for one in stated)
+        kinds = " and ".join(sorted({one.dtype for one in stated}))
+        facts[component] = f"{len(stated)} tensors, {parameters / 1e6:.1f} M parameters, {kinds}"
+    if single and (left := single.not_read()):
+        facts["not read"] = ", ".join(f"{what} ({count})" for what, count in left.items())
+    return facts
+
+
+def file_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """Which weight files are read; hashes them, which takes a while for large ones."""
+    files = [file for part in COMPONENTS for file in checkpoint.weight_files(part)]
+    return {**_weights_facts(files), "digest": checkpoint.digest()}
 
 
 def _weights_facts(files: Iterable[WeightFile]) -> dict[str, str]:

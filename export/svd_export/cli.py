@@ -55,7 +55,8 @@ def onnx(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            help="Checkpoint to export: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
+            help="Checkpoint to export: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, a single file "
+            "such as svd_xt.safetensors, or a hub id."
         ),
     ] = None,
     random_weights: Annotated[
@@ -103,15 +104,17 @@ def onnx(
         raise typer.BadParameter("--variant belongs to CHECKPOINT: random weights have no files")
 
     from svd_engine.arguments import DTYPES
-    from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint
+    from svd_engine.checkpoint.opening import is_single_file, open_checkpoint, random_checkpoint
     from svd_export.placing import check_free
     from svd_export.to_onnx import export_bundle
 
+    console.show_notices()
     check_free(output.absolute())
+    trained_on = frames[0] if frames and checkpoint and is_single_file(checkpoint) else None
     opened = (
         random_checkpoint(random_weights.value)
         if random_weights
-        else open_checkpoint(checkpoint or "", variant)
+        else open_checkpoint(checkpoint or "", variant, trained_on)
     )
     wanted = profiles(
         opened, frames or [opened.model.frames], height, width, batch,
@@ -153,7 +156,7 @@ def verify(
     """Compare each exported network with its reference on the same inputs; fail beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle.reading import Bundle
-    from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint
+    from svd_engine.checkpoint.opening import is_single_file, open_checkpoint, random_checkpoint
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
@@ -171,8 +174,32 @@ def verify(
         source = random_checkpoint(family)
     else:
         exported = opened.manifest.source
-        source = open_checkpoint(checkpoint or exported.checkpoint, variant or exported.variant)
+        name = checkpoint or exported.checkpoint
+        frames = opened.manifest.model.frames if is_single_file(name) else None
+        source = open_checkpoint(name, variant or exported.variant, frames)
     _show(run(opened, source, choice.device, _progress(), write=not no_write))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint to convert: a single file such as svd_xt.safetensors.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Diffusers folder to make; must not exist.")],
+    frames: Annotated[
+        int | None, typer.Option(help="Frames that the file was trained on, if its name does not tell.")
+    ] = None,
+) -> None:
+    """Convert a single file to a folder as diffusers saves it, in the precision that the file has."""
+    from svd_engine.checkpoint.opening import open_checkpoint
+    from svd_export.convert import write_folder
+    from svd_export.placing import check_free
+
+    console.show_notices()
+    check_free(output.absolute())
+    opened = open_checkpoint(checkpoint, frames=frames)
+    write_folder(opened, output, _progress())
+    typer.echo(f"wrote {output}: {opened.model.name}, {opened.model.frames} frames")
 
 
 @app.command()

@@ -202,7 +202,7 @@ def test_frames_that_no_name_tells_are_asked_for(whole: Path, tmp_path: Path, na
     os.symlink(whole, file)
     with pytest.raises(CheckpointError) as refused:
         open_checkpoint(file)
-    complete(refused.value, str(file), "frames=14 or frames=25")
+    complete(refused.value, str(file), "frames=14 or frames=25", "its own name back")
     assert open_checkpoint(file, frames=25).model.frames == 25
     with pytest.raises(SettingsError, match="frames: expected a whole number of at least 1, got 0"):
         open_checkpoint(file, frames=0)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, get_args
 
 from svd_engine.checkpoint.configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
 from svd_engine.checkpoint.random_weights import RandomWeights, small_configs, svd_configs
+from svd_engine.checkpoint.safetensors_header import Stated, read_header
 from svd_engine.checkpoint.single_file import frames_of, open_single_file
 from svd_engine.checkpoint.weight_files import choose, describe_file, shard_names, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, build, fill, read_tensors
@@ -120,6 +121,11 @@ def is_single_file(source: str | Path) -> bool:
     return source not in (DEMO, *HUB) and path.exists() and not path.is_dir()
 
 
+def names_checkpoint(source: str) -> bool:
+    """Whether this is a checkpoint's name, file or folder; not so a hub id, which may be any path."""
+    return source in (DEMO, *HUB) or is_single_file(source) or (Path(source).expanduser() / INDEX).exists()
+
+
 def random_checkpoint(family: Family) -> Checkpoint:
     """The real architecture with seeded random weights: right shapes, sizes and speed, no meaning.
 
@@ -211,6 +217,9 @@ class FileWeights:
         """Raises CheckpointError for missing, truncated or mismatched weights."""
         files = self.files(component)
         return read_tensors(files[0].parent, files, expected, dtype)
+
+    def stated(self, component: Component) -> list[Stated]:
+        return [one for file in self.files(component) for one in read_header(file).values()]
 
     def identity(self) -> Iterator[bytes]:
         """Names, sizes and hashes of the files."""

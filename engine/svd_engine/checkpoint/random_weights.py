@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from svd_engine.checkpoint.safetensors_header import Stated
     from svd_engine.checkpoint.weights import Shapes
     from svd_engine.spec.weights import Component
 
@@ -141,6 +142,9 @@ class RandomWeights:
         }
 
     def files(self, _component: Component) -> list[Path]:
+        return []
+
+    def stated(self, _component: Component) -> list[Stated]:
         return []
 
     def identity(self) -> Iterator[bytes]:

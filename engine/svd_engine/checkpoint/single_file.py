@@ -63,7 +63,7 @@ def frames_of(file: Path, told: int | None) -> int:
             f"frames of {file}",
             expected="a number, or a file called svd.safetensors (14 frames) or svd_xt.safetensors (25)",
             got=f"the name {file.name}, and weights that are the same for both",
-            remedy="Use frames=14 or frames=25, whichever it was trained on.",
+            remedy="Use frames=14 or frames=25, as it was trained, or give the file its own name back.",
         )
     return 25 if found["xt"] else 14
 
@@ -170,6 +170,10 @@ class SingleFile:
                 remedy="Bring it back, and open the checkpoint again.",
             )
         return [self.file]
+
+    def stated(self, component: Component) -> list[Stated]:
+        begin = prefixes(component, self.header)
+        return [one for key, one in self.header.items() if key.startswith(begin)]
 
     def identity(self) -> Iterator[bytes]:
         """Name, size and hash of the file."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from svd_engine.checkpoint.safetensors_header import read_header
+from svd_engine.checkpoint.safetensors_header import Stated, read_header
 from svd_engine.errors import CheckpointError
 from svd_engine.spec.weights import Component
 
@@ -37,6 +37,10 @@ class Weights(Protocol):
 
     def files(self, component: Component) -> list[Path]:
         """The files that `tensors` reads; none where the tensors are made."""
+        ...
+
+    def stated(self, component: Component) -> list[Stated]:
+        """What the files' headers say of the component's tensors."""
         ...
 
     def identity(self) -> Iterator[bytes]:

@@ -44,7 +44,8 @@ def generate(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
+            help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, a single "
+            "file such as svd_xt.safetensors, or a hub id."
         ),
     ] = None,
     backend: Annotated[
@@ -107,9 +108,12 @@ def generate(
             jit_cache=None if no_jit_cache else jit_cache or "auto",
         )  # fmt: skip
     else:
+        from svd_engine.checkpoint.opening import is_single_file
+
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
             checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
+            frames=call["num_frames"] if is_single_file(checkpoint) else None,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
@@ -125,32 +129,46 @@ def generate(
 
 @app.command()
 def info(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle to describe; without one, describe this machine.")
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[BUNDLE|CHECKPOINT]",
+            help="Bundle or checkpoint to describe; without one, describe this machine.",
+        ),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Checkpoint to describe, and the weight files that it reads.")
+        str | None, typer.Option(help="Checkpoint to describe, also one that is on the hub only.")
     ] = None,
     variant: Variant = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames that a single file was trained on, if its name does not tell.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check the hash of every file of the bundle first.")
     ] = False,
 ) -> None:
     """Describe a bundle, a checkpoint or this machine, and say which backends are ready here."""
-    if bundle is not None and checkpoint is not None:
+    if subject is not None and checkpoint is not None:
         raise typer.BadParameter("pass BUNDLE or --checkpoint, not both")
-    if variant and checkpoint is None:
-        raise typer.BadParameter("--variant belongs to --checkpoint")
+    from svd_engine.checkpoint.opening import names_checkpoint, open_checkpoint
+
+    bundle = None
+    if subject is not None and names_checkpoint(subject):
+        checkpoint = subject
+    elif subject is not None:
+        bundle = Path(subject)
+    if (variant or frames is not None) and checkpoint is None:
+        raise typer.BadParameter("--variant and --frames belong to a checkpoint")
     if check and bundle is None:
         raise typer.BadParameter("--check needs a BUNDLE, whose files it hashes")
+    opened_checkpoint = checkpoint and open_checkpoint(checkpoint, variant, frames)  # before torch is loaded
 
     from svd_engine import info as facts
     from svd_engine.bundle.reading import Bundle
 
-    if checkpoint is not None:
-        from svd_engine.checkpoint.opening import open_checkpoint
-
-        _lines(facts.checkpoint_facts(open_checkpoint(checkpoint, variant)))
+    if opened_checkpoint:
+        _lines(facts.checkpoint_facts(opened_checkpoint))
+        _lines(facts.file_facts(opened_checkpoint))
         rows = facts.torch_abilities()
     elif bundle is None:
         _lines(facts.machine_facts())

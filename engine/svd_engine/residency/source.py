@@ -87,7 +87,7 @@ def of_checkpoint(
         _check_place(
             "checkpoint",
             checkpoint,
-            "a name, the path of a diffusers folder or of a single file, or a hub id",
+            "a name, the path of a folder or file, or a hub id",
         )
     if isinstance(without_rewrites, str) or not isinstance(without_rewrites, Collection):
         raise SettingsError(
