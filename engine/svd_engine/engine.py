@@ -92,6 +92,7 @@ class VideoEngine(Steered, DiffusersNames):
         dtype: str | torch.dtype = "auto",
         variant: str | None = None,
         frames: int | None = None,
+        parts: Mapping[str, str | Path] | None = None,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:
@@ -103,13 +104,14 @@ class VideoEngine(Steered, DiffusersNames):
         dtype: "fp32", "fp16", "bf16", torch's own, or "auto" (fp16 on a GPU, fp32 on the CPU).
         variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
         whatever the dtype.  frames: that a single file's model was trained on, 14 or 25, where its name does
-        not tell.  without_rewrites: names of exact rewrites to switch off.
+        not tell.  parts: by "unet", "vae" or "image_encoder", a file or folder from which this component comes
+        instead.  without_rewrites: names of exact rewrites to switch off.
         swap_networks: keep one network at a time on the device, the others in host memory.
         Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
             of_checkpoint(
-                checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant, frames
+                checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant, frames, parts
             )
         )
 

@@ -22,6 +22,7 @@ from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.plans import build_command, misfit
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.checkpoint.parts import Assembled
 from svd_engine.checkpoint.single_file import SingleFile
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError
 from svd_engine.spec.precision import FLOAT32, Precision
@@ -199,11 +200,15 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, str]:
     """What it is, its parts, their sizes and precision, off the headers alone; from the hub it is fetched."""
     model = checkpoint.model
-    single = checkpoint.weights if isinstance(checkpoint.weights, SingleFile) else None
+    weights = checkpoint.weights
+    if isinstance(weights, Assembled):
+        weights = weights.base
+    single = weights if isinstance(weights, SingleFile) else None
     facts = {
         "model": f"{model.name}, {model.frames} frames of {model.height}x{model.width}",
         "layout": "one file, Stability's names" if single else "diffusers folder",
     }
+    facts |= {f"{component} from": source for component, source in checkpoint.parts.items()}
     for component in COMPONENTS:
         stated = checkpoint.weights.stated(component)
         parameters = sum(prod(one.shape) for one in stated)

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svd_engine.cli import console
-from svd_engine.cli.options import FamilyOption, Variant, VersionFlag
+from svd_engine.cli.options import (
+    FamilyOption,
+    ImageEncoderPart,
+    UNetPart,
+    VaePart,
+    Variant,
+    VersionFlag,
+    parts_of,
+)
 from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
@@ -66,6 +74,9 @@ def onnx(
         ),
     ] = None,
     variant: Variant = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
     frames: Annotated[
         list[int] | None, typer.Option(help="Number of frames; default the checkpoint's own. Repeatable.")
     ] = None,
@@ -100,8 +111,11 @@ def onnx(
     """
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
-    if random_weights and variant:
-        raise typer.BadParameter("--variant belongs to CHECKPOINT: random weights have no files")
+    parts = parts_of(unet, vae, image_encoder)
+    if random_weights and (variant or parts):
+        raise typer.BadParameter(
+            "--variant, --unet, --vae and --image-encoder belong to CHECKPOINT: random weights have no files"
+        )
 
     from svd_engine.arguments import DTYPES
     from svd_engine.checkpoint.opening import is_single_file, open_checkpoint, random_checkpoint
@@ -114,7 +128,7 @@ def onnx(
     opened = (
         random_checkpoint(random_weights.value)
         if random_weights
-        else open_checkpoint(checkpoint or "", variant, trained_on)
+        else open_checkpoint(checkpoint or "", variant, trained_on, parts)
     )
     wanted = profiles(
         opened, frames or [opened.model.frames], height, width, batch,
@@ -176,28 +190,35 @@ def verify(
         exported = opened.manifest.source
         name = checkpoint or exported.checkpoint
         frames = opened.manifest.model.frames if is_single_file(name) else None
-        source = open_checkpoint(name, variant or exported.variant, frames)
+        source = open_checkpoint(name, variant or exported.variant, frames, exported.parts)
     _show(run(opened, source, choice.device, _progress(), write=not no_write))
 
 
 @app.command()
 def convert(
     checkpoint: Annotated[
-        str, typer.Argument(help="Checkpoint to convert: a single file such as svd_xt.safetensors.")
+        str, typer.Argument(help="Checkpoint to convert, such as the single file svd_xt.safetensors.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Diffusers folder to make; must not exist.")],
     frames: Annotated[
         int | None, typer.Option(help="Frames that the file was trained on, if its name does not tell.")
     ] = None,
+    variant: Variant = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
 ) -> None:
-    """Convert a single file to a folder as diffusers saves it, in the precision that the file has."""
+    """Convert a single file to a folder as diffusers saves it, in the precision that the file has.
+
+    Parts from elsewhere become parts of the folder.
+    """
     from svd_engine.checkpoint.opening import open_checkpoint
     from svd_export.convert import write_folder
     from svd_export.placing import check_free
 
     console.show_notices()
     check_free(output.absolute())
-    opened = open_checkpoint(checkpoint, frames=frames)
+    opened = open_checkpoint(checkpoint, variant, frames, parts_of(unet, vae, image_encoder))
     write_folder(opened, output, _progress())
     typer.echo(f"wrote {output}: {opened.model.name}, {opened.model.frames} frames")
 

@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a folder that diffusers' `from_pretrained` reads; one network in memory at a time."""
+"""Writes a checkpoint as a folder that diffusers' `from_pretrained` reads, one network after the other."""
 
 from __future__ import annotations
 

@@ -87,6 +87,7 @@ def export_bundle(
                 checkpoint=checkpoint.source,
                 digest=checkpoint.digest(),
                 variant=checkpoint.variant,
+                parts=dict(checkpoint.parts),
                 weights=tuple(chain(*modules.weight_files.values())),
             ),
             precision=precision,

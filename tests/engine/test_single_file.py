@@ -430,7 +430,7 @@ def test_folders_pipes_and_files_that_are_gone(tmp_path: Path, whole: Path) -> N
     with pytest.raises(CheckpointError, match="the file that was there when its header was read"):
         checkpoint.load("vae", torch.float32)
     file.unlink()
-    with pytest.raises(CheckpointError, match="the file that was there when the checkpoint was opened"):
+    with pytest.raises(CheckpointError, match="the weight file that was there when the checkpoint was"):
         checkpoint.weight_files("vae")
 
 

@@ -13,15 +13,16 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from svd_engine.checkpoint.configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
+from svd_engine.checkpoint.parts import Assembled, open_part
 from svd_engine.checkpoint.random_weights import RandomWeights, small_configs, svd_configs
 from svd_engine.checkpoint.safetensors_header import Stated, read_header
 from svd_engine.checkpoint.single_file import frames_of, open_single_file
-from svd_engine.checkpoint.weight_files import choose, describe_file, shard_names, shards
+from svd_engine.checkpoint.weight_files import choose, describe_file, identify, present, shard_names, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, build, fill, read_tensors
 from svd_engine.errors import CheckpointError
 from svd_engine.spec.model import Model
@@ -50,6 +51,7 @@ class Checkpoint:
     configs: Configs = field(repr=False)
     weights: Weights = field(repr=False)
     variant: str | None = None  # of the weight files, as the user asked for it
+    parts: Mapping[Component, str] = field(default_factory=dict)  # from elsewhere, as the user named them
 
     def load(self, component: Component, dtype: torch.dtype) -> nn.Module:
         """diffusers' or transformers' own module: on the CPU, in `dtype`, eval mode, no gradients.
@@ -71,22 +73,35 @@ class Checkpoint:
         The same for a hub repository and a copy of it in a folder.  For random weights the seed counts.
         """
         digest = hashlib.sha256(json.dumps(self.configs, sort_keys=True).encode())
-        for piece in self.weights.identity():
-            digest.update(piece)
+        for component in COMPONENTS:
+            for piece in self.weights.identity(component):
+                digest.update(piece)
         return digest.hexdigest()
 
 
-def open_checkpoint(source: str | Path, variant: str | None = None, frames: int | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | Path,
+    variant: str | None = None,
+    frames: int | None = None,
+    parts: Mapping[str, str | Path] | None = None,
+) -> Checkpoint:
     """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, a single file, or a hub id.
 
     variant: of the weight files, as in diffusers' `from_pretrained`: "fp16" reads the components that
     have such files from them, and the others from those without a variant.  None reads no variant.
     frames: that a single file's model was trained on, 14 or 25; None takes it from the file's name.
 
+    parts: by "unet", "vae" or "image_encoder", a file or folder from which this component comes instead.
+
     "demo" is the built-in checkpoint; a folder of that name is "./demo".  What exists, is absolute,
     begins with ".", "/" or "~", or is a Path, is a folder or a file, never looked up on the hub.  Of a hub
     id, the commit found on opening is loaded.  Raises CheckpointError.
     """
+    opened = _open(source, variant, frames)
+    return _with_parts(opened, parts) if parts else opened
+
+
+def _open(source: str | Path, variant: str | None, frames: int | None) -> Checkpoint:
     if isinstance(source, Path):
         source = os.path.join(".", source.expanduser())  # an absolute path stays as it is
     if is_single_file(source):
@@ -164,6 +179,31 @@ def _from_folder(source: str, path: Path, variant: str | None) -> Checkpoint:
     return Checkpoint(model, source, configs, weights, variant)
 
 
+def _with_parts(checkpoint: Checkpoint, parts: Mapping[str, str | Path]) -> Checkpoint:
+    model = checkpoint.model
+    opened = {}
+    for component in COMPONENTS:
+        if component in parts:
+            config = checkpoint.configs[component]
+            opened[component] = open_part(component, parts[component], config, model.frames)
+    if unknown := parts.keys() - opened.keys():
+        raise CheckpointError(
+            "parts",
+            expected=f"some of {', '.join(COMPONENTS)}",
+            got=", ".join(map(repr, sorted(unknown))),
+            remedy="Name the parts by these.",
+        )
+    configs = {**checkpoint.configs, **{part: config for part, (config, _) in opened.items()}}
+    names = " and ".join(f"{part} of {parts[part]}" for part in opened)
+    return replace(
+        checkpoint,
+        model=describe(model.name, f"{checkpoint.source} with {names}", configs),
+        configs=configs,
+        weights=Assembled(checkpoint.weights, {part: weights for part, (_, weights) in opened.items()}),
+        parts={part: str(parts[part]) for part in opened},
+    )
+
+
 def _from_file(source: str, path: Path, variant: str | None, frames: int | None) -> Checkpoint:
     if variant is not None:
         raise CheckpointError(
@@ -200,14 +240,7 @@ class FileWeights:
 
     def files(self, component: Component) -> list[Path]:
         chosen = self.chosen[component]
-        file = self.fetch([chosen]) / chosen
-        if not file.is_file():  # removed since, or the hub went away and the cache lacks it
-            raise CheckpointError(
-                str(file),
-                expected="the weight file that was there when the checkpoint was opened",
-                got="no such file",
-                remedy="Bring it back, or check the network and open the checkpoint again.",
-            )
+        file = present(self.fetch([chosen]) / chosen)  # not so when the hub went away and the cache lacks it
         if file.suffix != ".json":
             return [file]
         self.fetch([f"{component}/{name}" for name in shard_names(file)])
@@ -221,12 +254,8 @@ class FileWeights:
     def stated(self, component: Component) -> list[Stated]:
         return [one for file in self.files(component) for one in read_header(file).values()]
 
-    def identity(self) -> Iterator[bytes]:
-        """Names, sizes and hashes of the files."""
-        for component in COMPONENTS:
-            for file in self.files(component):
-                entry = describe_file(component, file)
-                yield f"\0{component}/{entry.file} {entry.bytes} {entry.sha256}".encode()
+    def identity(self, component: Component) -> Iterator[bytes]:
+        return identify(component, self.files(component))
 
 
 def _paths(folder: Path) -> set[str]:

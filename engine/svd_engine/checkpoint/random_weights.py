@@ -147,7 +147,7 @@ class RandomWeights:
     def stated(self, _component: Component) -> list[Stated]:
         return []
 
-    def identity(self) -> Iterator[bytes]:
+    def identity(self, _component: Component) -> Iterator[bytes]:
         yield f"random weights, seed {self.seed}".encode()
 
 

@@ -27,7 +27,7 @@ from svd_engine.checkpoint.stability_keys import (
     prefixes,
     stored,
 )
-from svd_engine.checkpoint.weight_files import PICKLES, describe_file
+from svd_engine.checkpoint.weight_files import PICKLES, identify, present
 from svd_engine.checkpoint.weights import FLOAT_CODES, Shapes, finite, opened
 from svd_engine.errors import CheckpointError
 from svd_engine.spec.weights import COMPONENTS, Component
@@ -162,23 +162,14 @@ class SingleFile:
         return {name: self._read(places[name], shape, dtype) for name, shape in expected.items()}
 
     def files(self, _component: Component) -> list[Path]:
-        if not self.file.is_file():
-            raise CheckpointError(
-                str(self.file),
-                expected="the file that was there when the checkpoint was opened",
-                got="no such file",
-                remedy="Bring it back, and open the checkpoint again.",
-            )
-        return [self.file]
+        return [present(self.file)]
 
     def stated(self, component: Component) -> list[Stated]:
         begin = prefixes(component, self.header)
         return [one for key, one in self.header.items() if key.startswith(begin)]
 
-    def identity(self) -> Iterator[bytes]:
-        """Name, size and hash of the file."""
-        entry = describe_file("unet", self.file)
-        yield f"\0{entry.file} {entry.bytes} {entry.sha256}".encode()
+    def identity(self, component: Component) -> Iterator[bytes]:
+        return identify(component, self.files(component))
 
     def _problem(self, place: Stored, expected: tuple[int, ...]) -> str:
         stated, shape = self.header.get(place.key), list(place.shape(expected))

@@ -43,8 +43,8 @@ class Weights(Protocol):
         """What the files' headers say of the component's tensors."""
         ...
 
-    def identity(self) -> Iterator[bytes]:
-        """Bytes that differ whenever the weights do."""
+    def identity(self, component: Component) -> Iterator[bytes]:
+        """Bytes that differ whenever the component's weights do."""
         ...
 
 

@@ -11,7 +11,15 @@ import typer
 from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.cli import console
 from svd_engine.cli.call_options import call_options
-from svd_engine.cli.options import DTypeOption, Variant, VersionFlag
+from svd_engine.cli.options import (
+    DTypeOption,
+    ImageEncoderPart,
+    UNetPart,
+    VaePart,
+    Variant,
+    VersionFlag,
+    parts_of,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,6 +65,9 @@ def generate(
         DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
     ] = DTypeOption.auto,
     variant: Variant = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
     swap_networks: Annotated[
         bool,
         typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
@@ -80,9 +91,11 @@ def generate(
     """Generate a video of IMAGE with a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
-    if bundle is not None and (dtype is not DTypeOption.auto or without_rewrite or variant):
+    parts = parts_of(unet, vae, image_encoder)
+    if bundle is not None and (dtype is not DTypeOption.auto or without_rewrite or variant or parts):
         raise typer.BadParameter(
-            "--dtype, --variant and --without-rewrite belong to --checkpoint; a bundle has its own"
+            "--dtype, --variant, --unet, --vae, --image-encoder and --without-rewrite belong to --checkpoint; "
+            "a bundle has its own"
         )
     if jit_cache is not None and no_jit_cache:
         raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
@@ -113,7 +126,7 @@ def generate(
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
             checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
-            frames=call["num_frames"] if is_single_file(checkpoint) else None,
+            frames=call["num_frames"] if is_single_file(checkpoint) else None, parts=parts,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
@@ -143,6 +156,9 @@ def info(
     frames: Annotated[
         int | None, typer.Option(help="Frames that a single file was trained on, if its name does not tell.")
     ] = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check the hash of every file of the bundle first.")
     ] = False,
@@ -157,11 +173,14 @@ def info(
         checkpoint = subject
     elif subject is not None:
         bundle = Path(subject)
-    if (variant or frames is not None) and checkpoint is None:
-        raise typer.BadParameter("--variant and --frames belong to a checkpoint")
+    parts = parts_of(unet, vae, image_encoder)
+    if (variant or frames is not None or parts) and checkpoint is None:
+        raise typer.BadParameter(
+            "--variant, --frames, --unet, --vae and --image-encoder belong to a checkpoint"
+        )
     if check and bundle is None:
         raise typer.BadParameter("--check needs a BUNDLE, whose files it hashes")
-    opened_checkpoint = checkpoint and open_checkpoint(checkpoint, variant, frames)  # before torch is loaded
+    opened_checkpoint = checkpoint and open_checkpoint(checkpoint, variant, frames, parts)  # without torch
 
     from svd_engine import info as facts
     from svd_engine.bundle.reading import Bundle

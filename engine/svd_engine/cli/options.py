@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,29 @@ Variant = Annotated[
     str | None,
     typer.Option(help="Variant of the checkpoint's weight files, such as fp16 (half the size)."),
 ]
+
+
+UNetPart = Annotated[
+    str | None,
+    typer.Option("--unet", help="File or folder of the UNet that takes the place of the checkpoint's."),
+]
+VaePart = Annotated[
+    str | None,
+    typer.Option("--vae", help="File or folder of the VAE that takes the place of the checkpoint's."),
+]
+ImageEncoderPart = Annotated[
+    str | None,
+    typer.Option(
+        "--image-encoder",
+        help="File or folder of the image encoder that takes the place of the checkpoint's.",
+    ),
+]
+
+
+def parts_of(unet: str | None, vae: str | None, image_encoder: str | None) -> dict[str, str | Path]:
+    """Those that were given, as `open_checkpoint` takes them."""
+    given = {"unet": unet, "vae": vae, "image_encoder": image_encoder}
+    return {part: source for part, source in given.items() if source is not None}
 
 
 def integer(text: str | int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -78,6 +78,7 @@ def of_checkpoint(
     swap_networks: bool,
     variant: str | None = None,
     frames: int | None = None,
+    parts: Mapping[str, str | Path] | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
@@ -104,7 +105,7 @@ def of_checkpoint(
             got="a checkpoint on the CPU, where networks that wait lie in the same memory",
             remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
         )
-    for name, value in (("variant", variant), ("frames", frames)):
+    for name, value in (("variant", variant), ("frames", frames), ("parts", parts)):
         if isinstance(checkpoint, Checkpoint) and value is not None:
             raise SettingsError(
                 name,
@@ -117,7 +118,7 @@ def of_checkpoint(
     check_names(without_rewrites, rewrites)
     opened = checkpoint
     if not isinstance(opened, Checkpoint):
-        opened = open_checkpoint(opened, variant, frames)
+        opened = open_checkpoint(opened, variant, frames, parts)
     modules = Modules(opened, without_rewrites, rewrites)
     made = BACKENDS[choice.backend].open(modules, choice.device, None)
     model = opened.model
