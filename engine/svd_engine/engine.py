@@ -104,8 +104,8 @@ class VideoEngine(Steered, DiffusersNames):
         dtype: "fp32", "fp16", "bf16", torch's own, or "auto" (fp16 on a GPU, fp32 on the CPU).
         variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
         whatever the dtype.  frames: that a single file's model was trained on, 14 or 25, where its name does
-        not tell.  parts: by "unet", "vae" or "image_encoder", a file or folder from which this component comes
-        instead.  without_rewrites: names of exact rewrites to switch off.
+        not tell.  parts: by "unet", "vae" or "image_encoder", a file or folder from which this component
+        comes instead.  without_rewrites: names of exact rewrites to switch off.
         swap_networks: keep one network at a time on the device, the others in host memory.
         Raises CheckpointError, BackendUnavailable, SettingsError.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from svd_engine.checkpoint.opening import Checkpoint, is_single_file, open_check
 from svd_engine.checkpoint.single_file import SingleFile
 from svd_engine.checkpoint.stability_keys import FIRST_STAGE
 from svd_engine.checkpoint.weights import build
+from svd_engine.cli.main import main
 from svd_engine.errors import CheckpointError, SettingsError
 from svd_engine.spec.weights import COMPONENTS, Component
 from tests.support import stability_file
+from tests.support.commands import call
 from tests.support.messages import complete
 
 UNET, CLIP = "model.diffusion_model.", "conditioner.embedders.0.open_clip.model.visual."
@@ -458,3 +461,29 @@ def test_opening_costs_no_torch(whole: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+def test_info_says_what_a_file_is(changed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = changed(stability_file.extras())
+    assert call(main, "info", file) == 0
+    said = capsys.readouterr().out
+    assert "model           svd, 14 frames of 576x1024\n" in said
+    assert "layout          one file, Stability's names\n" in said
+    assert re.search(r"\nimage_encoder   \d+ tensors, \d+\.\d M parameters, F32\n", said)
+    assert "not read        " in said
+    assert "the text half of CLIP (2)" in said
+    assert f"unet/svd.safetensors, {file.stat().st_size} bytes, sha256 " in said
+    assert "\neager on cpu: ready\n" in said
+    assert call(main, "info", file, "--frames", "25") == 0
+    assert "svd, 25 frames of" in capsys.readouterr().out
+    assert call(main, "info", "--frames", "25") == 2
+    assert "belong to a checkpoint" in capsys.readouterr().err
+    file.rename(file.with_name("mine.safetensors"))
+    assert call(main, "info", file.with_name("mine.safetensors")) == 1
+    assert "Use --frames 14 or --frames 25" in capsys.readouterr().err
+
+
+def test_info_of_a_folder_and_of_the_demo(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in (tiny_checkpoint, "demo"):
+        assert call(main, "info", source) == 0
+        assert "layout          diffusers folder\n" in capsys.readouterr().out

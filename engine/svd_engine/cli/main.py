@@ -94,8 +94,8 @@ def generate(
     parts = parts_of(unet, vae, image_encoder)
     if bundle is not None and (dtype is not DTypeOption.auto or without_rewrite or variant or parts):
         raise typer.BadParameter(
-            "--dtype, --variant, --unet, --vae, --image-encoder and --without-rewrite belong to --checkpoint; "
-            "a bundle has its own"
+            "--dtype, --variant, --unet, --vae, --image-encoder and --without-rewrite belong to "
+            "--checkpoint; a bundle has its own"
         )
     if jit_cache is not None and no_jit_cache:
         raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")

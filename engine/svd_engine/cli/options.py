@@ -24,17 +24,17 @@ Variant = Annotated[
 
 UNetPart = Annotated[
     str | None,
-    typer.Option("--unet", help="File or folder of the UNet that takes the place of the checkpoint's."),
+    typer.Option("--unet", help="File or folder of the UNet in place of the checkpoint's."),
 ]
 VaePart = Annotated[
     str | None,
-    typer.Option("--vae", help="File or folder of the VAE that takes the place of the checkpoint's."),
+    typer.Option("--vae", help="File or folder of the VAE in place of the checkpoint's."),
 ]
 ImageEncoderPart = Annotated[
     str | None,
     typer.Option(
         "--image-encoder",
-        help="File or folder of the image encoder that takes the place of the checkpoint's.",
+        help="File or folder of the image encoder in place of the checkpoint's.",
     ),
 ]
 
