@@ -215,7 +215,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, str]:
         kinds = " and ".join(sorted({one.dtype for one in stated}))
         facts[component] = f"{len(stated)} tensors, {parameters / 1e6:.1f} M parameters, {kinds}"
     if single and (left := single.not_read()):
-        facts["not read"] = ", ".join(f"{what} ({count})" for what, count in left.items())
+        facts["not read"] = ", ".join(f"{what} ({count})" for what, count in list(left.items())[:10])
     return facts
 
 

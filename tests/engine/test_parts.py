@@ -77,27 +77,21 @@ def test_a_folders_own_config_counts(tiny_checkpoint: Path, tmp_path: Path) -> N
     (vae / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
     assert open_checkpoint(tiny_checkpoint, parts={"vae": vae}).model.latent_scale == 0.5
     (vae / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
-    with pytest.raises(
-        CheckpointError, match=r"with vae of .*key in_channels: expected 16"
-    ):
+    with pytest.raises(CheckpointError, match=r"with vae of .*key in_channels: expected 16"):
         open_checkpoint(tiny_checkpoint, parts={"vae": vae})
 
 
 def test_what_is_no_such_part(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"unet from .*nothing: .*got no such file\. Check the path"):
         open_checkpoint(tiny_checkpoint, parts={"unet": tmp_path / "nothing"})
-    with pytest.raises(
-        CheckpointError, match=r"parts: expected some of unet, vae, .*got 'text'"
-    ):
+    with pytest.raises(CheckpointError, match=r"parts: expected some of unet, vae, .*got 'text'"):
         open_checkpoint(tiny_checkpoint, parts={"text": tiny_checkpoint})
     with pytest.raises(CheckpointError, match="expected diffusion_pytorch_model"):
         open_checkpoint(tiny_checkpoint, parts={"unet": tmp_path})
     with pytest.raises(SettingsError, match="parts: expected None with a checkpoint that is open"):
         VideoEngine.from_checkpoint(open_checkpoint(tiny_checkpoint), parts={"vae": tmp_path})
     vae = tiny_checkpoint / "vae" / WEIGHTS
-    with pytest.raises(
-        CheckpointError, match=r"expected the \d+ .*tensors.*unexpected encoder\."
-    ):
+    with pytest.raises(CheckpointError, match=r"expected the \d+ .*tensors.*unexpected encoder\."):
         open_checkpoint(tiny_checkpoint, parts={"unet": vae}).load("unet", torch.float32)
     part = marked(tiny_checkpoint, "unet", tmp_path / "unet.safetensors")
     checkpoint = open_checkpoint(tiny_checkpoint, parts={"unet": part})

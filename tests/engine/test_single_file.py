@@ -440,6 +440,10 @@ def test_folders_pipes_and_files_that_are_gone(tmp_path: Path, whole: Path) -> N
 def test_a_pickle_is_refused_with_a_conversion_that_works(pipeline: Any, tmp_path: Path) -> None:
     tensors = {key: tensor.contiguous() for key, tensor in stability_file.tensors_of(pipeline).items()}
     torch.save({"state_dict": tensors}, tmp_path / "svd.ckpt")
+    before = tmp_path / "before.safetensors"
+    torch.save({"state_dict": {}}, before, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="a pickle, which can run code"):
+        open_checkpoint(before)
     for name in ("svd.ckpt", "renamed.safetensors"):
         if name != "svd.ckpt":
             (tmp_path / "svd.ckpt").rename(tmp_path / name)
@@ -487,3 +491,22 @@ def test_info_of_a_folder_and_of_the_demo(tiny_checkpoint: Path, capsys: pytest.
     for source in (tiny_checkpoint, "demo"):
         assert call(main, "info", source) == 0
         assert "layout          diffusers folder\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("low_byte", [0x50, 0x80])
+def test_a_length_that_begins_as_a_pickle_does_is_a_length(
+    pipeline: Any, whole: Path, tmp_path: Path, low_byte: int
+) -> None:
+    content = whole.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    padding = (low_byte - length) % 256
+    file = raw(tmp_path / "svd.safetensors", content[8 : 8 + length] + b" " * padding, content[8 + length :])
+    assert file.read_bytes()[0] == low_byte
+    state = open_checkpoint(file).load("vae", torch.float32).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in pipeline.vae.state_dict().items())
+
+
+def test_keys_are_shown_as_plain_text(tmp_path: Path) -> None:
+    save_file({"\x1b[31mred\n.x": torch.zeros(1)}, tmp_path / "svd.safetensors")
+    with pytest.raises(CheckpointError, match=r"keys begin with \\x1b\[31mred\\n\."):
+        open_checkpoint(tmp_path / "svd.safetensors")

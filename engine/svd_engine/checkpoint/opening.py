@@ -90,7 +90,6 @@ def open_checkpoint(
     variant: of the weight files, as in diffusers' `from_pretrained`: "fp16" reads the components that
     have such files from them, and the others from those without a variant.  None reads no variant.
     frames: that a single file's model was trained on, 14 or 25; None takes it from the file's name.
-
     parts: by "unet", "vae" or "image_encoder", a file or folder from which this component comes instead.
 
     "demo" is the built-in checkpoint; a folder of that name is "./demo".  What exists, is absolute,

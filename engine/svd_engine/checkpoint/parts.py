@@ -69,8 +69,8 @@ class PartFiles:
     def files(self, _component: Component) -> list[Path]:
         return [present(path) for path in self.paths]
 
-    def stated(self, _component: Component) -> list[Stated]:
-        return [one for path in self.paths for one in read_header(path).values()]
+    def stated(self, component: Component) -> list[Stated]:
+        return [one for path in self.files(component) for one in read_header(path).values()]
 
     def identity(self, component: Component) -> Iterator[bytes]:
         return identify(component, self.files(component))

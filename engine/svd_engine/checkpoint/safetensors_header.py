@@ -49,6 +49,11 @@ def read_header(file: Path) -> Mapping[str, Stated]:
     )
 
 
+def shown(key: str) -> str:
+    """A key of a file that may hold anything, as text for a message."""
+    return key[:100].encode("unicode_escape").decode()
+
+
 def _header_bytes(file: Path) -> bytes:
     size = _size(file)
     with file.open("rb") as stream:
@@ -67,7 +72,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
         ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {key[:100]!r} twice")
+        raise ValueError(f"the key {shown(key)} twice")
     return entries
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svd_engine.checkpoint.random_weights import svd_configs
-from svd_engine.checkpoint.safetensors_header import Stated, read_header
+from svd_engine.checkpoint.safetensors_header import Stated, read_header, shown
 from svd_engine.checkpoint.stability_keys import (
     CLIP,
     FIRST_STAGE,
@@ -42,6 +42,7 @@ notices = logging.getLogger("svd_engine.notices")
 HEAD_CHANNELS = 64  # per head of the UNet's attention: num_head_channels in svd.yaml
 CLIP_HEAD_CHANNELS = 80  # of open_clip's ViT-H/14
 MAX_SIDE, MAX_LEVELS, MAX_LAYERS = 65536, 6, 128  # beyond them a header is damaged, not a network
+PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # torch.save's, now and before 1.6; no header is so long
 SV3D = {256: "SV3D_u", 1280: "SV3D_p"}  # channels of the conditioning; SVD has 768
 NAMES = re.compile(  # what Stability, and those who halve or rename its files, call them
     r"(?:stable[-_]video[-_]diffusion[-_]img2vid|svd)(?P<xt>[-_]?xt)?(?:[-_.]1[-_.][01])?"
@@ -71,7 +72,7 @@ def frames_of(file: Path, told: int | None) -> int:
 def open_single_file(file: Path) -> SingleFile:
     """Reads the header.  Raises CheckpointError for pickles and for what is not a whole safetensors file."""
     begins = _first_bytes(file)
-    if file.suffix in PICKLES or begins == b"PK\x03\x04" or begins[:1] == b"\x80":
+    if file.suffix in PICKLES or begins in PICKLED:
         raise CheckpointError(
             str(file),
             expected="a safetensors file",
@@ -149,16 +150,17 @@ class SingleFile:
             if place.form != "identity" and (problem := self._problem(place, expected[name]))
         ]
         if problems:
-            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+            others = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise CheckpointError(
                 f"{component} in {self.file}",
                 expected=f"the {len(expected)} floating-point tensors of its architecture",
-                got="; ".join(problems[:5]) + more,
+                got="; ".join(problems[:5]) + others,
                 remedy="Pass a whole SVD checkpoint, not quantised; download it again if it is damaged.",
             )
         used = {place.key for place in places.values()}
         own = prefixes(component, self.header)
-        _say_left(self.file, Counter(key for key in self.header if key.startswith(own) and key not in used))
+        more = [key for key in self.header if key.startswith(own) and key not in used]
+        _say_left(self.file, Counter(map(shown, more)))
         return {name: self._read(places[name], shape, dtype) for name, shape in expected.items()}
 
     def files(self, _component: Component) -> list[Path]:
@@ -206,7 +208,7 @@ class SingleFile:
         parts = (("unet", UNET), ("vae", FIRST_STAGE), ("image_encoder", CLIP))
         missing = [part for part, prefix in parts if not self._has(prefix)]
         if missing:
-            held = sorted({key.partition(".")[0][:60] for key in self.header})
+            held = sorted({shown(key.partition(".")[0]) for key in self.header})
             raise CheckpointError(
                 str(self.file),
                 expected=f"Stability's own layout: keys that begin with {UNET}, {FIRST_STAGE} and {CLIP}",
@@ -300,7 +302,7 @@ class SingleFile:
             raise CheckpointError(
                 f"{prefix}N in {self.file}",
                 expected=f"1 to {most} modules numbered from 0",
-                got=", ".join(sorted(numbers)[:5]) or "none",
+                got=", ".join(map(shown, sorted(numbers)[:5])) or "none",
                 remedy="Pass a whole SVD checkpoint; download it again if it is damaged.",
             )
         return len(numbers)
@@ -337,4 +339,5 @@ def _say_left(file: Path, left: Mapping[str, int]) -> None:
 
 def _group(key: str) -> str:
     """What a tensor that is not read is, or the first word of its key."""
-    return next((what for prefix, what in NOT_READ.items() if key.startswith(prefix)), key.partition(".")[0])
+    known = (what for prefix, what in NOT_READ.items() if key.startswith(prefix))
+    return next(known, shown(key.partition(".")[0]))
