@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from svd_engine.checkpoint.opening import Checkpoint
+    from svd_engine.spec.weights import Component
 
 
 Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -92,7 +93,7 @@ class VideoEngine(Steered, DiffusersNames):
         dtype: str | torch.dtype = "auto",
         variant: str | None = None,
         frames: int | None = None,
-        parts: Mapping[str, str | Path] | None = None,
+        parts: Mapping[Component, str | Path] | None = None,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:

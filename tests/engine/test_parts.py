@@ -36,7 +36,7 @@ def marked(folder: Path, component: Component, into: Path) -> Path:
     return into
 
 
-def value(source: Path, component: Component, parts: dict[str, str | Path]) -> float:
+def value(source: Path, component: Component, parts: dict[Component, str | Path]) -> float:
     module = open_checkpoint(source, parts=parts).load(component, torch.float32)
     return float(module.state_dict()[MARKED[component]][0])
 
@@ -85,7 +85,7 @@ def test_what_is_no_such_part(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"unet from .*nothing: .*got no such file\. Check the path"):
         open_checkpoint(tiny_checkpoint, parts={"unet": tmp_path / "nothing"})
     with pytest.raises(CheckpointError, match=r"parts: expected some of unet, vae, .*got 'text'"):
-        open_checkpoint(tiny_checkpoint, parts={"text": tiny_checkpoint})
+        open_checkpoint(tiny_checkpoint, parts={"text": tiny_checkpoint})  # type: ignore[dict-item]
     with pytest.raises(CheckpointError, match="expected diffusion_pytorch_model"):
         open_checkpoint(tiny_checkpoint, parts={"unet": tmp_path})
     with pytest.raises(SettingsError, match="parts: expected None with a checkpoint that is open"):

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from svd_engine.checkpoint.configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
 from svd_engine.checkpoint.parts import Assembled, open_part
@@ -83,7 +83,7 @@ def open_checkpoint(
     source: str | Path,
     variant: str | None = None,
     frames: int | None = None,
-    parts: Mapping[str, str | Path] | None = None,
+    parts: Mapping[Component, str | Path] | None = None,
 ) -> Checkpoint:
     """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, a single file, or a hub id.
 
@@ -178,21 +178,21 @@ def _from_folder(source: str, path: Path, variant: str | None) -> Checkpoint:
     return Checkpoint(model, source, configs, weights, variant)
 
 
-def _with_parts(checkpoint: Checkpoint, parts: Mapping[str, str | Path]) -> Checkpoint:
-    model = checkpoint.model
-    opened = {}
-    for component in COMPONENTS:
-        if component in parts:
-            config = checkpoint.configs[component]
-            opened[component] = open_part(component, parts[component], config, model.frames)
-    if unknown := parts.keys() - opened.keys():
+def _with_parts(checkpoint: Checkpoint, parts: Mapping[Component, str | Path]) -> Checkpoint:
+    if unknown := set(parts) - set(COMPONENTS):
         raise CheckpointError(
             "parts",
             expected=f"some of {', '.join(COMPONENTS)}",
             got=", ".join(map(repr, sorted(unknown))),
             remedy="Name the parts by these.",
         )
-    configs = {**checkpoint.configs, **{part: config for part, (config, _) in opened.items()}}
+    model = checkpoint.model
+    opened: dict[Component, tuple[Mapping[str, Any], Weights]] = {}
+    for component in COMPONENTS:
+        if component in parts:
+            config = checkpoint.configs[component]
+            opened[component] = open_part(component, parts[component], config, model.frames)
+    configs = dict(checkpoint.configs) | {part: config for part, (config, _) in opened.items()}
     names = " and ".join(f"{part} of {parts[part]}" for part in opened)
     return replace(
         checkpoint,

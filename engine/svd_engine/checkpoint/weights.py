@@ -18,7 +18,6 @@ from svd_engine.spec.weights import Component
 
 if TYPE_CHECKING:
     import torch
-    from safetensors import safe_open
     from torch import Tensor, nn
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -145,8 +144,8 @@ def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[safe_open]:
-    """A file to read one tensor from: kept open, it would keep all that was read in memory.
+def opened(file: Path) -> Iterator[Any]:
+    """safetensors' `safe_open`, for one tensor: a file kept open would keep all that was read in memory.
 
     Raises CheckpointError when it has changed since its header was read.
     """

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from svd_engine.cli.console import version_option
+from svd_engine.spec.weights import Component
 
 VersionFlag = Annotated[
     bool,
@@ -39,9 +40,9 @@ ImageEncoderPart = Annotated[
 ]
 
 
-def parts_of(unet: str | None, vae: str | None, image_encoder: str | None) -> dict[str, str | Path]:
+def parts_of(unet: str | None, vae: str | None, image_encoder: str | None) -> dict[Component, str | Path]:
     """Those that were given, as `open_checkpoint` takes them."""
-    given = {"unet": unet, "vae": vae, "image_encoder": image_encoder}
+    given: dict[Component, str | None] = {"unet": unet, "vae": vae, "image_encoder": image_encoder}
     return {part: source for part, source in given.items() if source is not None}
 
 

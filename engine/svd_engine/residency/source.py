@@ -23,7 +23,7 @@ from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.model import Model
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
-from svd_engine.spec.weights import WeightFile
+from svd_engine.spec.weights import Component, WeightFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def of_checkpoint(
     swap_networks: bool,
     variant: str | None = None,
     frames: int | None = None,
-    parts: Mapping[str, str | Path] | None = None,
+    parts: Mapping[Component, str | Path] | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
