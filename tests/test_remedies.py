@@ -32,7 +32,6 @@ FUNCTIONS = {
     "from_bundle": "svd_engine.engine.VideoEngine",
     "from_checkpoint": "svd_engine.engine.VideoEngine",
     "get_context": "multiprocessing",
-    "load": "torch",
     "manual_seed": "torch.Generator",
     "open_checkpoint": "svd_engine.checkpoint.opening",
     "save_file": "safetensors.torch",

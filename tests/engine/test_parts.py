@@ -91,7 +91,7 @@ def test_what_is_no_such_part(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="parts: expected None with a checkpoint that is open"):
         VideoEngine.from_checkpoint(open_checkpoint(tiny_checkpoint), parts={"vae": tmp_path})
     vae = tiny_checkpoint / "vae" / WEIGHTS
-    with pytest.raises(CheckpointError, match=r"expected the \d+ .*tensors.*unexpected encoder\."):
+    with pytest.raises(CheckpointError, match=r"expected the \d+ .*tensors.*unexpected decoder\."):
         open_checkpoint(tiny_checkpoint, parts={"unet": vae}).load("unet", torch.float32)
     part = marked(tiny_checkpoint, "unet", tmp_path / "unet.safetensors")
     checkpoint = open_checkpoint(tiny_checkpoint, parts={"unet": part})

@@ -35,7 +35,7 @@ def read_header(file: Path) -> Mapping[str, Stated]:
     try:
         document = json.loads(_header_bytes(file), object_pairs_hook=_without_repeats)
         found = {key: _stated(entry) for key, entry in document.items() if key != "__metadata__"}
-        with safe_open(file, "pt"):
+        with safe_open(file, "np"):  # not "pt", which would load torch
             return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         got = str(error) if isinstance(error, (OSError, ValueError)) else "a header of another form"

@@ -144,11 +144,8 @@ class SingleFile:
     def tensors(self, component: Component, expected: Shapes, dtype: torch.dtype) -> dict[str, Tensor]:
         """Raises CheckpointError for missing or misshapen tensors, and for values that are not finite."""
         places = self.stored(component, expected)
-        problems = [
-            problem
-            for name, place in places.items()
-            if place.form != "identity" and (problem := self._problem(place, expected[name]))
-        ]
+        found = [self._problem(place, expected[name]) for name, place in places.items()]
+        problems = list(dict.fromkeys(filter(None, found)))  # query, key and value lie in one tensor
         if problems:
             others = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise CheckpointError(
@@ -174,6 +171,8 @@ class SingleFile:
         return identify(component, self.files(component))
 
     def _problem(self, place: Stored, expected: tuple[int, ...]) -> str:
+        if place.form == "identity":
+            return ""
         stated, shape = self.header.get(place.key), list(place.shape(expected))
         if stated is None:
             return f"no {place.key} {shape}"
