@@ -219,6 +219,17 @@ def tiny_half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32: the checkpoint that ships, at its own size, decoded whole."""
+    demo = open_checkpoint("demo")
+    model = demo.model
+    profile = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
+    return made_once(
+        tmp_path_factory, "bundle/demo", lambda folder: export_bundle(demo, folder, [profile], torch.float32)
+    )
+
+
 @pytest.fixture
 def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_half_bundle` with a plan of every network for the TensorRT double's GPU."""

@@ -62,6 +62,8 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--noise-aug-strength=-1", "noise_aug_strength"),
         ("--max-guidance-scale=nan", "max_guidance_scale"),
         ("--decode-chunk-size=0", "decode_chunk_size"),
+        ("--churn=-1", "churn"),
+        ("--rho=0", "rho"),
     ],
 )
 def test_settings_of_generate(

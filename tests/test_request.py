@@ -12,7 +12,8 @@ import typer.main
 from svd_engine import VideoEngine, request
 from svd_engine.cli.main import app
 from svd_engine.errors import SettingsError
-from svd_engine.request import PARAMETERS, SETTINGS, FitMode, Parameter, Real, Seed, Whole
+from svd_engine.request import PARAMETERS, SETTINGS, OneOf, Parameter, Real, Seed, Whole
+from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES
 from svd_engine.serving.triton.inputs import CALL, FORMS
 from tests.support.paths import ROOT
 
@@ -56,6 +57,52 @@ def test_a_call_is_checked_before_anything_is_opened() -> None:
             request.check({**call, **wrong})
 
 
+TOGETHER = [
+    ({"sigmas": [2.0, 0.0], "schedule": "ays"}, "schedule", "sigmas"),
+    ({"sigmas": [2.0, 0.0], "rho": 5}, "rho", "sigmas"),
+    ({"guidance_scales": [1.0], "guider": "triangle"}, "guider", "guidance_scales"),
+    ({"guidance_scales": [1.0], "min_guidance_scale": 1.0}, "min_guidance_scale", "guidance_scales"),
+    ({"guidance_scales": [1.0], "max_guidance_scale": 1.0}, "max_guidance_scale", "guidance_scales"),
+    ({"sampler": "lms", "churn": 1.0}, "churn", "the sampler lms"),
+    ({"schedule": "exponential", "rho": 7.0}, "rho", "the schedule exponential"),
+    ({"guider": "constant", "min_guidance_scale": 2.0}, "min_guidance_scale", "the guider constant"),
+]
+
+
+@pytest.mark.parametrize(("call", "name", "beside"), TOGETHER)
+def test_no_parameter_is_swallowed(call: dict[str, Any], name: str, beside: str) -> None:
+    """What another one would leave without effect is refused; at its default it says nothing."""
+    with pytest.raises(
+        SettingsError, match=f"^{name}: expected its default beside {beside}, which"
+    ) as caught:
+        request.check(call)
+    assert caught.value.remedy == "Leave out one of the two."
+    request.check({**call, name: of(name).call_default})
+
+
+def test_parameters_that_go_together() -> None:
+    request.check({"sampler": "heun", "churn": 5.0, "schedule": "karras", "rho": 5.0, "guider": "triangle"})
+    request.check({"sampler": "dpmpp-2m", "sigmas": [2.0, 0.0], "guidance_scales": [1.0, 2.0]})
+
+
+# The names
+
+
+def test_the_names_stay_and_readme_s_table_has_them() -> None:
+    """They are in scripts.  README's rows: kind, name, evaluations a step, what it is."""
+    assert [list(table) for table in (SAMPLERS, SCHEDULES, GUIDERS)] == [
+        ["euler", "heun", "euler-ancestral", "dpmpp-2m", "dpmpp-2s-ancestral", "lms", "lcm"],
+        ["karras", "exponential", "ays", "lcm"],
+        ["linear", "constant", "triangle", "trapezoid"],
+    ]
+    readme = (ROOT / "README.md").read_text()
+    for name, sampler in SAMPLERS.items():
+        assert f"| sampler | `{name}` | {sampler.evaluations} | {sampler.help} |" in readme
+    for kind, table in (("schedule", SCHEDULES), ("guider", GUIDERS)):
+        for name, entry in table.items():
+            assert f"| {kind} | `{name}` | | {entry.help} |" in readme
+
+
 # Python
 
 
@@ -91,7 +138,7 @@ def test_the_names_of_the_options_stay() -> None:
     assert set(OPTIONS) == {
         "--frames", "--height", "--width", "--fit", "--steps", "--seed", "--fps", "--motion-bucket-id",
         "--noise-aug-strength", "--min-guidance-scale", "--max-guidance-scale", "--decode-chunk-size",
-        "--num-videos",
+        "--num-videos", "--sampler", "--schedule", "--guider", "--churn", "--rho",
     }  # fmt: skip
 
 
@@ -116,18 +163,30 @@ def test_the_page_on_triton_has_every_input_and_its_type() -> None:
 
 
 ELSEWHERE_IN_CPP = {"--num-videos"}  # a video a run
+LACKING_IN_CPP = {"--sampler", "--schedule", "--guider", "--churn", "--rho"}  # it has the defaults alone
 
 
 def test_the_cpp_host_has_the_command_s_options() -> None:
     known = re.search(r"known\{(.*?)\};", CPP, re.DOTALL)
     assert known
     options = set(re.findall(r'"(--?[\w-]+)"', known[1]))
-    assert options - {"-o", "--noise", "--provider", "--runtime"} == set(OPTIONS) - ELSEWHERE_IN_CPP
+    offered = set(OPTIONS) - ELSEWHERE_IN_CPP - LACKING_IN_CPP
+    assert options - {"-o", "--noise", "--provider", "--runtime"} == offered
     usage = CPP.split('R"(')[1].split(')"')[0]
     assert {name for name in options if name not in usage} == set()
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTIONS) - ELSEWHERE_IN_CPP))
+def test_what_the_cpp_host_lacks_is_said_and_is_the_default() -> None:
+    page = (ROOT / "examples/cpp/README.md").read_text()
+    assert set(re.findall(r"`(--[\w-]+)`", page)) >= LACKING_IN_CPP
+    defaults = {name: of(name).default for name in ("sampler", "schedule", "guider", "churn")}
+    assert defaults == {"sampler": "euler", "schedule": "karras", "guider": "linear", "churn": 0.0}
+    for name in ("sampler", "schedule", "guider"):
+        assert f"`{defaults[name]}`" in page
+        assert f"`{defaults[name]}`" in EMBEDDING_PAGE
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - ELSEWHERE_IN_CPP - LACKING_IN_CPP))
 def test_the_cpp_host_has_the_ranges(name: str) -> None:
     kind = OPTIONS[name].kind
     reads = [re.split(r",\s*", read) for read in re.findall(rf'\.\w+\("{name}", ([^()]*)\)', CPP)]
@@ -143,7 +202,7 @@ def test_the_cpp_host_has_the_ranges(name: str) -> None:
             assert limits == [[f"{kind.low}", f"{kind.high}"]]
         case Seed():
             assert limits == [["0", "UINT64_MAX"]]
-        case FitMode():
+        case OneOf():
             refused = re.search(r"if \((fit != .*?)\)", CPP)
             assert refused
             assert re.findall(r'"(\w+)"', refused[1]) == list(kind.choices)

@@ -9,6 +9,7 @@ import torch
 from svd_engine.errors import SettingsError
 from svd_engine.observer import Observer
 from svd_engine.spec.precision import DTYPE_OPTIONS, DType
+from svd_engine.values import one_of
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 CALLBACK_TENSORS = ("latents",)  # what `callback_on_step_end_tensor_inputs` may name
@@ -28,13 +29,6 @@ def dtype_name(dtype: torch.dtype) -> DType:
     """Of a type that networks compute in: "float16" of torch.float16."""
     names: dict[torch.dtype, DType] = {DTYPES[option]: name for name, option in DTYPE_OPTIONS.items()}
     return names[dtype]
-
-
-def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
-    """Raises SettingsError unless `value` is allowed."""
-    if not isinstance(value, str) or value not in allowed:
-        raise SettingsError(name, expected=", ".join(allowed), got=repr(value), remedy="Choose one of these.")
-    return value
 
 
 def check_generators(generator: object, videos: int) -> None:

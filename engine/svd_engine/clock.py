@@ -1,6 +1,6 @@
-"""Times the stages and steps of one generation, on the device's own clock, without a stall per step.
+"""Times the stages and denoiser evaluations of one generation, on the device's own clock, without stalls.
 
-A GPU runs behind the host: a step is timed by two events on its stream, read after the last one, and
+A GPU runs behind the host: an evaluation is timed by two events on its stream, read after the last one, and
 only stages are synchronised.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import torch
 
@@ -16,7 +17,7 @@ from svd_engine.observer import UNOBSERVED, Observer
 
 
 class Clock:
-    """`stages` holds milliseconds by stage, `steps` milliseconds of every denoiser step.
+    """Milliseconds of stages by name, of evaluations of the denoiser and of steps, in their order.
 
     Tells `observer` when a stage begins and ends.
     """
@@ -24,8 +25,9 @@ class Clock:
     def __init__(self, device: torch.device, observer: Observer = UNOBSERVED) -> None:
         self.device, self.observer = device, observer
         self.stages: dict[str, float] = {}
-        self._cpu_steps: list[float] = []
+        self._on_cpu: list[float] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._step_ends: list[int] = [0]  # evaluations until then
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -43,11 +45,11 @@ class Clock:
         self.observer.on_stage_end(name)
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def evaluation(self) -> Iterator[None]:
         if self.device.type != "cuda":
             start = time.perf_counter()
             yield
-            self._cpu_steps.append((time.perf_counter() - start) * 1e3)
+            self._on_cpu.append((time.perf_counter() - start) * 1e3)
             return
         before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         before.record()
@@ -55,10 +57,20 @@ class Clock:
         after.record()
         self._events.append((before, after))
 
+    def end_step(self) -> None:
+        """The evaluations since the last one belong to one step."""
+        self._step_ends.append(len(self._on_cpu) + len(self._events))
+
+    @property
+    def evaluations(self) -> list[float]:
+        self._synchronize()
+        return self._on_cpu + [before.elapsed_time(after) for before, after in self._events]
+
     @property
     def steps(self) -> list[float]:
-        self._synchronize()
-        return self._cpu_steps + [before.elapsed_time(after) for before, after in self._events]
+        """Of the denoiser in each step."""
+        evaluations = self.evaluations
+        return [sum(evaluations[start:end]) for start, end in pairwise(self._step_ends)]
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

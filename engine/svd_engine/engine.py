@@ -21,7 +21,6 @@ from svd_engine.arguments import (
     check_callback,
     check_generators,
     check_watchers,
-    one_of,
     returned_tensors,
 )
 from svd_engine.backends.interruptible import InterruptibleNetwork
@@ -30,16 +29,17 @@ from svd_engine.clock import Clock
 from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
-from svd_engine.request import SETTINGS, Settings
+from svd_engine.request import SETTINGS, Settings, check_together
 from svd_engine.residency.source import EngineSource, of_bundle, of_checkpoint
 from svd_engine.residency.swapped import Swapped
+from svd_engine.sampling.presets import PRESETS
 from svd_engine.spec.network import Backend
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_engine.steering import Steered
 from svd_engine.torch_state import own_torch_state
 from svd_engine.unsupported import DiffusersNames
-from svd_engine.values import Fit
+from svd_engine.values import Fit, one_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -147,20 +147,31 @@ class VideoEngine(Steered, DiffusersNames):
         cancel: Cancel | None = None,
         observer: Observer | None = None,
         fit: Fit = "stretch",
+        sampler: str = "euler",
+        schedule: str = "karras",
+        guider: str = "linear",
+        guidance_scales: Sequence[float] | None = None,
+        churn: float = 0.0,
+        rho: float | None = None,
     ) -> VideoOutput | Any:  # Any: `VideoFrames` with return_dict off; else none need tell them apart
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
         image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.
         height, width, num_frames: default the bundle's or checkpoint's own (SVD: 576, 1024 pixels, 14 or 25).
         num_inference_steps: denoising steps.  sigmas: n + 1 falling noise levels for n steps, in their place.
-        min_guidance_scale, max_guidance_scale: classifier-free guidance of the first and the last frame;
-        default the model's own (SVD: 1.0 and 3.0).
+        min_guidance_scale, max_guidance_scale: classifier-free guidance of the first and the last frame, or
+        where the `guider` puts them; default the model's own (SVD: 1.0 and 3.0).
         fps: frame rate that the networks are told.  motion_bucket_id: 0 to 1023, more is more motion.
         noise_aug_strength: standard deviation of the noise on the image, whose pixels are in [-1, 1].
         decode_chunk_size: frames per decoder call; default all.
         generator: one for all videos or one for each; latents: unit-variance noise [N,F,4,h,w] to start from.
         fit: resize an image of another aspect ("stretch", as diffusers), crop it in the middle ("crop"), or
         pad it with black ("pad").
+        sampler, schedule, guider: names of `svd_engine.sampling.registry`; the defaults are diffusers'.  A
+        step of "heun" or "dpmpp-2s-ancestral" evaluates the denoiser twice.  Noise that a sampler adds is
+        drawn from `generator`.  guidance_scales: a scale for each frame, in place of the guider.
+        churn: 0 or more, noise that "euler" and "heun" add (S_churn of Karras et al. 2022).
+        rho: exponent of the schedule "karras", 0.1 to 1000; default the model's own (SVD: 7).
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
         "latent" [N,F,4,h,w].  return_dict=False returns the frames alone.
         callback_on_step_end(engine, step, timestep, {"latents": x}) returns a dict that may replace the
@@ -180,6 +191,7 @@ class VideoEngine(Steered, DiffusersNames):
         one_of("output_type", output_type, OUTPUT_TYPES)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_watchers(cancel, observer)
+        pipeline.schedule(settings, self.model)  # raises before anything is opened
         observer = UNOBSERVED if observer is None else observer
 
         with self._calls.turn(cancel) as turn:
@@ -200,8 +212,8 @@ class VideoEngine(Steered, DiffusersNames):
             on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
             result = pipeline.generate(
                 stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
-                decode=output_type != "latent", steering=self._steering, progress=self.progress_bar,
-                observer=observer,
+                decode=output_type != "latent", steering=self._steering,
+                progress=lambda evaluations: self.progress_bar(total=evaluations), observer=observer,
             )  # fmt: skip
             with clock.stage("postprocess"):
                 frames = present(result, output_type)
@@ -209,6 +221,15 @@ class VideoEngine(Steered, DiffusersNames):
                 return frames
             total_ms = (time.perf_counter() - started) * 1e3
             return VideoOutput(frames, self._report(stages, settings, generator, clock, turn, total_ms))
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """Arguments of a call that others recommend for this model.  "sgm": Stability's own scripts.
+
+            engine(image, **engine.preset("sgm"))
+
+        Raises SettingsError for another name, and for a model that the preset does not know.
+        """
+        return PRESETS[one_of("preset", name, tuple(PRESETS))](self.model)
 
     def close(self) -> None:
         """Free networks and weights.  A later call loads them again.
@@ -234,6 +255,7 @@ class VideoEngine(Steered, DiffusersNames):
         values = {p.field: call[p.name] for p in SETTINGS}
         values |= {p.field: getattr(own[p.own], p.field) for p in SETTINGS if p.own and call[p.name] is None}
         settings = Settings(**values)  # type: ignore[arg-type]  # it checks each
+        check_together(call)
         settings.check_size(self.model.architecture.size_multiple)
         return settings
 
@@ -293,6 +315,7 @@ class VideoEngine(Steered, DiffusersNames):
             swap_networks=isinstance(self.residency, Swapped),
             stage_ms=clock.stages,
             step_ms=clock.steps,
+            evaluation_ms=clock.evaluations,
             waited_ms=turn.waited_ms,
             total_ms=total_ms,
             peak_host_bytes=report.peak_host_bytes(),

@@ -41,6 +41,13 @@ class Observer:
     def on_first_latent(self, pixels: Tensor, latent: Tensor) -> None:
         """What the VAE encoder took, [images,3,H,W] in [-1, 1], and gave, [images,4,h,w], unscaled."""
 
+    def on_evaluation(self, done: int, evaluations: int) -> None:
+        """The denoiser has given `done` of the call's estimates; a step takes one or two.
+
+        One is a run of the network, or several: for each batch of videos, and for each half of guidance
+        where the profile's guidance is "single".
+        """
+
     def on_step(self, step: Step) -> None:
         """Called before the caller's `callback_on_step_end`."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from svd_engine.errors import SettingsError
 from svd_engine.media import video
 from svd_engine.report import RunReport
+from svd_engine.values import as_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ class VideoOutput:
         Raises SettingsError for latents and for what the format cannot hold, OutputError if a path cannot be
         written.
         """
-        path, count = Path(path), len(self.frames)
+        path, count = as_path("output", path), len(self.frames)
         paths = [
             path if count == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)
         ]

@@ -8,9 +8,11 @@ Arithmetic outside the networks is float32.  Follows diffusers'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.observer import UNOBSERVED, Observer, Step
 from svd_engine.request import Settings
-from svd_engine.sampling import Sampling, schedules
+from svd_engine.sampling import guiders, schedules
 from svd_engine.sampling.preconditioning import c_noise, initial_scale
-from svd_engine.sampling.samplers import Denoise
+from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES, evaluations
+from svd_engine.sampling.samplers import Denoise, FreshNoise
 from svd_engine.spec.model import Model
 from svd_engine.spec.network import Network
 from svd_engine.spec.profile import Profile
@@ -29,9 +32,25 @@ from svd_engine.steering import Steering
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 StepCallback = Callable[[int, Tensor, Tensor], Tensor]  # (step, c_noise, latents) -> latents
-ProgressBar = Callable[[range], Iterable[int]]  # the steps' numbers, shown as they pass
 
-SAMPLING = Sampling()  # SVD's
+
+class Bar(Protocol):
+    """tqdm's, say."""
+
+    def update(self) -> object:
+        """Count one more."""
+
+
+class _Hidden:
+    def update(self) -> None:
+        """Show nothing."""
+
+
+ProgressBar = Callable[[int], AbstractContextManager[Bar]]  # evaluations of the denoiser -> a bar for them
+
+
+def hidden(_evaluations: int) -> AbstractContextManager[Bar]:
+    return nullcontext(_Hidden())
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ def generate(
     clock: Clock,
     decode: bool = True,
     steering: Steering | None = None,  # None: what `settings` say, to the end
-    progress: ProgressBar = iter,
+    progress: ProgressBar = hidden,
     observer: Observer = UNOBSERVED,
 ) -> Tensor:
     """Frames [N,F,3,H,W] in [0, 1], or with `decode` off the latents [N,F,4,h,w].  float32.
@@ -82,12 +101,13 @@ def generate(
     first_latent = first_latent.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 4, h, w]
 
     with clock.stage("denoiser"):
-        sigmas = schedule(settings, model).to(pixels.device)
+        sigmas = schedule(settings, model).to(pixels.device)  # [steps + 1]
         x = noise_video(first_latent, settings, generator, latents) * initial_scale(sigmas)
         steering = steering or steering_of(settings, len(x), x.device)
         told = model.architecture.conditioning.time_ids(vars(settings), len(x), settings.frames, x.device)
         denoise = denoiser_call(stages, steering, told, embedding, first_latent)
-        x = sample(denoise, x, sigmas, on_step, clock, steering, progress, observer)
+        fresh = FreshNoise(lambda x: draw(x.shape, generator, x.device), settings.churn)
+        x = sample(settings.sampler, denoise, x, sigmas, fresh, on_step, clock, steering, progress, observer)
         finite(x, stages.denoiser)
     if not decode:
         return x
@@ -100,13 +120,21 @@ def schedule(settings: Settings, model: Model) -> Tensor:
     """Noise levels [steps + 1]: the caller's own, or the schedule's between the model's ends."""
     if settings.sigmas is not None:
         return schedules.given(settings.sigmas)
-    return SAMPLING.schedule(settings.steps, model.sigma_min, model.sigma_max, model.rho)
+    levels = SCHEDULES[settings.schedule].levels
+    return levels(settings.steps, model.sigma_min, model.sigma_max, settings.rho)
 
 
 def steering_of(settings: Settings, videos: int, device: torch.device) -> Steering:
-    """What a call starts with: all of its steps, and the guidance scales of the guider."""
-    first, last = settings.min_guidance_scale, settings.max_guidance_scale
-    return Steering(settings.steps, SAMPLING.guider(first, last, videos, settings.frames).to(device))
+    """What a call starts with: all of its steps, and its guidance scales."""
+    return Steering(settings.steps, guidance(settings, videos).to(device))
+
+
+def guidance(settings: Settings, videos: int) -> Tensor:
+    """Scales [N, F]: the caller's own, or the guider's between the two ends."""
+    if settings.guidance_scales is not None:
+        return guiders.given(settings.guidance_scales, videos)
+    low, high = settings.min_guidance_scale, settings.max_guidance_scale
+    return GUIDERS[settings.guider].scales(low, high, videos, settings.frames)
 
 
 def noise_video(
@@ -174,9 +202,11 @@ def denoiser_call(
 
 
 def sample(
+    sampler: str,
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
+    noise: FreshNoise,
     on_step: StepCallback,
     clock: Clock,
     steering: Steering,
@@ -188,20 +218,27 @@ def sample(
     An interrupt of `steering` skips the steps that are left: the latents keep the noise of the last one.
     """
     denoised = x  # the latest estimate
-    count = len(sigmas) - 1
+    count, done = len(sigmas) - 1, 0
+    of = evaluations(sampler, sigmas.tolist())
 
-    def estimate(x: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal denoised
-        with clock.step():
-            denoised = denoise(x, sigma)
-        return denoised
+    with progress(of) as bar:
 
-    def after(step: int, sigma: Tensor, x: Tensor) -> Tensor:
-        observer.on_step(Step(step, count, denoised))
-        return on_step(step, c_noise(sigma), x)
+        def estimate(x: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal denoised, done
+            with clock.evaluation():
+                denoised = denoise(x, sigma)
+            done += 1
+            bar.update()
+            observer.on_evaluation(done, of)
+            return denoised
 
-    steps = takewhile(lambda _: not steering.interrupted, progress(range(count)))
-    return SAMPLING.sampler(estimate, x, sigmas, after, steps)
+        def after(step: int, sigma: Tensor, x: Tensor) -> Tensor:
+            clock.end_step()
+            observer.on_step(Step(step, count, denoised))
+            return on_step(step, c_noise(sigma), x)
+
+        steps = takewhile(lambda _: not steering.interrupted, range(count))
+        return SAMPLERS[sampler].sample(estimate, x, sigmas, after, steps, noise)
 
 
 def decode_video(stages: Stages, latents: Tensor) -> Tensor:

@@ -57,7 +57,8 @@ class RunReport(BaseModel):
     without_rewrites: list[str]
     swap_networks: bool  # one network in memory at a time
     stage_ms: dict[str, float]
-    step_ms: list[float]
+    step_ms: list[float]  # of the denoiser in each step
+    evaluation_ms: list[float] = []  # of each evaluation of the denoiser: one or two a step
     waited_ms: float  # for earlier calls of the same engine
     total_ms: float  # from the end of that wait
     peak_host_bytes: int  # resident memory of the process so far, at its highest

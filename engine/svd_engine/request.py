@@ -13,7 +13,17 @@ from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from svd_engine.errors import SettingsError
-from svd_engine.values import FITS, Fit, at_least, check_fit, check_seed, finite, noise_levels
+from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES
+from svd_engine.values import (
+    FITS,
+    Fit,
+    at_least,
+    check_seed,
+    finite,
+    guidance_scales,
+    noise_levels,
+    one_of,
+)
 
 # Types of parameters.  `check` gives the value as a plain one, or raises SettingsError; `range` is for help.
 
@@ -45,15 +55,14 @@ class Real:
 
 
 @dataclass(frozen=True)
-class FitMode:
-    """One of `Fit`."""
+class OneOf:
+    """A name out of a list."""
 
-    choices: tuple[str, ...] = FITS
+    choices: tuple[str, ...]
     range: ClassVar[str] = ""
 
-    def check(self, _name: str, value: object) -> object:
-        check_fit(value)
-        return value
+    def check(self, name: str, value: object) -> str:
+        return str(one_of(name, value, self.choices))
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,16 @@ class NoiseLevels:
 
     def check(self, _name: str, value: object) -> tuple[float, ...]:
         return noise_levels(value)
+
+
+@dataclass(frozen=True)
+class FrameScales:
+    """Floats, one for each frame."""
+
+    range: ClassVar[str] = ""
+
+    def check(self, _name: str, value: object) -> tuple[float, ...]:
+        return guidance_scales(value)
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ class Latents:
         return value  # the pipeline checks its shape, which depends on other parameters
 
 
-Kind = Whole | Real | FitMode | NoiseLevels | Seed | Photograph | Latents
+Kind = Whole | Real | OneOf | NoiseLevels | FrameScales | Seed | Photograph | Latents
 
 
 @dataclass(frozen=True)
@@ -143,7 +162,7 @@ class Settings:
     fit: Annotated[
         Fit,
         Parameter(
-            FitMode(),
+            OneOf(FITS),
             "Stretch a photograph of another aspect ratio, crop its middle, or pad it with black",
             option="--fit",
         ),
@@ -193,6 +212,39 @@ class Settings:
         int,
         Parameter(Whole(1), "Videos of each photograph", name="num_videos_per_prompt", option="--num-videos"),
     ] = 1
+    sampler: Annotated[
+        str, Parameter(OneOf(tuple(SAMPLERS)), "Sampler, which denoises step by step", option="--sampler")
+    ] = "euler"
+    schedule: Annotated[
+        str, Parameter(OneOf(tuple(SCHEDULES)), "Schedule of the steps' noise levels", option="--schedule")
+    ] = "karras"
+    guider: Annotated[
+        str,
+        Parameter(
+            OneOf(tuple(GUIDERS)),
+            "Guider, which spreads the two guidance scales over the frames",
+            option="--guider",
+        ),
+    ] = "linear"
+    guidance_scales: Annotated[
+        tuple[float, ...] | None,
+        Parameter(FrameScales(), "Guidance scales in place of the guider: one for each frame"),
+    ] = None
+    churn: Annotated[
+        float,
+        Parameter(
+            Real(0), "Noise that the samplers euler and heun add on their way, S_churn", option="--churn"
+        ),
+    ] = 0.0
+    rho: Annotated[
+        float,
+        Parameter(
+            Real(0.1, 1000),  # as `spec.bounds.Rho`: a model's own is never refused
+            "Exponent of the schedule karras: with more, more of the steps are at low noise",
+            option="--rho",
+            own="model",
+        ),
+    ] = 7.0
 
     def __post_init__(self) -> None:
         for parameter in SETTINGS:
@@ -202,16 +254,26 @@ class Settings:
             object.__setattr__(self, parameter.field, parameter.kind.check(parameter.name, value))
         if self.sigmas is not None:
             object.__setattr__(self, "steps", len(self.sigmas) - 1)  # those that run
+        if self.guidance_scales is not None and len(self.guidance_scales) != self.frames:
+            raise SettingsError(
+                "guidance_scales",
+                expected=f"{self.frames} numbers, one for each frame",
+                got=str(len(self.guidance_scales)),
+                remedy="Pass as many factors as the video has frames.",
+            )
 
     @property
     def guided(self) -> bool:
-        """Whether classifier-free guidance acts: the larger of the two scales is above 1.
+        """Whether classifier-free guidance acts: the largest of the scales that are used is above 1.
 
         diffusers' `do_classifier_free_guidance` looks at `max_guidance_scale` while it encodes and at the
         largest scale of all frames in the loop, and stops with a RuntimeError where the two disagree, as at
         min 3, max 1.  Where diffusers gives a video, this is its answer.
         """
-        return max(self.min_guidance_scale, self.max_guidance_scale) > 1
+        if self.guidance_scales is not None:
+            return max(self.guidance_scales) > 1
+        low = self.min_guidance_scale if GUIDERS[self.guider].rises else self.max_guidance_scale
+        return max(low, self.max_guidance_scale) > 1
 
     def check_size(self, multiple: int) -> None:
         """Raises SettingsError unless the networks can take the size."""
@@ -253,3 +315,37 @@ def check(call: Mapping[str, object]) -> None:
         value = call.get(parameter.name)
         if value is not None:
             parameter.kind.check(parameter.name, value)
+    check_together(call)
+
+
+def check_together(call: Mapping[str, object]) -> None:
+    """Raises SettingsError for a parameter that another one would leave without effect."""
+    defaults = {p.name: p.call_default for p in SETTINGS}
+
+    def given(name: str) -> bool:
+        value = call.get(name)
+        return value is not None and (defaults[name] is None or value != defaults[name])
+
+    def refuse(name: str, beside: str) -> None:
+        if given(name):
+            raise SettingsError(
+                name,
+                expected=f"its default beside {beside}, which leaves it without effect",
+                got=str(call[name]),
+                remedy="Leave out one of the two.",
+            )
+
+    sampler, schedule, guider = (call.get(n) or defaults[n] for n in ("sampler", "schedule", "guider"))
+    if given("sigmas"):
+        refuse("schedule", "sigmas")
+        refuse("rho", "sigmas")
+    if given("guidance_scales"):
+        refuse("guider", "guidance_scales")
+        refuse("min_guidance_scale", "guidance_scales")
+        refuse("max_guidance_scale", "guidance_scales")
+    if not SAMPLERS[str(sampler)].churns:
+        refuse("churn", f"the sampler {sampler}")
+    if not SCHEDULES[str(schedule)].curved:
+        refuse("rho", f"the schedule {schedule}")
+    if not GUIDERS[str(guider)].rises:
+        refuse("min_guidance_scale", f"the guider {guider}")

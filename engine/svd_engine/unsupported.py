@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import torch
 
+from svd_engine.arguments import DTYPES
 from svd_engine.backends.choose import resolve
 from svd_engine.errors import NotOffered
-from svd_engine.residency.contract import Residency
+from svd_engine.residency.source import EngineSource
+from svd_engine.spec.precision import DTYPE_OPTIONS
 from svd_engine.steering import CALL_NAMES, no_call
 
 _OPEN = "Open it with VideoEngine.from_checkpoint(CHECKPOINT, dtype=..., device=...), or from_bundle(BUNDLE)."
@@ -28,7 +30,7 @@ _NETWORKS = (
 OUR_WAY = {
     "from_pretrained": _OPEN,
     "from_pipe": _OPEN,
-    "to": "Open an engine there: from_bundle takes device=, from_checkpoint device= and dtype=.",
+    "to": "Open an engine like that: from_bundle takes device=, from_checkpoint device= and dtype=.",
     "enable_model_cpu_offload": _SWAP,
     "enable_sequential_cpu_offload": _SWAP,
     "enable_group_offload": _SWAP,
@@ -39,6 +41,7 @@ OUR_WAY = {
     "unet": _NETWORKS,
     "vae": _NETWORKS,
     "image_encoder": _NETWORKS,
+    "feature_extractor": _NETWORKS,
     "components": _NETWORKS,
     "scheduler": "Pass sigmas=[...] to the call for other noise levels; the sampler is Euler's, as SVD's.",
     "save_pretrained": "Copy the checkpoint's folder, or the bundle's: an engine changes neither.",
@@ -46,22 +49,41 @@ OUR_WAY = {
 
 
 class DiffusersNames:
-    """Answers to names that users of diffusers type: errors, but for a `to` that is true already."""
+    """Answers to names that users of diffusers type: errors, but for what is true already."""
 
-    residency: Residency
+    source: EngineSource
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run and latents lie."""
+        return self.source.residency.backend.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks' activations; sampler and boundary are float32 whatever it is."""
+        return DTYPES[DTYPE_OPTIONS[self.source.precision.activations]]
 
     @classmethod
     def from_pretrained(cls, *_: object, **__: object) -> NoReturn:
         """Raises NotOffered, which names `from_checkpoint` and `from_bundle`."""
         raise not_offered("from_pretrained")
 
-    def to(self, *places: str | torch.device | torch.dtype) -> Self:
-        """The engine itself if it is on this device already.  Raises NotOffered otherwise."""
-        here = self.residency.backend.device
-        for place in places:
-            if not isinstance(place, (str, torch.device)) or resolve(place) != here:
-                raise not_offered("to", f"{place}, and the engine was opened on {here}")
+    def to(
+        self,
+        *places: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The engine itself if it is on this device, in this type, already.  Raises NotOffered otherwise."""
+        for place in (*places, device, dtype):
+            if place is not None and not self._is_at(place):
+                raise not_offered("to", f"{place}, and the engine was opened on {self.device}, {self.dtype}")
         return self
+
+    def _is_at(self, place: object) -> bool:
+        if isinstance(place, torch.dtype):
+            return place == self.dtype
+        return isinstance(place, (str, torch.device)) and resolve(place) == self.device
 
     if not TYPE_CHECKING:  # a type checker knows all the attributes that there are
 

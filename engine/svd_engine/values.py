@@ -11,6 +11,8 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from math import isfinite
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Literal, get_args
 
 from svd_engine.errors import SettingsError
@@ -20,10 +22,23 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 FITS: tuple[Fit, ...] = get_args(Fit)
 
 
-def check_fit(fit: object) -> None:
-    """Raises SettingsError unless it is one of FITS."""
-    if fit not in FITS:
-        raise SettingsError("fit", expected=", ".join(FITS), got=repr(fit), remedy="Choose one of these.")
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    """Raises SettingsError unless `value` is allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise SettingsError(name, expected=", ".join(allowed), got=repr(value), remedy="Choose one of these.")
+    return value
+
+
+def as_path(name: str, value: object) -> Path:
+    """A path as users give it.  Raises SettingsError for what is neither a string nor a path."""
+    if isinstance(value, str) or (isinstance(value, PathLike) and isinstance(fspath(value), str)):
+        return Path(value)
+    raise SettingsError(
+        name,
+        expected="a path, as a string or pathlib.Path",
+        got=f"an object of type {type(value).__name__}",
+        remedy="Pass the path of a file or folder.",
+    )
 
 
 def check_seed(seed: object) -> int:
@@ -68,6 +83,19 @@ def _plain(value: object) -> int | float | None:
     if isinstance(value, (Fraction, Decimal)):
         return int(value) if value == value // 1 else float(value)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def guidance_scales(scales: object) -> tuple[float, ...]:
+    """A caller's own factors of guidance, one a frame.  Raises SettingsError unless finite numbers."""
+    numbers = _listed(scales)
+    if not numbers:
+        raise SettingsError(
+            "guidance_scales",
+            expected="a list of numbers, one for each frame",
+            got=repr(scales),
+            remedy="Pass as many factors as the video has frames.",
+        )
+    return tuple(finite("guidance_scales", number) for number in numbers)
 
 
 def noise_levels(sigmas: object) -> tuple[float, ...]:

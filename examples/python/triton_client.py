@@ -25,6 +25,8 @@ TYPES: dict[str, type] = {
     "num_inference_steps": np.int32, "min_guidance_scale": np.float32, "max_guidance_scale": np.float32,
     "fps": np.int32, "motion_bucket_id": np.float32, "noise_aug_strength": np.float32,
     "decode_chunk_size": np.int32, "num_videos_per_prompt": np.int32, "preview_every": np.int32,
+    "churn": np.float32, "rho": np.float32,
+    "fit": np.object_, "sampler": np.object_, "schedule": np.object_, "guider": np.object_,  # names
 }  # fmt: skip
 OnStep = Callable[[int, bytes | None], None]  # (steps done, an animated WebP or None)
 
@@ -101,10 +103,12 @@ def parameter(text: str) -> tuple[str, Any]:
     """NAME=VALUE of one of TYPES."""
     name, _, value = text.partition("=")
     try:
+        if TYPES[name] is np.object_:
+            return name, value.encode()
         return name, TYPES[name](float(value) if TYPES[name] is np.float32 else int(value))
     except (KeyError, ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected NAME=NUMBER, NAME out of {', '.join(TYPES)}"
+            f"{text!r}: expected NAME=VALUE, NAME out of {', '.join(TYPES)}"
         ) from error
 
 

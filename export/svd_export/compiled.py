@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +25,11 @@ from svd_engine.backends.tensorrt.library import library, require
 from svd_engine.bundle.flavours import TENSORRT_RTX
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import BackendUnavailable, ExportError, SettingsError
+from svd_export.kernel_arithmetic import FUSED_ATTENTION, kernel_flop
 
 if TYPE_CHECKING:
     import tensorrt_rtx
 
-FUSED_ATTENTION = "_gemm_mha"  # in the name of a kernel that attends without writing the scores
 BYTES = {
     "Float": 4, "Half": 2, "BFloat16": 2, "Int64": 8, "Int32": 4, "Int8": 1, "UInt8": 1, "Bool": 1, "FP8": 1
 }  # fmt: skip
@@ -54,6 +53,8 @@ class Kernel:
     read_bytes: int  # weights included
     written_bytes: int
     nodes: tuple[str, ...]  # of the ONNX graph that it computes, wholly or in part
+    flop: int = 0  # of its convolution, products or attention, 2 per multiply-add
+    float32: bool = False  # it computes these in float32, TF32 being off
 
     @property
     def family(self) -> str:
@@ -201,22 +202,34 @@ def capability(target: str) -> tensorrt_rtx.ComputeCapability:
     return found
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    dtype: str  # a key of BYTES
+
+    @property
+    def bytes(self) -> int:
+        return BYTES[self.dtype] * prod(self.shape)
+
+
 def _kernel(found: re.Match[str]) -> Kernel:
-    read = partial(_bytes, found["name"])
+    inputs, constants, made = (
+        list(_tensors(found["name"], found[part])) for part in ("inputs", "constants", "outputs")
+    )
+    shapes = ([tensor.shape for tensor in part] for part in (inputs, constants, made))
+    flop = kernel_flop(found["name"], found["kind"], *shapes)
     return Kernel(
         name=found["name"],
         kind=found["kind"],
-        read_bytes=read(found["inputs"]) + read(found["constants"]),
-        written_bytes=read(found["outputs"]),
+        read_bytes=sum(tensor.bytes for tensor in (*inputs, *constants)),
+        written_bytes=sum(tensor.bytes for tensor in made),
         nodes=tuple(dict.fromkeys(_NODE.findall(found["metadata"]))),
+        flop=flop,
+        float32=flop > 0 and all(tensor.dtype == "Float" for tensor in inputs),
     )
 
 
-def _bytes(kernel: str, tensors: str) -> int:
-    return sum(_sizes(kernel, tensors))
-
-
-def _sizes(kernel: str, tensors: str) -> Iterator[int]:
+def _tensors(kernel: str, tensors: str) -> Iterator[_Tensor]:
     for tensor in _TENSOR.finditer(tensors):
         if tensor["dtype"] not in BYTES:
             raise ExportError(
@@ -225,7 +238,8 @@ def _sizes(kernel: str, tensors: str) -> Iterator[int]:
                 got=tensor["dtype"],
                 remedy="Report this with the version of TensorRT.",
             )
-        yield BYTES[tensor["dtype"]] * prod(int(side) for side in tensor["sides"].split(",") if side)
+        shape = tuple(int(side) for side in tensor["sides"].split(",") if side)
+        yield _Tensor(shape, tensor["dtype"])
 
 
 def _traffic(kernels: Iterable[Kernel]) -> Traffic:

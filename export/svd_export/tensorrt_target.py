@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from svd_engine.arguments import one_of
 from svd_engine.backends.tensorrt.library import host, installed
 from svd_engine.bundle.flavours import (
     AMPERE_AND_NEWER,
@@ -23,6 +22,7 @@ from svd_engine.bundle.flavours import (
     sm,
 )
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.values import one_of
 from svd_export.tensorrt_builder import HardwareCompatibility
 
 

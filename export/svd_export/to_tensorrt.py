@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 
-from svd_engine.arguments import one_of
 from svd_engine.backends.tensorrt.library import require
 from svd_engine.bundle.flavours import Flavour, Target
 from svd_engine.bundle.manifest import FileEntry, Manifest, NetworkEntry, PlanEntry
@@ -20,6 +19,7 @@ from svd_engine.bundle.plans import plan_file, stale
 from svd_engine.bundle.reading import Bundle, sha256_of
 from svd_engine.report import peak_host_bytes
 from svd_engine.spec.tables import NETWORKS
+from svd_engine.values import one_of
 from svd_export.manifest_file import file_entry, update_manifest
 from svd_export.placing import move_out, workshop
 from svd_export.tensorrt_builder import DEFAULT_LEVEL, DEFAULT_WORKSPACE, BuildOptions, Built, build

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from svd_bench.cli import main
 from svd_bench.compiled.arithmetic import flop_of
 from svd_bench.compiled.compile_bundle import candidate
-from svd_bench.compiled.compiling import CompileCase, compiled_in_child
+from svd_bench.compiled.compiling import CompileCase, compile_case, compiled_in_child
 from svd_bench.compiled.document import (
     CompiledDocument,
     CompiledNetwork,
@@ -109,6 +109,12 @@ def test_a_bundle_and_what_changed(
     assert encoder.network == "image_encoder-b1"
     assert (encoder.fused_attentions, encoder.attentions) == (0, 2)  # heads 8 wide
     assert encoder.flop > 0
+    assert (
+        encoder.flop <= sum(w.kernels * w.flop for w in encoder.work) < 1.2 * encoder.flop
+    )  # 3 channels as 8
+    assert sum(w.kernels for w in encoder.work) == encoder.figures.kernels
+    moved = encoder.figures.read_bytes + encoder.figures.written_bytes
+    assert sum(w.kernels * w.bytes for w in encoder.work) == moved
     assert sum(group.kernels for group in encoder.kinds.values()) == encoder.figures.kernels
     assert encoder.peak_host_bytes > 50 * 2**20
     assert "image_encoder-b1" in (tmp_path / "out" / "compiled.svg").read_text()
@@ -117,6 +123,16 @@ def test_a_bundle_and_what_changed(
     out = capsys.readouterr().out
     assert f"| {encoder.figures.kernels} -> {encoder.figures.kernels} |" in out
     assert "(+0.0%)" in out
+
+
+@pytest.mark.parametrize("name", ["vae_encoder", "denoiser"])
+def test_kernels_show_the_arithmetic_of_their_graph(name: str, tiny_half_bundle: Path) -> None:
+    """But for products of one row, and with padded channels."""
+    bundle = Bundle(tiny_half_bundle)
+    spec = next(e.spec for e in bundle.manifest.networks if e.spec.network == name)
+    made = compile_case(CompileCase(network=name, graph=bundle.graph(spec, "tensorrt"), target="sm89"))
+    assert sum(w.kernels * w.flop for w in made.work) == pytest.approx(made.flop, rel=1e-3)
+    assert {w.float32 for w in made.work if w.flop} == {name == "vae_encoder"}
 
 
 def test_every_form_of_a_graph_is_the_same_function(tiny_half_bundle: Path) -> None:

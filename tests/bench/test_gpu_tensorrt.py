@@ -23,7 +23,7 @@ from svd_engine.errors import BackendError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import TOLERANCES
 from svd_engine.spec.network import named_outputs
-from svd_engine.spec.precision import FLOAT32
+from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_export.to_onnx import export_bundle
@@ -62,9 +62,9 @@ def trt(monkeypatch: pytest.MonkeyPatch, exports: Callable[..., None]) -> Any:
     return tensorrt_builder_double.install(monkeypatch)
 
 
-def computing(modules: Modules, profile: Profile) -> Any:
+def computing(modules: Modules, profile: Profile, precision: Precision = FLOAT32) -> Any:
     """What the engines of a profile compute, by their keys."""
-    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture, FLOAT32)}
+    specs = {spec.key: spec for spec in specs_of(profile, modules.checkpoint.model.architecture, precision)}
 
     def compute(key: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -93,7 +93,7 @@ def test_small_networks(trt: Any) -> None:
 def network_of(here: Context) -> Any:
     """What the engines of a context's own setting compute."""
     assert profile_of(here.setting()) == TINY
-    return computing(here.modules, TINY)
+    return computing(here.modules, TINY, Precision.of(here.dtype))
 
 
 def prepared() -> Context:

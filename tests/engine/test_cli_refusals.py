@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from svd_engine import VideoEngine
+from svd_engine.bundle.manifest import FORMAT
 from svd_engine.cli import console
 from svd_engine.cli.main import main
 from svd_engine.errors import OutputError
@@ -203,7 +204,7 @@ def test_checkpoints(
         (lambda folder: damage.flip(folder / "vae_decoder.bin"), "got sha256"),
         (
             lambda folder: damage.edit(folder, lambda m: m.update(format=1)),
-            "expected bundle format 2, got format 1",
+            f"expected bundle format {FORMAT}, got format 1",
         ),
     ],
     ids=["no folder", "file missing", "byte flipped", "another format"],

@@ -104,8 +104,13 @@ def test_to_where_it_is_already(tiny_checkpoint: Path) -> None:
     engine = VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu")
     assert engine.to("cpu") is engine
     assert engine.to(torch.device("cpu")) is engine
-    with pytest.raises(NotOffered, match=r"torch\.float16, and the engine was opened on cpu"):
-        engine.to("cpu", torch.float16)
+    assert engine.to("cpu", torch.float32) is engine.to(device="cpu", dtype=torch.float32) is engine
+    assert (engine.device, engine.dtype) == (torch.device("cpu"), torch.float32)
+    for places in ({"dtype": torch.float16}, {"device": "cpu", "dtype": torch.bfloat16}):
+        with pytest.raises(NotOffered, match=r"16, and the engine was opened on cpu, torch\.float32"):
+            engine.to(**places)
+    with pytest.raises(NotOffered, match=r"VideoEngine\.to: expected what an engine offers, got 3, and"):
+        engine.to(3)  # type: ignore[arg-type]
 
 
 def test_another_aspect_is_squeezed_unless_asked(tiny_engine: VideoEngine) -> None:

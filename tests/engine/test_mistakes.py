@@ -46,7 +46,7 @@ def halves_swapped(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[st
         def predict(self, *inputs: Tensor) -> Tensor:
             return torch.cat(super().predict(*inputs).chunk(2)[::-1])
 
-    patch.setattr(modules, "GuidedDenoiser", Swapped)
+    patch.setitem(modules._WRAPPERS, ("denoiser", "batched"), Swapped)
 
 
 def guidance_falls(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[str, Any]) -> None:
@@ -70,9 +70,11 @@ def no_noise_on_the_first_frame(patch: pytest.MonkeyPatch, engine: VideoEngine, 
 def first_latent_scaled(patch: pytest.MonkeyPatch, engine: VideoEngine, call: dict[str, Any]) -> None:
     in_batches = pipeline.in_batches
 
-    def scaled(network: Any, batch: int, **inputs: Tensor) -> Tensor:
-        output = in_batches(network, batch, **inputs)
-        return output * engine.model.latent_scale if network.spec.network == "vae_encoder" else output
+    def scaled(network: Any, batch: int, **inputs: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = in_batches(network, batch, **inputs)
+        if network.spec.network != "vae_encoder":
+            return outputs
+        return {"latent": outputs["latent"] * engine.model.latent_scale}
 
     patch.setattr(pipeline, "in_batches", scaled)
 

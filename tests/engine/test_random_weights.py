@@ -40,7 +40,7 @@ def test_the_unet_is_the_one_that_diffusers_makes_by_default() -> None:
 
 
 def test_the_commands_know_every_family() -> None:
-    assert [family.value for family in options.Family] == list(get_args(Family))
+    assert [family.value for family in options.FamilyOption] == list(get_args(Family))
 
 
 @pytest.mark.parametrize(("family", "frames"), [("svd", 14), ("svd-xt", 25)])

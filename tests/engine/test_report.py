@@ -39,7 +39,8 @@ def test_settings_and_seeds(run: dict[str, Any], tiny_bundle: Path) -> None:
     assert run["settings"] == {
         "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "fit": "stretch", "steps": STEPS, "sigmas": None,
         "fps": 12, "motion_bucket_id": 127, "noise_aug_strength": 0.02, "min_guidance_scale": 1.0,
-        "max_guidance_scale": 3.0, "decode_chunk_size": None, "videos_per_image": 2,
+        "max_guidance_scale": 3.0, "decode_chunk_size": None, "videos_per_image": 2, "sampler": "euler",
+        "schedule": "karras", "guider": "linear", "guidance_scales": None, "churn": 0.0, "rho": 7.0,
     }  # fmt: skip
     assert run["seeds"] == [2**64 - 1, 7]
     assert (run["model"], run["random_weights"], run["source"]) == ("tiny", False, str(tiny_bundle))
@@ -59,6 +60,7 @@ def test_every_stage_and_step_has_its_milliseconds(run: dict[str, Any]) -> None:
     assert list(run["stage_ms"]) == ["preprocess", "load", *STAGES, "postprocess"]
     assert all(ms > 0 for ms in (*run["stage_ms"].values(), *run["step_ms"]))
     assert len(run["step_ms"]) == STEPS
+    assert run["evaluation_ms"] == run["step_ms"]  # of the sampler euler
     assert sum(run["step_ms"]) <= run["stage_ms"]["denoiser"]
     assert sum(run["stage_ms"].values()) <= run["total_ms"]
 
@@ -108,14 +110,14 @@ def test_the_second_chunk_size_of_the_decoder_has_its_own_placement(
     tiny_engine: VideoEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two plans, say: each decoder's detail is its own."""
-    network = tiny_engine._network
+    network = tiny_engine.residency.network
 
     def placed(spec: NetworkSpec) -> Network:
         made = network(spec)
         monkeypatch.setattr(made, "placement", replace(made.placement, detail=spec.key))
         return made
 
-    monkeypatch.setattr(tiny_engine, "_network", placed)
+    monkeypatch.setattr(tiny_engine.residency, "network", placed)
     result = tiny_engine(
         torch.rand(1, 3, HEIGHT, WIDTH), height=HEIGHT, width=WIDTH, num_frames=FRAMES,
         decode_chunk_size=CHUNK, num_inference_steps=1, output_type="latent",

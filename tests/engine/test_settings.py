@@ -35,6 +35,8 @@ WRONG: list[tuple[str, str, Any]] = [
     *(("min_guidance_scale", "min_guidance_scale", value) for value in (NAN, -INFINITE, None)),
     *(("max_guidance_scale", "max_guidance_scale", value) for value in (NAN, INFINITE, "3", 10**400)),
     ("max_guidance_scale", "max_guidance_scale", np.float32(np.nan)),
+    *(("churn", "churn", value) for value in (-1, NAN, "1")),
+    *(("rho", "rho", value) for value in (0, 0.09, 1001, NAN)),
 ]
 
 
@@ -45,7 +47,7 @@ def test_out_of_range(field: str, name: str, value: object) -> None:
     error = caught.value
     assert isinstance(error, ValueError)  # what callers of diffusers catch
     assert (error.what, error.got, error.exit_code) == (name, repr(value), 2)
-    assert error.expected.split()[0] in ("a", "0")
+    assert error.expected.split()[0] in ("a", "0", "0.1")
     assert error.remedy == "Pass a value in this range."
 
 
@@ -54,6 +56,7 @@ def test_out_of_range(field: str, name: str, value: object) -> None:
     [
         {"frames": 1, "steps": 1, "fps": 1, "videos_per_image": 1, "decode_chunk_size": 1},
         {"motion_bucket_id": 0, "noise_aug_strength": 0},
+        {"rho": 0.1},
         {"motion_bucket_id": 1023, "noise_aug_strength": 10.0},
         {"min_guidance_scale": -1, "max_guidance_scale": 0},
     ],
@@ -111,6 +114,55 @@ def test_noise_levels_that_do_not_fall(levels: Any) -> None:
 
 def test_given_noise_levels_say_the_steps() -> None:
     assert settings(steps=25, sigmas=[80.0, 1.5, 0.0]).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "first"), [("sampler", "euler"), ("schedule", "karras"), ("guider", "linear")]
+)
+@pytest.mark.parametrize("value", ["Euler", "", None, 1])
+def test_an_unknown_name(field: str, first: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=f"{field}: expected {first}, .*, got") as caught:
+        settings(**{field: value})
+    assert caught.value.remedy == "Choose one of these."
+
+
+@pytest.mark.parametrize("scales", [[1, 3.0], (1.0, 3.0), np.array([1, 3]), torch.tensor([1, 3])])
+def test_guidance_scales_of_any_kind_are_floats(scales: Any) -> None:
+    assert settings(frames=2, guidance_scales=scales).guidance_scales == (1.0, 3.0)
+
+
+@pytest.mark.parametrize("scales", [[], 3.0, "1,2", torch.tensor(3.0)])
+def test_what_is_no_list_of_guidance_scales(scales: Any) -> None:
+    with pytest.raises(
+        SettingsError, match="guidance_scales: expected a list of numbers, one for each frame"
+    ):
+        settings(frames=2, guidance_scales=scales)
+
+
+@pytest.mark.parametrize("scales", [[1, NAN], [1, INFINITE], [None, 1], [[1, 2], [1, 2]]])
+def test_guidance_scales_that_are_not_finite_numbers(scales: Any) -> None:
+    with pytest.raises(SettingsError, match="guidance_scales: expected a finite number, got"):
+        settings(frames=2, guidance_scales=scales)
+
+
+def test_guidance_scales_are_one_for_each_frame() -> None:
+    with pytest.raises(
+        SettingsError, match="guidance_scales: expected 14 numbers, one for each frame, got 2"
+    ):
+        settings(guidance_scales=[1.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "guided"),
+    [
+        ({"guidance_scales": [1.0, 1.0]}, False),
+        ({"guidance_scales": [0.5, 1.1]}, True),
+        ({"guider": "constant", "min_guidance_scale": 3, "max_guidance_scale": 1}, False),
+        ({"guider": "triangle", "min_guidance_scale": 3, "max_guidance_scale": 1}, True),
+    ],
+)
+def test_guidance_acts_when_a_scale_that_is_used_is_above_one(given: dict[str, Any], guided: bool) -> None:
+    assert settings(frames=2, **given).guided is guided
 
 
 @pytest.mark.parametrize("fit", ["cover", None, 1])

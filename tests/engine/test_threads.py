@@ -365,7 +365,7 @@ def calls():
             if len(ends) == 2:
                 print(*ends, sep="\\n", flush=True)
                 said.set()
-                return
+                threading.Event().wait()
 said = threading.Event()
 import atexit
 threading.Thread(target=calls, daemon=True).start()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from svd_engine import SettingsError, VideoEngine
+from svd_engine import SettingsError, VideoEngine, VideoOutput, load_image, write_video
 from svd_engine.errors import NotOffered
 from svd_engine.values import at_least, check_seed, finite
 from tests.engine.watching import fake_engine
@@ -51,6 +52,26 @@ def test_watchers_of_a_call(argument: dict[str, Any], message: str) -> None:
 def test_rewrites_left_out_are_a_list(names: Any) -> None:
     with pytest.raises(SettingsError, match="without_rewrites: expected a list of names"):
         VideoEngine.from_checkpoint("demo", without_rewrites=names, device="cpu")
+
+
+@pytest.mark.parametrize("swap", ["yes", 1, None])
+def test_swapping_is_true_or_false(tiny_bundle: Path, tiny_checkpoint: Path, swap: Any) -> None:
+    with pytest.raises(SettingsError, match=f"swap_networks: expected True or False, got {swap!r}"):
+        VideoEngine.from_bundle(tiny_bundle, swap_networks=swap)
+    with pytest.raises(SettingsError, match="swap_networks: expected True or False"):
+        VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu", swap_networks=swap)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"bytes.png", ["a.mp4"]])
+def test_a_path_is_a_path(tiny_engine: VideoEngine, path: Any) -> None:
+    message = f"expected a path, as a string or pathlib.Path, got an object of type {type(path).__name__}"
+    with pytest.raises(SettingsError, match=f"image: {message}"):
+        load_image(path)
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    with pytest.raises(SettingsError, match=f"output: {message}"):
+        write_video(frames, path, 7)
+    with pytest.raises(SettingsError, match=f"output: {message}"):
+        VideoOutput(torch.zeros(1, 2, 3, 16, 16), report=None).save(path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [1, np.int64(1), torch.tensor(1), Fraction(1)])

@@ -8,26 +8,21 @@ import numpy as np
 import torch
 
 from svd_engine import VideoEngine
-from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.media.image import load_image
-from svd_engine.spec.profile import Profile
-from svd_export.to_onnx import export_bundle
 from tests.examples.conftest import Generate, Programs
 from tests.support.paths import PHOTOGRAPH
 
 
-def test_the_demo_s_frames_equal_python(programs: Programs, runtime: Path, tmp_path: Path) -> None:
-    demo = open_checkpoint("demo")
-    size = demo.model.height, demo.model.width
-    bundle = tmp_path / "demo"
-    profile = Profile(demo.model.frames, *size, decode_chunk=demo.model.frames)
-    export_bundle(demo, bundle, [profile], torch.float32)
-    with VideoEngine.from_bundle(bundle, device="cpu") as engine:
+def test_the_demo_s_frames_equal_python(
+    programs: Programs, runtime: Path, demo_bundle: Path, tmp_path: Path
+) -> None:
+    with VideoEngine.from_bundle(demo_bundle, device="cpu") as engine:
         frames = engine(
             load_image(PHOTOGRAPH), num_inference_steps=3, output_type="pt",
             generator=torch.Generator("cpu").manual_seed(42),
         ).frames[0]  # fmt: skip
-    done = Generate(programs.plain, runtime).video(bundle, tmp_path / "out.f32", "--steps", 3, "--seed", 42)
+    generate = Generate(programs.plain, runtime)
+    done = generate.video(demo_bundle, tmp_path / "out.f32", "--steps", 3, "--seed", 42)
     assert done.returncode == 0, done.stderr
     ours = np.fromfile(tmp_path / "out.f32", "<f4").reshape(frames.shape)
     assert np.abs(ours - frames.numpy()).max() <= 1e-4

@@ -58,7 +58,16 @@ def test_fields_are_the_manifests(tiny_bundle: Path) -> None:
     schema = json.loads((tiny_bundle / "manifest.schema.json").read_text())
     known = {name for part in [schema, *schema["$defs"].values()] for name in part.get("properties", {})}
     named = set(re.findall(r"`([a-z_]+)`", PAGE))
-    values = {"batched", "single", "first_latent", "embedding", *get_args(Runtime)}
+    values = {
+        "euler",
+        "karras",
+        "linear",
+        "batched",
+        "single",
+        "first_latent",
+        "embedding",
+        *get_args(Runtime),
+    }
     functions_and_libraries = {"generate", "libnvinfer", "libtensorrt_rtx"}
     assert named - known == values | functions_and_libraries
     assert f"`format` is {json.loads((tiny_bundle / 'manifest.json').read_text())['format']}." in PAGE

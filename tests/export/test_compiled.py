@@ -67,6 +67,8 @@ def test_a_product_reads_its_weights_too(tmp_path: Path) -> None:
     least = (1024 * 320 + 320 * 640) * 2
     assert least <= product.read_bytes < least + 64  # two scalars
     assert product.written_bytes == 1024 * 640 * 2
+    assert [k.flop for k in compiled.kernels if k.kind == "gemm"] == [2 * 1024 * 320 * 640]
+    assert not any(kernel.float32 for kernel in compiled.kernels)
     assert compiled.weights_bytes >= 320 * 640 * 2
     assert compiled.activation_bytes >= 0
 
@@ -74,6 +76,7 @@ def test_a_product_reads_its_weights_too(tmp_path: Path) -> None:
 def test_attention_is_one_kernel(tmp_path: Path) -> None:
     compiled = compile_graph(attention(tmp_path), "sm89")
     assert compiled.fused_attentions == 1
+    assert sum(kernel.flop for kernel in compiled.kernels) == 4 * 2 * 5 * 256 * 256 * 64
     assert sum("Attention_y" in kernel.nodes for kernel in compiled.kernels if "mha" in kernel.name) == 1
 
 
@@ -81,6 +84,7 @@ def test_totals_are_sums_and_largest_first(tmp_path: Path) -> None:
     nodes = [node("Conv", "x", "w", to="z", pads=[1, 1, 1, 1]), node("Sigmoid", "z")]
     compiled = compile_graph(saved(tmp_path, nodes, {"x": (2, 32, 64, 64)}, {"w": (32, 32, 3, 3)}), "sm86")
     assert "correlation" in compiled.by_kind()
+    assert sum(kernel.flop for kernel in compiled.kernels) == 2 * 2 * 32 * 64 * 64 * 32 * 9
     for groups in (compiled.by_kind(), compiled.by_family()):
         assert sum(t.kernels for t in groups.values()) == len(compiled.kernels) == compiled.total.kernels
         assert sum(t.bytes for t in groups.values()) == compiled.total.bytes
@@ -146,6 +150,46 @@ def line(kind: str = "kgen", inputs: str = "", dtype: str = "Half") -> str:
         f"Name: __myl_Some_myl0_1, LayerType: {kind}, Inputs: [{inputs}], Constants: [], Outputs: [ {made}], "
         "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: a][ONNX Layer: b][ONNX Layer: a]"
     )
+
+
+def tensors(shapes: list[list[int]]) -> str:
+    """As the log has them."""
+    sides = (",".join(map(str, shape)) for shape in shapes)
+    return ", ".join(
+        f"{{ Name: x, Dimensions: [{s}], Strides: [1], Datatype: Half, Format: x }}" for s in sides
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "inputs", "constants", "made", "flop"),
+    [
+        ("_gemm_mha_v2_1", "kgen", [[56, 448, 32], [56, 32, 77], [56, 77, 32]], [], [56, 448, 32],
+         4 * 56 * 448 * 77 * 32),
+        ("node_conv2d_1", "correlation", [[2, 8, 6, 7], [2, 16, 6, 7]],
+         [[16, 8, 3, 3], [1], [1], [1, 16, 1, 1]], [2, 16, 6, 7], 2 * 2 * 16 * 6 * 7 * 8 * 9),
+        ("__myl_CorrAdd_1", "runtime_fusion", [[1, 64, 1, 1], [1, 64, 3, 96]],
+         [[64, 64, 3, 1], [1, 64, 1, 1]], [1, 64, 3, 96], 2 * 64 * 3 * 96 * 64 * 3),
+        ("__myl_FcAddAdd_1", "runtime_fusion", [[784, 64], [784, 256]], [[1, 64], [256, 64]], [784, 64],
+         2 * 784 * 64 * 256),
+        ("__mye+__mye_1", "gemm", [[1254, 64]], [[3, 64, 32], [1]], [3, 1254, 32], 2 * 3 * 1254 * 32 * 64),
+        ("node_MatMul_1", "gemm", [[1, 96, 448]], [[1, 96, 96], [1]], [1, 96, 448], 2 * 96 * 448 * 96),
+        ("node_MatMul_1", "gemm", [[4, 5]], [], [4, 5], 0),
+        ("__myl_Silu_1", "kgen", [[4, 5]], [[5, 5]], [4, 5], 0),
+    ],
+    ids=["attention", "convolution", "fused convolution", "fused product", "products side by side",
+         "weights first", "no pair", "no product"],
+)  # fmt: skip
+def test_a_kernels_operations_follow_from_its_tensors(
+    name: str, kind: str, inputs: Any, constants: Any, made: Any, flop: int
+) -> None:
+    logged = (
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {tensors(inputs)}], Constants: [ {tensors(constants)}], "
+        f"Outputs: [ {tensors([made])}], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: a]"
+    )
+    (kernel,) = read_log([*MEMORY, logged]).kernels
+    assert (kernel.flop, kernel.float32) == (flop, False)
+    (kernel,) = read_log([*MEMORY, logged.replace("Half", "Float")]).kernels
+    assert (kernel.flop, kernel.float32) == (flop, flop > 0)
 
 
 MEMORY = ["Total Activation Memory: 12 bytes", "Total Weights Memory: 34 bytes"]

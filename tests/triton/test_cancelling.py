@@ -142,8 +142,8 @@ def test_the_example_client_writes_it(server: Server, tmp_path: Path, arguments:
     ("arguments", "code", "message"),
     [
         (("--protocol", "http", "--progress"), 2, "--progress needs gRPC"),
-        (("--set", "strength=1"), 2, "expected NAME=NUMBER"),
-        (("--set", "fps=fast"), 2, "expected NAME=NUMBER"),
+        (("--set", "strength=1"), 2, "expected NAME=VALUE"),
+        (("--set", "fps=fast"), 2, "expected NAME=VALUE"),
         (("--set", "num_inference_steps=0"), 1, "error: [StatusCode.INVALID_ARGUMENT] num_inference_steps:"),
         (("--protocol", "http", "--set", "fps=0"), 1, "error: [400] fps: expected a whole number"),
     ],

@@ -40,6 +40,28 @@ def test_inputs_become_python_s_numbers() -> None:
     assert type(given.sampling["fps"]) is int
 
 
+def test_names_and_lists_of_the_sampling() -> None:
+    given = asked(
+        sampler=np.array([b"heun"], object), schedule=np.array([b"ays"], object),
+        guidance_scales=np.float32([1, 2.5]), churn=np.float32([0.5]),
+    )  # fmt: skip
+    assert given.sampling == {
+        "sampler": "heun", "schedule": "ays", "guidance_scales": [1.0, 2.5], "churn": 0.5
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", [b"heun", b"dpmpp-2s-ancestral"])
+def test_the_limit_counts_evaluations(sampler: bytes) -> None:
+    """A step of some samplers is two; whether there is such a sampler is the engine's to say."""
+    named = {"sampler": np.array([sampler], object)}
+    asked(**named, num_inference_steps=np.int32([50]))
+    for more in ({"num_inference_steps": np.int32([51])}, {"sigmas": np.arange(52, 0, -1, np.float32)}):
+        with pytest.raises(SettingsError, match="evaluations of the denoiser: expected at most 100, got 102"):
+            asked(**named, **more)
+    asked(sampler=np.array([b"lms"], object), num_inference_steps=np.int32([100]))
+    asked(sampler=np.array([b"none"], object), num_inference_steps=np.int32([100]))
+
+
 def test_a_picture_s_content_reads_like_its_file() -> None:
     content = PHOTOGRAPH.read_bytes()
     assert np.array_equal(decode_image(content), load_image(PHOTOGRAPH))

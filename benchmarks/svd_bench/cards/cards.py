@@ -25,6 +25,14 @@ TIERS = (
 )  # fmt: skip
 
 
+# FLOP a clock and multiprocessor, from the chips' whitepapers: of fp16 tensor cores with fp32 accumulation
+# (half on GeForce), and of float32 cores.
+CLOCK_FLOP = {
+    "7.0": (1024, 128), "7.5": (1024, 128), "8.0": (2048, 128), "8.6": (1024, 256), "8.9": (1024, 256),
+    "9.0": (4096, 256), "12.0": (1024, 256),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Card:
     name: str
@@ -42,8 +50,20 @@ class Card:
         """The largest tier that its memory fills: 32 GB count as 24, 11 GB as 8."""
         return max((t for t in TIERS if t.gigabytes <= self.memory), key=lambda t: t.gigabytes)
 
+    @property
+    def target(self) -> str:
+        """What TensorRT's compilers call its kind: sm89."""
+        return "sm" + self.compute_capability.replace(".", "")
+
     def rate(self, accumulation: Literal["fp16", "fp32"]) -> float:
+        """FLOP a second of half-precision products, by the type of their sums."""
         return self.flops * 2 if self.half_rate and accumulation == "fp16" else self.flops
+
+    @property
+    def float32_flops(self) -> float:
+        """A second, of float32 products without TF32: those of the ordinary cores."""
+        tensor_cores, cores = CLOCK_FLOP[self.compute_capability]
+        return self.flops * cores / (tensor_cores / 2 if self.half_rate else tensor_cores)
 
 
 def _card(

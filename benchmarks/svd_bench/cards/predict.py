@@ -1,18 +1,20 @@
-"""Predicts the latency of a video on cards that are not here.  A prediction is never a Row.
+"""Predicts the latency of a video on cards that are not here, from kernels as compiled.  Never a Row.
 
-A stage's ideal time on a card is its FLOP over the card's peak rate plus its other bytes over the card's
-bandwidth, one after the other as kernels run.  Efficiency is ideal over real time, one number per stage;
-it is taken from one card where the real time is known, and assumed to hold on every other.  It says
-nothing about whether a video fits into the card's memory, nor of power limits.
+A kernel takes the larger of its bytes over the card's bandwidth and its operations over the card's rate, and
+a launch; a video is the sum over its kernels.  That is a lower bound, but for tensors that stay in a cache:
+peak rates are not reached, and no efficiency is assumed.  Where svd-engine was measured on one card, the
+efficiency of each part of the video (bound over measured time) can be taken to hold on others.  A prediction
+says nothing about whether a video fits into the card's memory, nor of power limits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from svd_bench.cards.cards import CARDS, Card, card_named
-from svd_bench.cards.work import FRAMES, PARTS, PUBLISHED, Part, Published, Work, video
+from svd_bench.cards.published import PARTS, PUBLISHED, Part, Published
 from svd_bench.documents.results import Results, Row
 from svd_engine.errors import SettingsError
 
@@ -22,123 +24,184 @@ NEEDED: dict[str, Part] = {  # rows of a Results document
     "image_encoder": "encoders",
     "vae_encoder": "encoders",
 }
-SIZE = (576, 1024)  # pixels, at which the work was counted
+SIZE = (576, 1024)  # pixels, at which others published and svd-engine is measured
+PUBLISHED_FRAMES = 25
 HALF = ("float16", "bfloat16")
+LAUNCH = 1e-6  # seconds between two kernels of a CUDA graph: assumed, in no measurement of ours
+STANDS_IN = {"sm90": "sm80"}  # targets that TensorRT for RTX has not
+
+Accumulation = Literal["fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Kernels that do equally much, or of which only the sum is known."""
+
+    count: int
+    bytes: float  # read and written by all of them
+    flop: float  # of all of them
+    float32: bool = False  # their products are
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network in a video."""
+
+    part: Part
+    kernels: tuple[Kernels, ...]  # of one call
+    calls: float = 1.0
+    each_step: bool = False  # then `calls` are those of one step
+
+
+@dataclass(frozen=True)
+class CompiledVideo:
+    """The networks of one video with classifier-free guidance, compiled for `target` and not run."""
+
+    model: str
+    frames: int
+    height: int  # pixels
+    width: int
+    target: str  # "sm89"
+    compiler: str
+    stages: tuple[Stage, ...]
+    by_kernel: bool  # else some kernels are known as sums, whose bound is lower still
+
+    @property
+    def shape(self) -> tuple[str, int, int, int]:
+        return self.model, self.frames, self.height, self.width
+
+    @property
+    def published(self) -> bool:
+        """Whether it has the size of which times were published."""
+        return (self.frames, self.height, self.width) == (PUBLISHED_FRAMES, *SIZE)
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Ideal over real time of each stage; `source` says whose times and on which card."""
+    """Predicted over measured time of each part of a video of svd-engine; `source` says of which run."""
 
-    stages: dict[Part, float]
+    parts: dict[Part, float]
     card: str
     source: str
-    measured: bool = False  # of svd-engine, in a document of ours; else published of another
 
 
 @dataclass(frozen=True)
 class Prediction:
     card: Card
-    frames: int
+    video: CompiledVideo
     steps: int
-    seconds: float  # a video
+    seconds: float
 
 
 @dataclass(frozen=True)
-class Validation:
-    """The model held against a published time; `predicted` is None for the row it was fitted to."""
+class Check:
+    """A prediction beside the published time of the same part of a video."""
 
     row: Published
-    efficiency: Efficiency
-    predicted: float | None
+    part: Part | None  # None for the whole video
+    video: CompiledVideo
+    published: float  # seconds
+    predicted: float
 
     @property
-    def error(self) -> float | None:
-        return None if self.predicted is None else self.predicted / self.row.seconds - 1
+    def error(self) -> float:
+        return self.predicted / self.published - 1
 
 
-def ideal_seconds(work: Work, card: Card, accumulation: Literal["fp16", "fp32"] = "fp32") -> float:
-    return work.flop / card.rate(accumulation) + work.bytes / card.bandwidth
+def kernel_seconds(kernels: Kernels, card: Card, accumulation: Accumulation = "fp32") -> float:
+    rate = card.float32_flops if kernels.float32 else card.rate(accumulation)
+    return max(kernels.bytes / card.bandwidth, kernels.flop / rate) + kernels.count * LAUNCH
+
+
+def part_seconds(
+    video: CompiledVideo, card: Card, steps: int = 25, accumulation: Accumulation = "fp32"
+) -> dict[Part, float]:
+    """Without any efficiency."""
+    seconds: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
+    for stage in video.stages:
+        calls = stage.calls * (steps if stage.each_step else 1)
+        seconds[stage.part] += calls * sum(kernel_seconds(k, card, accumulation) for k in stage.kernels)
+    return seconds
 
 
 def predict(
-    card: Card,
-    efficiency: Efficiency,
-    frames: int,
-    steps: int = 25,
-    accumulation: Literal["fp16", "fp32"] = "fp32",
+    card: Card, video: CompiledVideo, efficiency: Efficiency | None = None, steps: int = 25
 ) -> Prediction:
-    seconds = sum(
-        ideal_seconds(work, card, accumulation) / efficiency.stages[stage]
-        for stage, work in video(frames, steps).items()
-    )
-    return Prediction(card, frames, steps, seconds)
+    parts = part_seconds(video, card, steps)
+    shares = efficiency.parts if efficiency else dict.fromkeys(PARTS, 1.0)
+    return Prediction(card, video, steps, sum(seconds / shares[part] for part, seconds in parts.items()))
 
 
-def of_published(row: Published) -> Efficiency:
-    """Of each stage where the row splits its time, else one for all stages."""
-    card = card_named(row.card)
-    ideal = {s: ideal_seconds(w, card, row.accumulation) for s, w in video(25).items()}
-    if row.stages is None:
-        one = sum(ideal.values()) / row.seconds
-        stages: dict[Part, float] = dict.fromkeys(PARTS, one)
-    else:
-        stages = {stage: ideal[stage] / row.stages[stage] for stage in PARTS}
-    return Efficiency(stages, row.card, f"published: {row.stack} on {row.card} ({row.source})")
+def compiled_for(card: Card, videos: Collection[CompiledVideo]) -> CompiledVideo:
+    """Of the same video for several targets the card's own or its stand-in, else the next older, else any."""
+    wanted = _number(STANDS_IN.get(card.target, card.target))
+    known = {_number(video.target): video for video in videos}
+    return known[max((number for number in known if number <= wanted), default=min(known))]
 
 
-def assumed() -> Efficiency:
-    """Without a measurement: of TensorRT on an A100, the only lossless stack published stage by stage."""
-    return of_published(next(row for row in PUBLISHED if row.stages is not None))
+def predictions(
+    videos: Collection[CompiledVideo], efficiency: Efficiency | None = None, steps: int = 25
+) -> dict[str, list[Prediction]]:
+    """By card, one for each of `shapes`; a card that was measured itself is left out."""
+    measured = efficiency.card if efficiency else ""
+    alike = [[v for v in videos if v.shape == shape] for shape in shapes(videos)]
+    return {
+        card.name: [predict(card, compiled_for(card, of), efficiency, steps) for of in alike]
+        for card in CARDS
+        if card.name != measured
+    }
 
 
-def validations() -> list[Validation]:
-    """Each kind of stack is fitted to its time on the A100 80GB SXM; its other times are predicted."""
+def shapes(videos: Iterable[CompiledVideo]) -> list[tuple[str, int, int, int]]:
+    """Models and sizes, each once, fewest frames first."""
+    return sorted({video.shape for video in videos}, key=lambda shape: shape[1:])
+
+
+def checks(videos: Iterable[CompiledVideo]) -> list[Check]:
+    """Every published time, and its parts; none when no video has the published size.
+
+    The stacks behind them ran graphs of their own: the prediction is what our kernels could do on that card.
+    """
+    alike = [video for video in videos if video.published]
     made = []
-    for kind in dict.fromkeys(row.kind for row in PUBLISHED):
-        fitted, *others = sorted(
-            (row for row in PUBLISHED if row.kind == kind), key=lambda row: row.card != "A100 80GB SXM"
-        )
-        efficiency = of_published(fitted)
-        made.append(Validation(fitted, efficiency, None))
-        for row in others:
-            seconds = predict(card_named(row.card), efficiency, 25, 25, row.accumulation).seconds
-            made.append(Validation(row, efficiency, seconds))
+    for row in PUBLISHED if alike else ():
+        card = card_named(row.card)
+        video = compiled_for(card, alike)
+        parts = part_seconds(video, card, accumulation=row.accumulation)
+        made.append(Check(row, None, video, row.seconds, sum(parts.values())))
+        made += [Check(row, p, video, seconds, parts[p]) for p, seconds in (row.parts or {}).items()]
     return made
 
 
-def of_measured(results: Results) -> Efficiency:
+def of_measured(results: Results, videos: Collection[CompiledVideo]) -> Efficiency:
     """From a run of ours on a GPU, of the backend that was fastest over a whole video there.
 
-    It needs half-precision rows of all four networks at 576x1024, 14 or 25 frames, batch 1, batched
-    guidance.  Raises SettingsError when they are not there, or the card is not in the data.
+    It needs half-precision rows of all four networks at 576x1024, frames as in one of `videos`, batch 1,
+    batched guidance.  Raises SettingsError when they are not there, or the card is not in the data.
     """
     card = card_named(results.environment.device)
+    compiled = {v.frames: compiled_for(card, [o for o in videos if o.shape == v.shape])
+                for v in videos if (v.height, v.width) == SIZE}  # fmt: skip
     whole = {}
     for backend, dtype, setting in dict.fromkeys((r.backend, r.dtype, r.setting) for r in results.rows):
         rows = [r for r in results.rows if _usable(r) and (r.backend, r.setting) == (backend, setting)]
         rows = [r for r in rows if r.dtype == dtype or r.stage == "vae_encoder"]  # always float32
-        if dtype in HALF and {r.stage for r in rows} == set(NEEDED):
+        if dtype in HALF and setting.frames in compiled and {r.stage for r in rows} == set(NEEDED):
             whole[backend, dtype, setting.frames] = _seconds(rows)
     if not whole:
+        counts = " or ".join(map(str, sorted(compiled))) or "compiled numbers of"
         raise SettingsError(
             "measured results",
             expected=f"svd-engine rows of {', '.join(NEEDED)} on a GPU in {' or '.join(HALF)}, at "
-            f"{SIZE[0]}x{SIZE[1]}, {' or '.join(map(str, FRAMES))} frames, batch 1, batched guidance",
+            f"{SIZE[0]}x{SIZE[1]}, {counts} frames, batch 1, batched guidance",
             got=f"{len(results.rows)} rows on {results.environment.device}, no complete set among them",
             remedy="Measure with `svd-bench run --random-weights svd-xt` on a GPU.",
         )
     backend, dtype, frames = min(whole, key=lambda key: sum(whole[key].values()) / key[2])
-    times = whole[backend, dtype, frames]
-    stages = {stage: ideal_seconds(work, card) / times[stage] for stage, work in video(frames).items()}
+    times, video = whole[backend, dtype, frames], compiled[frames]
+    parts = {part: seconds / times[part] for part, seconds in part_seconds(video, card).items()}
     source = f"measured: svd-engine, {backend}, {dtype}, {frames} frames, on {card.name}"
-    return Efficiency(stages, card.name, source, measured=True)
-
-
-def predictions(efficiency: Efficiency, steps: int = 25) -> dict[str, list[Prediction]]:
-    """By card, for 14 and 25 frames; a card that was measured itself is left out."""
-    measured = efficiency.card if efficiency.measured else ""
-    return {c.name: [predict(c, efficiency, f, steps) for f in FRAMES] for c in CARDS if c.name != measured}
+    return Efficiency(parts, card.name, source)
 
 
 def _usable(row: Row) -> bool:
@@ -149,7 +212,6 @@ def _usable(row: Row) -> bool:
         and row.device.startswith("cuda")
         and not row.note  # an emulated cap
         and (setting.height, setting.width) == SIZE
-        and setting.frames in FRAMES
         and (setting.batch, setting.guidance) == (1, "batched")
     )
 
@@ -168,3 +230,7 @@ def _seconds(rows: list[Row]) -> dict[Part, float]:
     for row in rows:
         times[NEEDED[row.stage]] += row.latency_ms.median / 1e3 * calls(row, 25)
     return times
+
+
+def _number(target: str) -> int:
+    return int(target.removeprefix("sm"))

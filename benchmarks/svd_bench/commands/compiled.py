@@ -33,9 +33,9 @@ def compiled_command(
     from svd_bench.compiled.document import changes_table, check_common, compiled_tables, read_compiled
     from svd_bench.documents.recorder import out_folder
     from svd_bench.report import plots
-    from svd_engine.arguments import one_of
     from svd_engine.cli import console
     from svd_engine.spec.tables import NETWORKS
+    from svd_engine.values import one_of
 
     wanted = network or NETWORKS
     for name in wanted:
@@ -72,8 +72,8 @@ def forms_command(
     from svd_bench.compiled.compile_bundle import compile_forms
     from svd_bench.compiled.document import networks_table
     from svd_bench.documents.recorder import out_folder
-    from svd_engine.arguments import one_of
     from svd_engine.cli import console
+    from svd_engine.values import one_of
 
     one_of("network", network, ("denoiser", "vae_decoder"))
     if out is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svd_bench.commands.arguments import command_line, names
+from svd_bench.commands.arguments import command_line, names, show_tables
 from svd_engine.cli.options import Variant
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ def tiers_command(
     measured: Annotated[
         Path | None, typer.Option(help="Results of svd-engine on a GPU, to predict with their efficiency.")
     ] = None,
+    compiled: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Document of `svd-bench compiled` to predict from; default those of SVD-XT that come with "
+            "svd-bench. Repeatable, for other targets and models."
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option(help="Predictions as Markdown tables.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a video.")] = 25,
     run: Annotated[
         bool,
@@ -59,14 +67,18 @@ def tiers_command(
         Path | None, typer.Option(help="With --run: folder for tiers.json, updated after each attempt.")
     ] = None,
 ) -> None:
-    """List GPUs by memory tier with predicted latencies, or measure emulated tiers (--run)."""
+    """List GPUs by memory tier with latencies predicted from compiled kernels, or measure tiers (--run)."""
     if not run:
         if any((random_weights, checkpoint, variant, tiers, backends, frames, out)):
-            raise typer.BadParameter("without --run there are only --measured and --steps")
-        _overview(measured, steps)
+            raise typer.BadParameter(
+                "without --run there are only --measured, --compiled, --markdown and --steps"
+            )
+        _overview(measured, compiled, markdown, steps)
         return
-    if (random_weights is None) == (checkpoint is None) or measured is not None:
-        raise typer.BadParameter("with --run pass --random-weights or --checkpoint, and no --measured")
+    if (random_weights is None) == (checkpoint is None) or measured or compiled or markdown:
+        raise typer.BadParameter(
+            "with --run pass --random-weights or --checkpoint, and no --measured, --compiled or --markdown"
+        )
     if variant and checkpoint is None:
         raise typer.BadParameter("--variant belongs to --checkpoint")
     counts = names(frames)
@@ -124,13 +136,16 @@ def compare(
         raise typer.Exit(1)
 
 
-def _overview(measured: Path | None, steps: int) -> None:
-    from svd_bench.cards import overview as tiers
+def _overview(measured: Path | None, compiled: list[Path] | None, markdown: bool, steps: int) -> None:
     from svd_bench.cards import predict
+    from svd_bench.cards.overview import overview
+    from svd_bench.compiled.document import read_compiled
+    from svd_bench.compiled.whole_video import committed_videos, whole_video
     from svd_bench.documents.results import read_results
 
-    efficiency = predict.assumed() if measured is None else predict.of_measured(read_results(measured))
-    typer.echo(tiers.overview(efficiency, steps))
+    videos = [whole_video(read_compiled(path)) for path in compiled] if compiled else committed_videos()
+    efficiency = None if measured is None else predict.of_measured(read_results(measured), videos)
+    show_tables(overview(videos, efficiency, steps), markdown)
 
 
 def _emulate(

@@ -12,19 +12,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from svd_bench.compiled.arithmetic import flop_of
-from svd_bench.compiled.document import CompiledNetwork, KernelGroup
+from svd_bench.compiled.document import CompiledNetwork, KernelGroup, KernelWork
 from svd_bench.documents.strict import StrictModel
 from svd_bench.measuring.memory import PeakSampler
 from svd_engine.cli import console
 from svd_engine.errors import ExportError
-from svd_export.compiled import Traffic, compile_graph
+from svd_export.compiled import Kernel, Traffic, compile_graph
 from svd_export.graph_check import check_graph
 
 LARGEST = 12  # names of kernels that a document keeps
@@ -88,6 +89,7 @@ def compile_case(case: CompileCase) -> CompiledNetwork:
         names=_groups(dict(list(compiled.by_family().items())[:LARGEST])),
         seconds=seconds,
         peak_host_bytes=host.peak,
+        work=_work(compiled.kernels),
     )
 
 
@@ -96,6 +98,15 @@ def _groups(traffic: Mapping[str, Traffic]) -> dict[str, KernelGroup]:
         name: KernelGroup(kernels=t.kernels, read_bytes=t.read_bytes, written_bytes=t.written_bytes)
         for name, t in traffic.items()
     }
+
+
+def _work(kernels: Iterable[Kernel]) -> tuple[KernelWork, ...]:
+    alike = Counter((k.kind, k.read_bytes + k.written_bytes, k.flop, k.float32) for k in kernels)
+    rows = (
+        KernelWork(kind=kind, kernels=count, bytes=moved, flop=flop, float32=float32)
+        for (kind, moved, flop, float32), count in alike.items()
+    )
+    return tuple(sorted(rows, key=lambda row: (-row.kernels * row.bytes, -row.flop, row.kind)))
 
 
 def main() -> None:

@@ -24,6 +24,16 @@ class KernelGroup(StrictModel):
     written_bytes: int
 
 
+class KernelWork(StrictModel):
+    """Kernels of one kind that do equally much."""
+
+    kind: str
+    kernels: int
+    bytes: int  # that each of them reads and writes, weights included
+    flop: int  # of each: convolution, products or attention, padding included
+    float32: bool  # these are float32 ones
+
+
 class CompiledNetwork(StrictModel):
     """One call of one network."""
 
@@ -36,6 +46,7 @@ class CompiledNetwork(StrictModel):
     names: dict[str, KernelGroup]  # the largest, numbers left out of a kernel's name
     seconds: float  # that compiling took
     peak_host_bytes: int  # of the compiling process
+    work: tuple[KernelWork, ...] = ()  # all kernels, largest first; documents of older versions have none
 
 
 class CompiledDocument(StrictModel):

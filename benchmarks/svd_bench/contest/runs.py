@@ -32,7 +32,7 @@ from svd_bench.subjects.cases import (
     subjects,
 )
 from svd_bench.subjects.opening import open_case
-from svd_engine.arguments import dtype_name, one_of, torch_dtype
+from svd_engine.arguments import dtype_name, torch_dtype
 from svd_engine.backends.choose import resolve
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle.reading import Bundle
@@ -41,6 +41,7 @@ from svd_engine.errors import BundleError, SettingsError
 from svd_engine.request import Settings
 from svd_engine.spec.model import Model
 from svd_engine.spec.precision import DType
+from svd_engine.values import one_of
 
 WARMUP_ROUNDS = {"cuda": 2, "cpu": 0}  # a GPU's clock rises under load; a CPU's first call has warmed it up
 

@@ -32,9 +32,9 @@ from svd_bench.measuring.nvml import Gpu, open_gpu
 from svd_bench.measuring.progress import Progress
 from svd_bench.measuring.timing import timer_for
 from svd_bench.report.views import tables_of
-from svd_engine.arguments import one_of
 from svd_engine.backends.choose import resolve
 from svd_engine.errors import BackendUnavailable
+from svd_engine.values import one_of
 
 REHEARSAL = "rehearsal, no GPU: "  # begins every line of one
 RESERVE_S = 10.0  # left for the summary

@@ -11,7 +11,6 @@ from torch import Tensor
 from svd_bench.documents.results import Setting
 from svd_bench.documents.strict import StrictModel
 from svd_bench.subjects.peers import PEERS
-from svd_engine.arguments import one_of
 from svd_engine.backends import registry
 from svd_engine.backends.onnxruntime import load_runtime
 from svd_engine.backends.tensorrt.library import require
@@ -21,6 +20,7 @@ from svd_engine.spec.network import Placement
 from svd_engine.spec.precision import DType
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.weights import Family
+from svd_engine.values import one_of
 
 SubjectName = Literal["svd-engine", "diffusers", "diffusers-compile"]
 BACKEND_NAMES = tuple(registry.BACKENDS)

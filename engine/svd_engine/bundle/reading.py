@@ -201,7 +201,7 @@ class Bundle:
                 f"conditioning in {self.folder / MANIFEST}",
                 expected="parameters of a call, each once",
                 got=", ".join(unknown),
-                remedy="Use the version of svd-engine that exported the bundle, or export it again.",
+                remedy="Export the bundle again, or use the version that exported it.",
             )
 
     def _check_complete(self) -> None:

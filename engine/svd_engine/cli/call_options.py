@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from svd_engine.cli.options import integer
-from svd_engine.request import PARAMETERS, FitMode, Parameter, Real
+from svd_engine.request import PARAMETERS, OneOf, Parameter, Real
 
 
 def call_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -23,6 +23,12 @@ def call_options(command: Callable[..., None]) -> Callable[..., None]:
     made = [_option(parameter) for parameter in PARAMETERS if parameter.option]
     command.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
     return command
+
+
+def given_options(context: typer.Context, call: Mapping[str, Any]) -> set[str]:
+    """The names in `call` that the user's command line has, as against those at their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in call}
+    return {name for name, source in sources.items() if source is None or source.name != "DEFAULT"}
 
 
 def _option(parameter: Parameter) -> inspect.Parameter:
@@ -39,7 +45,7 @@ def _option(parameter: Parameter) -> inspect.Parameter:
 
 def _read_as(parameter: Parameter) -> tuple[Any, Callable[[str], int] | None]:
     """The type that typer shows and converts to, and what reads it in typer's place."""
-    if isinstance(parameter.kind, FitMode):
+    if isinstance(parameter.kind, OneOf):
         choices = {choice: choice for choice in parameter.kind.choices}
         return StrEnum(parameter.name, choices), None
     return (float, None) if isinstance(parameter.kind, Real) else (int, integer)

@@ -10,10 +10,11 @@ import typer
 
 from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.cli import console
-from svd_engine.cli.call_options import call_options
+from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.options import (
     DTypeOption,
     ImageEncoderPart,
+    PresetOption,
     UNetPart,
     VaePart,
     Variant,
@@ -38,6 +39,7 @@ def root(version: VersionFlag = False) -> None:
 @app.command()
 @call_options
 def generate(
+    context: typer.Context,
     image: Annotated[Path, typer.Argument(help="Photograph to animate: JPEG, PNG, WebP, ...")],
     output: Annotated[
         list[Path],
@@ -83,6 +85,13 @@ def generate(
         list[str] | None,
         typer.Option(help="Switch off an exact rewrite of a checkpoint's networks. Repeatable."),
     ] = None,
+    preset: Annotated[
+        PresetOption | None,
+        typer.Option(
+            help="Take steps and guidance scales that others recommend, where no option says otherwise: "
+            "sgm is Stability's own scripts (SVD 25 steps, 1 to 2.5; SVD-XT 30 steps, 1.5 to 3)."
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write a JSON report: settings, backends, times, memory.")
     ] = None,
@@ -109,6 +118,7 @@ def generate(
     check_name(backend)
     console.show_notices()
     check(call)  # before anything is opened
+    chosen = given_options(context, call)
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
     targets = _targets(output, videos, fps, report)
     photograph = load_image(image)
@@ -130,6 +140,10 @@ def generate(
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
+    if preset is not None:
+        recommended = engine.preset(preset.value)
+        call |= {name: value for name, value in recommended.items() if name not in chosen}
+        check(call)
     size = call["height"] or engine.default.height, call["width"] or engine.default.width
     _note_distortion(photograph, *size, call["fit"])
     with engine:
@@ -236,19 +250,19 @@ def _with_progress(engine: VideoEngine, seed: int, **call: Any) -> VideoOutput:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from svd_engine.observer import Observer
+
     engine.set_progress_bar_config(disable=True)  # this command shows its own
     columns = (TextColumn("denoising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("steps", total=call["num_inference_steps"])
+        task = bar.add_task("evaluations", total=None)
 
-        def on_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            bar.update(task, completed=step + 1)
-            return tensors
+        class Shown(Observer):
+            def on_evaluation(self, done: int, evaluations: int) -> None:
+                bar.update(task, completed=done, total=evaluations)
 
         generator = torch.Generator("cpu").manual_seed(seed)
-        result: VideoOutput = engine(
-            generator=generator, output_type="pt", callback_on_step_end=on_step, **call
-        )
+        result: VideoOutput = engine(generator=generator, output_type="pt", observer=Shown(), **call)
         return result
 
 

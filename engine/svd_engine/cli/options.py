@@ -70,3 +70,9 @@ class FamilyOption(StrEnum):
     svd = "svd"
     svd_xt = "svd-xt"
     small = "small"
+
+
+class PresetOption(StrEnum):
+    """Names of `svd_engine.sampling.presets`."""
+
+    sgm = "sgm"

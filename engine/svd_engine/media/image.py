@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from svd_engine.errors import ImageError, SettingsError
-from svd_engine.values import Fit, check_fit
+from svd_engine.values import FITS, Fit, as_path, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +44,10 @@ def load_image(path: str | Path) -> Image.Image:
 
     16-bit grey is scaled to 8 bits, transparency is laid over white, palettes and CMYK are converted.
     Raises ImageError if there is no regular file, or it is empty, in none of FORMATS, damaged, of unknown
-    range (floats), or larger than MAX_PIXELS or MAX_SIDE, by its header, before anything is decoded.
+    range (floats), or larger than MAX_PIXELS or MAX_SIDE, by its header, before anything is decoded;
+    SettingsError for what is no path.
     """
-    name = f"image {path}"
+    path, name = as_path("image", path), f"image {path}"
     if not os.path.isfile(path):
         got = "a folder or a device" if os.path.exists(path) else "nothing at that path"
         raise ImageError(name, expected="a picture file", got=got, remedy="Give the path of a picture.")
@@ -98,7 +99,7 @@ def fitted(images: Images, height: int, width: int, fit: Fit) -> list[Image.Imag
     import torch
     from torch.nn import functional
 
-    check_fit(fit)
+    one_of("fit", fit, FITS)
     _check_size(height, width)
     given = _unit_tensor(images) if isinstance(images, torch.Tensor) else _rgb_images(images)
     if fit == "stretch":

@@ -21,7 +21,7 @@ from PIL import Image
 
 from svd_engine.errors import OutputError, SettingsError
 from svd_engine.shell import make_folder
-from svd_engine.values import at_least
+from svd_engine.values import as_path, at_least
 
 if TYPE_CHECKING:
     import torch
@@ -117,10 +117,10 @@ def check_output(path: str | Path) -> Path:
 
     The suffix decides: .mp4 (H.264), .webm (VP9), .gif, .webp (animated), .png (all frames on one sheet); a
     path without a suffix, or one that ends in a slash, is a folder of frames.  Raises SettingsError for
-    another suffix, and OutputError if the parent folder is missing or not writable, the target is a folder
-    where a file is asked for, or the folder of frames exists and is not empty.
+    another suffix and for what is no path, and OutputError if the parent folder is missing or not writable,
+    the target is a folder where a file is asked for, or the folder of frames exists and is not empty.
     """
-    target, what = Path(path), f"output {path}"
+    target, what = as_path("output", path), f"output {path}"
     suffix = target.suffix.lower()
     folder = str(path).endswith(("/", os.sep))
     if suffix not in WRITERS or (suffix and folder):

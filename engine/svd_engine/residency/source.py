@@ -50,6 +50,7 @@ def of_bundle(
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
+    residency = _residency(swap_networks)
     bundle = Bundle(folder)
     choice = choose_for_bundle(backend, device, bundle)
     kept = _jit_folder(jit_cache) if _compiles(choice.backend) else None
@@ -59,7 +60,7 @@ def of_bundle(
         name=str(folder),
         model=manifest.model,
         precision=manifest.precision,
-        residency=_residency(swap_networks)(made),
+        residency=residency(made),
         choice=choice,
         default=manifest.profiles[0],
         profile_for=lambda settings, _videos: bundle.profile_for(settings),
@@ -97,6 +98,7 @@ def of_checkpoint(
             got=repr(without_rewrites),
             remedy='Pass a list, such as ["fused-qkv"].',
         )
+    residency = _residency(swap_networks)
     choice = choose_for_checkpoint(backend, device)
     if swap_networks and choice.device.type == "cpu":
         raise SettingsError(
@@ -126,7 +128,7 @@ def of_checkpoint(
         name=opened.source,
         model=model,
         precision=precision,
-        residency=_residency(swap_networks)(made),
+        residency=residency(made),
         choice=choice,
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
         profile_for=Profile.of_request,
@@ -136,7 +138,12 @@ def of_checkpoint(
     )
 
 
-def _residency(swap_networks: bool) -> type[Residency]:
+def _residency(swap_networks: object) -> type[Residency]:
+    """Raises SettingsError for what is not a bool: a word such as "no" would count as true."""
+    if not isinstance(swap_networks, bool):
+        raise SettingsError(
+            "swap_networks", expected="True or False", got=repr(swap_networks), remedy="Pass one of these."
+        )
     return Swapped if swap_networks else Resident
 
 

@@ -23,6 +23,8 @@ class Progress:
     stage: str = ""  # the running one; the last one after the end
     step: int = 0  # denoising steps done
     steps: int = 0  # of the video; 0 until the first is done
+    evaluation: int = 0  # evaluations of the denoiser done: the measure of time, one or two a step
+    evaluations: int = 0  # of the video; 0 until the first is done
     network_calls: int = 0  # runs of any network
 
 
@@ -50,6 +52,9 @@ class Watch(Observer):
     def on_first_latent(self, pixels: Tensor, latent: Tensor) -> None:
         if self.preview_every:
             self._colours = preview.fit(pixels, latent)
+
+    def on_evaluation(self, done: int, evaluations: int) -> None:
+        self.progress = replace(self.progress, evaluation=done, evaluations=evaluations)
 
     def on_step(self, step: Step) -> None:
         done = step.index + 1

@@ -17,9 +17,10 @@ from svd_engine.request import (
     IMAGE,
     PARAMETERS,
     SEED,
-    FitMode,
+    FrameScales,
     Latents,
     NoiseLevels,
+    OneOf,
     Parameter,
     Photograph,
     Real,
@@ -27,6 +28,7 @@ from svd_engine.request import (
     Settings,
     Whole,
 )
+from svd_engine.sampling.registry import SAMPLERS
 from svd_engine.values import at_least
 
 
@@ -54,8 +56,9 @@ FORMS: dict[type, tuple[str, tuple[int, ...], Callable[[np.ndarray], Any]]] = {
     Seed: ("TYPE_UINT64", (1,), _item),
     Whole: ("TYPE_INT32", (1,), _item),
     Real: ("TYPE_FP32", (1,), _item),
-    FitMode: ("TYPE_STRING", (1,), _text),
+    OneOf: ("TYPE_STRING", (1,), _text),
     NoiseLevels: ("TYPE_FP32", (-1,), np.ndarray.tolist),
+    FrameScales: ("TYPE_FP32", (-1,), np.ndarray.tolist),
     Latents: ("TYPE_FP32", (-1, -1, -1, -1, -1), np.asarray),
 }
 
@@ -103,6 +106,7 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     call = {p.name: FORMS[type(p.kind)][2](given[p.name]) for p in PARAMETERS if p.name in given}
     _at_most("sigmas", len(call.get("sigmas", ())) - 1, max_steps, " steps")
     _at_most("num_inference_steps", call.get("num_inference_steps", 1), max_steps)
+    _at_most("evaluations of the denoiser", _evaluations(call), max_steps)
     _at_most("fps", call.get("fps", 1), MAX_FPS)
     _at_most("num_videos_per_prompt", call.get("num_videos_per_prompt", 1), max_videos)
     output_type = _text(given["output_type"]) if "output_type" in given else "mp4"
@@ -117,6 +121,15 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     at_least("preview_every", preview_every, 0)
     image, seed = call.pop(IMAGE.name), call.pop(SEED.name, None)
     return Request(image, secrets.randbits(64) if seed is None else seed, output_type, preview_every, call)
+
+
+def _evaluations(call: Mapping[str, Any]) -> int:
+    """At most so many: two a step for some samplers.  An unknown one is the engine's to refuse."""
+    steps: int = (
+        len(call["sigmas"]) - 1 if "sigmas" in call else call.get("num_inference_steps", Settings.steps)
+    )
+    sampler = SAMPLERS.get(call.get("sampler", Settings.sampler))
+    return steps * sampler.evaluations if sampler else 0
 
 
 def _at_most(name: str, value: int, limit: int, unit: str = "") -> None:
