@@ -94,6 +94,8 @@ class VideoEngine(Steered, DiffusersNames):
         variant: str | None = None,
         frames: int | None = None,
         parts: Mapping[Component, str | Path] | None = None,
+        lora: Mapping[str | Path, float] | None = None,
+        lora_partial: bool = False,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
     ) -> VideoEngine:
@@ -106,13 +108,25 @@ class VideoEngine(Steered, DiffusersNames):
         variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
         whatever the dtype.  frames: that a single file's model was trained on, 14 or 25, where its name does
         not tell.  parts: by "unet", "vae" or "image_encoder", a file or folder from which this component
-        comes instead.  without_rewrites: names of exact rewrites to switch off.
+        comes instead.  lora: LoRA files with a scale each, such as {"style.safetensors": 0.8}, fused into the
+        UNet's weights.  lora_partial: leave out keys of these that fit no weight, instead of refusing them.
+        without_rewrites: names of exact rewrites to switch off.
         swap_networks: keep one network at a time on the device, the others in host memory.
         Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
             of_checkpoint(
-                checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant, frames, parts
+                checkpoint,
+                backend,
+                device,
+                dtype,
+                without_rewrites,
+                swap_networks,
+                variant,
+                frames,
+                parts,
+                lora,
+                lora_partial,
             )
         )
 
@@ -223,7 +237,9 @@ class VideoEngine(Steered, DiffusersNames):
             return VideoOutput(frames, self._report(stages, settings, generator, clock, turn, total_ms))
 
     def preset(self, name: str) -> dict[str, Any]:
-        """Arguments of a call that others recommend for this model.  "sgm": Stability's own scripts.
+        """Arguments of a call that others recommend for this model.
+
+        "sgm": Stability's own scripts.  "animatelcm": for AnimateLCM-SVD's UNet.
 
             engine(image, **engine.preset("sgm"))
 
@@ -305,6 +321,7 @@ class VideoEngine(Steered, DiffusersNames):
             random_weights=self.model.random_weights,
             source=self.source.name,
             weights=self.source.weights(),
+            lora=list(self.source.lora),
             profile=str(stages.profile),
             settings=settings,
             seeds=[g.initial_seed() for g in generators],

@@ -15,10 +15,13 @@ from svd_engine.cli import console
 from svd_engine.cli.options import (
     FamilyOption,
     ImageEncoderPart,
+    LoraFiles,
+    LoraPartial,
     UNetPart,
     VaePart,
     Variant,
     VersionFlag,
+    lora_of,
     parts_of,
 )
 from svd_export import tensorrt_cli
@@ -77,6 +80,8 @@ def onnx(
     unet: UNetPart = None,
     vae: VaePart = None,
     image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
     frames: Annotated[
         list[int] | None, typer.Option(help="Number of frames; default the checkpoint's own. Repeatable.")
     ] = None,
@@ -111,24 +116,25 @@ def onnx(
     """
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
-    parts = parts_of(unet, vae, image_encoder)
-    if random_weights and (variant or parts):
+    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
+    if random_weights and (variant or parts or scales or lora_partial):
         raise typer.BadParameter(
-            "--variant, --unet, --vae and --image-encoder belong to CHECKPOINT: random weights have no files"
+            "--variant, --unet, --vae, --image-encoder and --lora belong to CHECKPOINT: random weights "
+            "have no files"
         )
 
     from svd_engine.arguments import DTYPES
-    from svd_engine.checkpoint.opening import is_single_file, open_checkpoint, random_checkpoint
+    from svd_engine.checkpoint.opening import hides_frames, open_checkpoint, random_checkpoint
     from svd_export.placing import check_free
     from svd_export.to_onnx import export_bundle
 
     console.show_notices()
     check_free(output.absolute())
-    trained_on = frames[0] if frames and checkpoint and is_single_file(checkpoint) else None
+    trained_on = frames[0] if frames and checkpoint and hides_frames(checkpoint) else None
     opened = (
         random_checkpoint(random_weights.value)
         if random_weights
-        else open_checkpoint(checkpoint or "", variant, trained_on, parts)
+        else open_checkpoint(checkpoint or "", variant, trained_on, parts, scales, lora_partial)
     )
     wanted = profiles(
         opened, frames or [opened.model.frames], height, width, batch,
@@ -190,7 +196,14 @@ def verify(
         exported = opened.manifest.source
         name = checkpoint or exported.checkpoint
         frames = opened.manifest.model.frames if is_single_file(name) else None
-        source = open_checkpoint(name, variant or exported.variant, frames, exported.parts)
+        source = open_checkpoint(
+            name,
+            variant or exported.variant,
+            frames,
+            exported.parts,
+            {one.file: one.scale for one in exported.lora},
+            lora_partial=any(one.left for one in exported.lora),
+        )
     _show(run(opened, source, choice.device, _progress(), write=not no_write))
 
 
@@ -207,10 +220,12 @@ def convert(
     unet: UNetPart = None,
     vae: VaePart = None,
     image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
 ) -> None:
     """Convert a single file to a folder as diffusers saves it, in the precision that the file has.
 
-    Parts from elsewhere become parts of the folder.
+    Parts from elsewhere become parts of the folder, and LoRA becomes part of the UNet's weights.
     """
     from svd_engine.checkpoint.opening import open_checkpoint
     from svd_export.convert import write_folder
@@ -218,7 +233,9 @@ def convert(
 
     console.show_notices()
     check_free(output.absolute())
-    opened = open_checkpoint(checkpoint, variant, frames, parts_of(unet, vae, image_encoder))
+    opened = open_checkpoint(
+        checkpoint, variant, frames, parts_of(unet, vae, image_encoder), lora_of(lora), lora_partial
+    )
     write_folder(opened, output, _progress())
     typer.echo(f"wrote {output}: {opened.model.name}, {opened.model.frames} frames")
 

@@ -16,7 +16,7 @@ from svd_export.placing import placed
 if TYPE_CHECKING:
     import torch
 
-PARTS = {  # of model_index.json: library and class
+PIPELINE_PARTS = {  # of model_index.json: library and class
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
     "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
     "scheduler": ["diffusers", "EulerDiscreteScheduler"],
@@ -46,7 +46,7 @@ def write_folder(
         scheduler.save_pretrained(aside / "scheduler")
         extractor = transformers.CLIPImageProcessor(**checkpoint.configs["feature_extractor"])
         extractor.save_pretrained(aside / "feature_extractor")
-        index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, **PARTS}
+        index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, **PIPELINE_PARTS}
         console.write_text(aside / INDEX, json.dumps(index, indent=2) + "\n")
 
 

@@ -1,18 +1,22 @@
-"""Single files exported, verified, and converted to folders that diffusers reads."""
+"""Single files converted to folders that diffusers reads, and how the exporter opens what it is given."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from svd_engine.bundle.reading import Bundle
-from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
+from svd_engine.errors import ExportError
 from svd_engine.spec.weights import COMPONENTS
 from svd_export.cli import main
-from tests.support import stability_file
+from svd_export.to_onnx import source_of
+from tests.support import damage, stability_file
 from tests.support.commands import call
 
 
@@ -58,23 +62,55 @@ def test_a_taken_place_and_a_damaged_file_leave_nothing(
     assert not [path for path in tmp_path.iterdir() if "folder" in path.name and path.is_dir()]
 
 
-def test_a_file_with_a_part_is_exported_and_verified(
-    stability_pipeline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Checkpoint]:
+    """The checkpoints that are handed to the exporter and to the comparison, which are not run."""
+    checkpoints: list[Checkpoint] = []
+
+    def export(checkpoint: Checkpoint, *_: Any) -> Any:
+        checkpoints.append(checkpoint)
+        raise ExportError("export", expected="nothing", got="a checkpoint", remedy="Go on.")
+
+    def compare(_bundle: Bundle, checkpoint: Checkpoint, *_: Any, **__: Any) -> list[Any]:
+        checkpoints.append(checkpoint)
+        return []
+
+    monkeypatch.setattr("svd_export.to_onnx.export_bundle", export)
+    monkeypatch.setattr("svd_export.verify.verify", compare)
+    return checkpoints
+
+
+def test_a_file_with_a_part_and_lora_is_exported_and_opened_again_to_verify(
+    stability_pipeline: Any, tiny_bundle: Path, tmp_path: Path, opened: list[Checkpoint]
 ) -> None:
     file = stability_file.write(tmp_path / "mine.safetensors", stability_pipeline)
     part = stability_file.write(tmp_path / "part.safetensors", stability_pipeline)
-    bundle = tmp_path / "bundle"
-    size = ("--height", 64, "--width", 64, "--frames", 2, "--dtype", "fp32")
-    assert call(main, "onnx", file, "-o", bundle, *size, "--vae", part) == 0
-    manifest = Bundle(bundle).manifest
-    assert manifest.model.frames == 2
-    assert manifest.source.parts == {"vae": str(part)}
-    assert {(f.component, f.file) for f in manifest.source.weights} == {
-        ("unet", "mine.safetensors"),
-        ("image_encoder", "mine.safetensors"),
-        ("vae", "part.safetensors"),
-    }
-    capsys.readouterr()
-    assert call(main, "verify", bundle, "--device", "cpu") == 0
-    assert "denoiser" in capsys.readouterr().out
-    assert call(main, "onnx", "--random-weights", "small", "-o", tmp_path / "x", "--vae", part) == 2
+    lora = tmp_path / "lora.safetensors"
+    save_file(
+        {
+            "unet.conv_in.lora_A.weight": torch.ones(1, 8, 3, 3),
+            "unet.conv_in.lora_B.weight": torch.ones(64, 1, 1, 1),
+            "unet.else": torch.ones(1),
+        },
+        lora,
+    )
+    given = ("--vae", part, "--lora", f"{lora}:0.5", "--lora-partial")
+    assert call(main, "onnx", file, "-o", tmp_path / "bundle", "--frames", 2, *given) == 1
+    (exported,) = opened
+    assert exported.model.frames == 2
+    source = source_of(exported, exported.weight_files("vae"))
+    assert source.parts == {"vae": str(part)}
+    assert [one.file for one in source.weights] == ["part.safetensors"]
+    assert [(one.file, one.scale, one.fused, one.left) for one in source.lora] == [(str(lora), 0.5, 1, 1)]
+
+    bundle = damage.copy(tiny_bundle, tmp_path)
+    damage.edit(bundle, lambda manifest: manifest.update(source=json.loads(source.model_dump_json())))
+    damage.edit(bundle, lambda manifest: manifest["model"].update(frames=2))
+    assert call(main, "verify", bundle, "--device", "cpu", "--no-write") == 0
+    again = opened[1]
+    assert again.digest() == exported.digest()
+    assert (again.parts, again.lora) == (exported.parts, exported.lora)
+
+
+def test_random_weights_take_no_part(tmp_path: Path) -> None:
+    assert call(main, "onnx", "--random-weights", "small", "-o", tmp_path / "x", "--vae", tmp_path) == 2

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from svd_engine.checkpoint.configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
+from svd_engine.checkpoint.lora import Fused, open_lora
 from svd_engine.checkpoint.parts import Assembled, open_part
 from svd_engine.checkpoint.random_weights import RandomWeights, small_configs, svd_configs
 from svd_engine.checkpoint.safetensors_header import Stated, read_header
-from svd_engine.checkpoint.single_file import frames_of, open_single_file
+from svd_engine.checkpoint.single_file import frames_by_name, frames_of, open_single_file
 from svd_engine.checkpoint.weight_files import choose, describe_file, identify, present, shard_names, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, build, fill, read_tensors
-from svd_engine.errors import CheckpointError
+from svd_engine.errors import CheckpointError, SettingsError
 from svd_engine.spec.model import Model
-from svd_engine.spec.weights import COMPONENTS, Component, Family, WeightFile
+from svd_engine.spec.weights import COMPONENTS, Component, Family, LoraFile, WeightFile
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class Checkpoint:
     weights: Weights = field(repr=False)
     variant: str | None = None  # of the weight files, as the user asked for it
     parts: Mapping[Component, str] = field(default_factory=dict)  # from elsewhere, as the user named them
+    lora: tuple[LoraFile, ...] = ()  # fused into the UNet
 
     def load(self, component: Component, dtype: torch.dtype) -> nn.Module:
         """diffusers' or transformers' own module: on the CPU, in `dtype`, eval mode, no gradients.
@@ -70,7 +72,8 @@ class Checkpoint:
     def digest(self) -> str:
         """sha256 over the configs and the names, sizes and contents of the weight files that are read.
 
-        The same for a hub repository and a copy of it in a folder.  For random weights the seed counts.
+        The same for a hub repository and a copy of it in a folder.  For random weights the seed counts, and
+        of LoRA the contents and the scales.
         """
         digest = hashlib.sha256(json.dumps(self.configs, sort_keys=True).encode())
         for component in COMPONENTS:
@@ -84,6 +87,8 @@ def open_checkpoint(
     variant: str | None = None,
     frames: int | None = None,
     parts: Mapping[Component, str | Path] | None = None,
+    lora: Mapping[str | Path, float] | None = None,
+    lora_partial: bool = False,
 ) -> Checkpoint:
     """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, a single file, or a hub id.
 
@@ -91,13 +96,17 @@ def open_checkpoint(
     have such files from them, and the others from those without a variant.  None reads no variant.
     frames: that a single file's model was trained on, 14 or 25; None takes it from the file's name.
     parts: by "unet", "vae" or "image_encoder", a file or folder from which this component comes instead.
+    lora: LoRA files, or folders that peft wrote, with a scale each, fused into the UNet as it is loaded.
+    lora_partial: leave out keys of these that fit no weight, instead of refusing them.
 
     "demo" is the built-in checkpoint; a folder of that name is "./demo".  What exists, is absolute,
     begins with ".", "/" or "~", or is a Path, is a folder or a file, never looked up on the hub.  Of a hub
-    id, the commit found on opening is loaded.  Raises CheckpointError.
+    id, the commit found on opening is loaded.  Raises CheckpointError, SettingsError.
     """
     opened = _open(source, variant, frames)
-    return _with_parts(opened, parts) if parts else opened
+    if parts:
+        opened = _with_parts(opened, parts)
+    return _with_lora(opened, lora, lora_partial) if lora else opened
 
 
 def _open(source: str | Path, variant: str | None, frames: int | None) -> Checkpoint:
@@ -133,6 +142,11 @@ def is_single_file(source: str | Path) -> bool:
     """Whether `open_checkpoint` takes it for a file.  What is named there by a word or a hub id is none."""
     path = Path(source).expanduser()
     return source not in (DEMO, *HUB) and path.exists() and not path.is_dir()
+
+
+def hides_frames(source: str | Path) -> bool:
+    """Whether it is a single file whose name does not tell the frames that it was trained on."""
+    return is_single_file(source) and frames_by_name(Path(source)) is None
 
 
 def names_checkpoint(source: str) -> bool:
@@ -179,6 +193,7 @@ def _from_folder(source: str, path: Path, variant: str | None) -> Checkpoint:
 
 
 def _with_parts(checkpoint: Checkpoint, parts: Mapping[Component, str | Path]) -> Checkpoint:
+    _check_mapping("parts", parts, '{"unet": "mine.safetensors"}')
     if unknown := set(parts) - set(COMPONENTS):
         raise CheckpointError(
             "parts",
@@ -201,6 +216,25 @@ def _with_parts(checkpoint: Checkpoint, parts: Mapping[Component, str | Path]) -
         weights=Assembled(checkpoint.weights, {part: weights for part, (_, weights) in opened.items()}),
         parts={part: str(parts[part]) for part in opened},
     )
+
+
+def _with_lora(checkpoint: Checkpoint, lora: Mapping[str | Path, float], partial: bool) -> Checkpoint:
+    _check_mapping("lora", lora, '{"style.safetensors": 0.8}')
+    config = checkpoint.configs["unet"]
+    shapes = {name: tuple(tensor.shape) for name, tensor in build("unet", config).state_dict().items()}
+    opened = [open_lora(source, scale, shapes, config, partial) for source, scale in lora.items()]
+    records = tuple(one.record for one in opened)
+    return replace(checkpoint, weights=Fused(checkpoint.weights, opened), lora=records)
+
+
+def _check_mapping(name: str, value: object, example: str) -> None:
+    if not isinstance(value, Mapping):
+        raise SettingsError(
+            name,
+            expected=f"a dict such as {example}",
+            got=repr(value),
+            remedy="Pass a dict, or leave it out.",
+        )
 
 
 def _from_file(source: str, path: Path, variant: str | None, frames: int | None) -> Checkpoint:

@@ -19,6 +19,7 @@ from svd_engine.checkpoint.weight_files import choose, identify, present, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, read_tensors
 from svd_engine.errors import CheckpointError
 from svd_engine.spec.weights import Component
+from svd_engine.values import as_path
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ def open_part(
     replaced: the config of the component whose place it takes, which holds for a file in diffusers' names.
     frames: of the checkpoint.  Raises CheckpointError for what is no such part.
     """
-    path = Path(source).expanduser()
+    path = as_path(component, source).expanduser()
     if not path.exists():
         raise CheckpointError(
             f"{component} from {source}",

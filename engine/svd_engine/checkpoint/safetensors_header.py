@@ -45,7 +45,7 @@ def read_header(file: Path) -> Mapping[str, Stated]:
         str(file),
         expected="a whole safetensors file",
         got=f"{got} ({_size(file)} bytes)",
-        remedy="Download it again; in a git clone run: git lfs pull",
+        remedy="Download it again; in a git clone, fetch it with git lfs pull.",
     )
 
 

@@ -28,7 +28,7 @@ from svd_engine.checkpoint.stability_keys import (
     stored,
 )
 from svd_engine.checkpoint.weight_files import PICKLES, identify, present
-from svd_engine.checkpoint.weights import FLOAT_CODES, Shapes, finite, opened
+from svd_engine.checkpoint.weights import FLOAT_CODES, OpenFiles, Shapes, finite, reading
 from svd_engine.errors import CheckpointError
 from svd_engine.spec.weights import COMPONENTS, Component
 from svd_engine.values import at_least
@@ -44,33 +44,48 @@ CLIP_HEAD_CHANNELS = 80  # of open_clip's ViT-H/14
 MAX_SIDE, MAX_LEVELS, MAX_LAYERS = 65536, 6, 128  # beyond them a header is damaged, not a network
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # torch.save's, now and before 1.6; no header is so long
 SV3D = {256: "SV3D_u", 1280: "SV3D_p"}  # channels of the conditioning; SVD has 768
-NAMES = re.compile(  # what Stability, and those who halve or rename its files, call them
+FILE_NAMES = re.compile(  # what Stability, and those who halve or rename its files, call them
     r"(?:stable[-_]video[-_]diffusion[-_]img2vid|svd)(?P<xt>[-_]?xt)?(?:[-_.]1[-_.][01])?"
     r"(?:[-_.](?:fp16|fp32|bf16|half|pruned|image[-_]decoder))*",
     re.IGNORECASE,
 )
 
 
+def frames_by_name(file: Path) -> int | None:
+    """14 or 25, which a file that is called as Stability calls it was trained on; None for another name."""
+    found = FILE_NAMES.fullmatch(file.name.removesuffix(".safetensors"))
+    return (25 if found["xt"] else 14) if found else None
+
+
 def frames_of(file: Path, told: int | None) -> int:
-    """How many frames a file's model was trained on: as told, else 14 or 25 by its name.
+    """How many frames a file's model was trained on: as told, else by its name.
 
     Raises CheckpointError that asks when neither says it, SettingsError for what is no such number.
     """
     if told is not None:
         return at_least("frames", told, 1)
-    found = NAMES.fullmatch(file.name.removesuffix(".safetensors"))
-    if not found:
+    frames = frames_by_name(file)
+    if frames is None:
         raise CheckpointError(
             f"frames of {file}",
             expected="a number, or a file called svd.safetensors (14 frames) or svd_xt.safetensors (25)",
             got=f"the name {file.name}, and weights that are the same for both",
             remedy="Use frames=14 or frames=25, as it was trained, or give the file its own name back.",
         )
-    return 25 if found["xt"] else 14
+    return frames
 
 
 def open_single_file(file: Path) -> SingleFile:
     """Reads the header.  Raises CheckpointError for pickles and for what is not a whole safetensors file."""
+    return SingleFile(file, read_keys(file, held='["state_dict"]', converted="svd.safetensors"))
+
+
+def read_keys(file: Path, *, held: str, converted: str) -> Mapping[str, Stated]:
+    """What the header of a file from anywhere says of its tensors.
+
+    held, converted: of a pickle, where in it the tensors are, and a name for the file to make of it.
+    Raises CheckpointError for pickles and for what is not a whole safetensors file.
+    """
     begins = _first_bytes(file)
     if file.suffix in PICKLES or begins in PICKLED:
         raise CheckpointError(
@@ -78,9 +93,9 @@ def open_single_file(file: Path) -> SingleFile:
             expected="a safetensors file",
             got="a pickle, which can run code when read",
             remedy="Convert it where you trust it, in Python: safetensors.torch.save_file("
-            'torch.load(FILE, weights_only=True)["state_dict"], "svd.safetensors").',
+            f'torch.load(open(FILE, "rb"), weights_only=True){held}, "{converted}").',
         )
-    return SingleFile(file, read_header(file))
+    return read_header(file)
 
 
 def _first_bytes(file: Path) -> bytes:
@@ -158,7 +173,8 @@ class SingleFile:
         own = prefixes(component, self.header)
         more = [key for key in self.header if key.startswith(own) and key not in used]
         _say_left(self.file, Counter(map(shown, more)))
-        return {name: self._read(places[name], shape, dtype) for name, shape in expected.items()}
+        with reading() as files:
+            return {name: self._read(files, places[name], shape, dtype) for name, shape in expected.items()}
 
     def files(self, _component: Component) -> list[Path]:
         return [present(self.file)]
@@ -180,7 +196,7 @@ class SingleFile:
             return f"{place.key} {list(stated.shape)} instead of {shape}"
         return "" if stated.dtype in FLOAT_CODES else f"{place.key} in {stated.dtype}"
 
-    def _read(self, place: Stored, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _read(self, files: OpenFiles, place: Stored, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """One tensor in memory of its own, as the module has it."""
         import torch
 
@@ -190,15 +206,14 @@ class SingleFile:
                 if len(shape) > 1
                 else torch.zeros(shape, dtype=dtype)
             )
-        with opened(self.file) as tensors:
-            if place.form in THIRDS:
-                start = THIRDS[place.form] * shape[0]
-                read = tensors.get_slice(place.key)[start : start + shape[0]]
-            else:
-                read = tensors.get_tensor(place.key)
-            if place.form == "transposed":
-                read = read.t()
-            own = read.reshape(shape).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        if place.form in THIRDS:
+            start = THIRDS[place.form] * shape[0]
+            read = files.count(files.handle(self.file).get_slice(place.key)[start : start + shape[0]])
+        else:
+            read = files.count(files.handle(self.file).get_tensor(place.key))
+        if place.form == "transposed":
+            read = read.t()
+        own = read.reshape(shape).to(dtype, copy=True, memory_format=torch.contiguous_format)
         return finite(self.file, place.key, own)
 
     # The architecture, read off the shapes

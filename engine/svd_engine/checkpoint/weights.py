@@ -8,7 +8,7 @@ takes its tensors one at a time, already in their dtype, so that loading needs l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # A buffer that transformers before 4.31 saved with CLIP; the module makes it itself.
 HARMLESS = {"vision_model.embeddings.position_ids"}
+KEPT_BYTES = 2**28  # of what was read, while a file stays open
 FLOAT_CODES = {"F16", "BF16", "F32", "F64"}
 
 
@@ -135,32 +136,70 @@ def read_tensors(
             got="; ".join(problems[:5]) + more,
             remedy="Pass weights that belong to this config, not quantised; download the folder again.",
         )
-    return {name: _read(found[name], name, dtype) for name in expected}
+    with reading() as files_read:
+        return {name: files_read.tensor(found[name], name, dtype) for name in expected}
 
 
-def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:
-    with opened(file) as tensors:
-        return finite(file, name, tensors.get_tensor(name).to(dtype, copy=True))
+class OpenFiles:
+    """safetensors files, kept open while tensors are read from them, a tensor at a time.
+
+    What was read of a file stays in memory while it is open, and opening one parses its whole header: each is
+    opened again after every KEPT_BYTES.
+    """
+
+    def __init__(self) -> None:
+        self.last = Path()
+        self._open: dict[Path, Any] = {}
+        self._stack = ExitStack()
+        self._kept_bytes = 0
+
+    def handle(self, file: Path) -> Any:
+        """safetensors' `safe_open` of a file.  What is read with it is to be told to `count`."""
+        from safetensors import safe_open
+
+        if self._kept_bytes > KEPT_BYTES:
+            self.close()
+        self.last = file
+        if file not in self._open:
+            self._open[file] = self._stack.enter_context(safe_open(file, "pt"))
+        return self._open[file]
+
+    def count(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        self._kept_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def tensor(self, file: Path, key: str, dtype: torch.dtype) -> Tensor:
+        """One tensor in memory of its own.  Raises CheckpointError where it holds NaN or infinity."""
+        read = self.count(self.handle(file).get_tensor(key))
+        return finite(file, key, read.to(dtype, copy=True))
+
+    def close(self) -> None:
+        self._stack.close()
+        self._open.clear()
+        self._kept_bytes = 0
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """safetensors' `safe_open`, for one tensor: a file kept open would keep all that was read in memory.
+def reading() -> Iterator[OpenFiles]:
+    """Files that are closed at the end.
 
-    Raises CheckpointError when it has changed since its header was read.
+    Raises CheckpointError when one has changed since its header was read.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
+    files = OpenFiles()
     try:
-        with safe_open(file, "pt") as tensors:
-            yield tensors
+        yield files
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            str(file),
+            str(files.last),
             expected="the file that was there when its header was read",
             got=str(error),
             remedy="Leave it as it is while it is read, and open the checkpoint again.",
         ) from error
+    finally:
+        files.close()
 
 
 def finite(file: Path, name: str, tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ OPTIONS = {  # how a remedy of the library names a setting: the option that sets
     "dtype": "--dtype",
     "flavour": "--flavour",
     "frames": "--frames",
+    "lora_partial": "--lora-partial",
     "target": "--target",
     "variant": "--variant",
     "write": "--no-write",

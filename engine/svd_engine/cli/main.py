@@ -14,11 +14,14 @@ from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.options import (
     DTypeOption,
     ImageEncoderPart,
+    LoraFiles,
+    LoraPartial,
     PresetOption,
     UNetPart,
     VaePart,
     Variant,
     VersionFlag,
+    lora_of,
     parts_of,
 )
 
@@ -70,6 +73,8 @@ def generate(
     unet: UNetPart = None,
     vae: VaePart = None,
     image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
     swap_networks: Annotated[
         bool,
         typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
@@ -88,8 +93,9 @@ def generate(
     preset: Annotated[
         PresetOption | None,
         typer.Option(
-            help="Take steps and guidance scales that others recommend, where no option says otherwise: "
-            "sgm is Stability's own scripts (SVD 25 steps, 1 to 2.5; SVD-XT 30 steps, 1.5 to 3)."
+            help="Take what others recommend, where no option says otherwise: sgm is Stability's own "
+            "scripts (SVD 25 steps, guidance 1 to 2.5; SVD-XT 30 steps, 1.5 to 3); animatelcm is for "
+            "AnimateLCM-SVD (4 steps, sampler and schedule lcm, no guidance)."
         ),
     ] = None,
     report: Annotated[
@@ -100,11 +106,13 @@ def generate(
     """Generate a video of IMAGE with a bundle (--bundle) or a checkpoint (--checkpoint)."""
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
-    parts = parts_of(unet, vae, image_encoder)
-    if bundle is not None and (dtype is not DTypeOption.auto or without_rewrite or variant or parts):
+    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
+    if bundle is not None and any(
+        (dtype is not DTypeOption.auto, without_rewrite, variant, parts, scales, lora_partial)
+    ):
         raise typer.BadParameter(
-            "--dtype, --variant, --unet, --vae, --image-encoder and --without-rewrite belong to "
-            "--checkpoint; a bundle has its own"
+            "--dtype, --variant, --unet, --vae, --image-encoder, --lora and --without-rewrite belong to "
+            "--checkpoint; a bundle has its own, from its export"
         )
     if jit_cache is not None and no_jit_cache:
         raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
@@ -131,12 +139,13 @@ def generate(
             jit_cache=None if no_jit_cache else jit_cache or "auto",
         )  # fmt: skip
     else:
-        from svd_engine.checkpoint.opening import is_single_file
+        from svd_engine.checkpoint.opening import hides_frames
 
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
             checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
-            frames=call["num_frames"] if is_single_file(checkpoint) else None, parts=parts,
+            frames=call["num_frames"] if hides_frames(checkpoint) else None, parts=parts,
+            lora=scales, lora_partial=lora_partial,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
@@ -173,6 +182,8 @@ def info(
     unet: UNetPart = None,
     vae: VaePart = None,
     image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
     check: Annotated[
         bool, typer.Option("--check", help="Check the hash of every file of the bundle first.")
     ] = False,
@@ -187,14 +198,16 @@ def info(
         checkpoint = subject
     elif subject is not None:
         bundle = Path(subject)
-    parts = parts_of(unet, vae, image_encoder)
-    if (variant or frames is not None or parts) and checkpoint is None:
+    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
+    if (variant or frames is not None or parts or scales or lora_partial) and checkpoint is None:
         raise typer.BadParameter(
-            "--variant, --frames, --unet, --vae and --image-encoder belong to a checkpoint"
+            "--variant, --frames, --unet, --vae, --image-encoder and --lora belong to a checkpoint"
         )
     if check and bundle is None:
         raise typer.BadParameter("--check needs a BUNDLE, whose files it hashes")
-    opened_checkpoint = checkpoint and open_checkpoint(checkpoint, variant, frames, parts)  # without torch
+    opened_checkpoint = None
+    if checkpoint is not None:  # without torch, unless there is LoRA
+        opened_checkpoint = open_checkpoint(checkpoint, variant, frames, parts, scales, lora_partial)
 
     from svd_engine import info as facts
     from svd_engine.bundle.reading import Bundle

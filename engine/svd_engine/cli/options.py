@@ -46,6 +46,34 @@ def parts_of(unet: str | None, vae: str | None, image_encoder: str | None) -> di
     return {part: source for part, source in given.items() if source is not None}
 
 
+LoraFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="LoRA file to fuse into the UNet, and its scale, default 1. Repeatable.",
+    ),
+]
+LoraPartial = Annotated[
+    bool, typer.Option("--lora-partial", help="Leave out LoRA keys that fit no weight of the UNet.")
+]
+
+
+def lora_of(given: list[str] | None) -> dict[str | Path, float]:
+    """Scales by file, as `open_checkpoint` takes them.  A file whose name ends as a scale would is a file."""
+    scales: dict[str | Path, float] = {}
+    for text in given or ():
+        file, scale = text, 1.0
+        before, colon, after = text.rpartition(":")
+        if colon and not Path(text).exists():
+            with suppress(ValueError):
+                file, scale = before, float(after)
+        if file in scales:
+            raise typer.BadParameter(f"--lora {file} is given twice")
+        scales[file] = scale
+    return scales
+
+
 def integer(text: str | int) -> int:
     """A whole number, also one written as 7.0 as `VideoEngine` takes it.  Its range is checked there."""
     try:
@@ -76,3 +104,4 @@ class PresetOption(StrEnum):
     """Names of `svd_engine.sampling.presets`."""
 
     sgm = "sgm"
+    animatelcm = "animatelcm"

@@ -23,7 +23,7 @@ from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.model import Model
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
-from svd_engine.spec.weights import Component, WeightFile
+from svd_engine.spec.weights import Component, LoraFile, WeightFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class EngineSource:
     profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
     weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
+    lora: tuple[LoraFile, ...] = ()  # fused into the UNet
     without_rewrites: Collection[str] = ()
 
 
@@ -66,6 +67,7 @@ def of_bundle(
         profile_for=lambda settings, _videos: bundle.profile_for(settings),
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
         weights=lambda: list(manifest.source.weights),
+        lora=manifest.source.lora,
         without_rewrites=manifest.without_rewrites,
     )
 
@@ -80,6 +82,8 @@ def of_checkpoint(
     variant: str | None = None,
     frames: int | None = None,
     parts: Mapping[Component, str | Path] | None = None,
+    lora: Mapping[str | Path, float] | None = None,
+    lora_partial: bool = False,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
@@ -107,7 +111,13 @@ def of_checkpoint(
             got="a checkpoint on the CPU, where networks that wait lie in the same memory",
             remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
         )
-    for name, value in (("variant", variant), ("frames", frames), ("parts", parts)):
+    for name, value in (
+        ("variant", variant),
+        ("frames", frames),
+        ("parts", parts),
+        ("lora", lora),
+        ("lora_partial", lora_partial or None),
+    ):
         if isinstance(checkpoint, Checkpoint) and value is not None:
             raise SettingsError(
                 name,
@@ -120,7 +130,7 @@ def of_checkpoint(
     check_names(without_rewrites, rewrites)
     opened = checkpoint
     if not isinstance(opened, Checkpoint):
-        opened = open_checkpoint(opened, variant, frames, parts)
+        opened = open_checkpoint(opened, variant, frames, parts, lora, lora_partial)
     modules = Modules(opened, without_rewrites, rewrites)
     made = BACKENDS[choice.backend].open(modules, choice.device, None)
     model = opened.model
@@ -134,6 +144,7 @@ def of_checkpoint(
         profile_for=Profile.of_request,
         rewrites=modules.places,
         weights=lambda: list(chain(*modules.weight_files.values())),
+        lora=opened.lora,
         without_rewrites=without_rewrites,
     )
 
