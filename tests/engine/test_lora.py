@@ -354,6 +354,8 @@ def test_what_is_no_dict(base: Path, given: Any) -> None:
     for name, value in (("lora", {3: 1.0}), ("parts", {"unet": 3})):
         with pytest.raises(SettingsError, match=r"expected a path, .* got an object of type int"):
             open_checkpoint(base, **{name: value})
+    with pytest.raises(SettingsError, match=r"lora_partial: expected LoRA files, .* got none"):
+        open_checkpoint(base, lora_partial=True)
 
 
 # Commands

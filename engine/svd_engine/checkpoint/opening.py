@@ -103,6 +103,13 @@ def open_checkpoint(
     begins with ".", "/" or "~", or is a Path, is a folder or a file, never looked up on the hub.  Of a hub
     id, the commit found on opening is loaded.  Raises CheckpointError, SettingsError.
     """
+    if lora_partial and not lora:
+        raise SettingsError(
+            "lora_partial",
+            expected="LoRA files, whose keys it is about",
+            got="none",
+            remedy="Pass lora too, or leave it out.",
+        )
     opened = _open(source, variant, frames)
     if parts:
         opened = _with_parts(opened, parts)
