@@ -132,6 +132,67 @@ def diffusers_pipeline() -> Any:
 
 
 @pytest.fixture(scope="session")
+def stability_pipeline() -> Any:
+    """As `diffusers_pipeline`, of widths that tell the heads as in Stability's files: 64 and 80 channels.
+
+    Three levels, so that there are upsamplers behind a resnet and behind attention.
+    """
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from svd_engine.checkpoint.random_weights import svd_configs
+
+    configs = svd_configs(25)
+    torch.manual_seed(1)
+    sizes = {
+        "block_out_channels": (64, 64, 128),
+        "num_attention_heads": (1, 1, 2),
+        "down_block_types": ("CrossAttnDownBlockSpatioTemporal",) * 2 + ("DownBlockSpatioTemporal",),
+        "up_block_types": ("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 2,
+        "cross_attention_dim": 32,
+    }
+    unet = UNetSpatioTemporalConditionModel.from_config(configs["unet"] | sizes)
+    vae = AutoencoderKLTemporalDecoder.from_config(
+        configs["vae"]
+        | {
+            "block_out_channels": (32, 32, 64),
+            "down_block_types": ("DownEncoderBlock2D",) * 3,
+            "layers_per_block": 1,
+        }
+    )
+    clip = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=160,
+            projection_dim=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            intermediate_size=37,
+            patch_size=8,
+            hidden_act="gelu",
+        )
+    )
+    with torch.no_grad():
+        for network in (unet, vae, clip):
+            for parameter in network.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+    pipeline = StableVideoDiffusionPipeline(
+        vae=vae.eval().requires_grad_(False),
+        image_encoder=clip.eval().requires_grad_(False),
+        unet=unet.eval().requires_grad_(False),
+        scheduler=EulerDiscreteScheduler.from_config(configs["scheduler"]),
+        feature_extractor=CLIPImageProcessor(crop_size=32, size=32),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(diffusers_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same networks in a folder that diffusers wrote."""
     return made_once(tmp_path_factory, "checkpoint/tiny", diffusers_pipeline.save_pretrained)

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from svd_engine.cli import console
-from svd_engine.errors import BackendUnavailable, SvdEngineError
+from svd_engine.errors import BackendUnavailable
 from svd_engine.shell import quoted
 from tests.support.commands import call
 from tests.support.paths import ROOT
@@ -33,7 +33,9 @@ FUNCTIONS = {
     "from_checkpoint": "svd_engine.engine.VideoEngine",
     "get_context": "multiprocessing",
     "manual_seed": "torch.Generator",
+    "open": "builtins",
     "open_checkpoint": "svd_engine.checkpoint.opening",
+    "save_file": "safetensors.torch",
     "save_pretrained": "diffusers.StableVideoDiffusionPipeline",
     "set_progress_bar_config": "svd_engine.engine.VideoEngine",
     "to": "torch.Tensor",
@@ -163,15 +165,6 @@ def test_a_remedy_names_what_exists(file: str, remedy: str) -> None:
 )
 def test_a_remedy_that_names_what_does_not_exist_is_told(remedy: str, fault: str) -> None:
     assert fault in faults(remedy)
-
-
-def test_the_remedy_for_a_single_file_names_hub_checkpoints_that_open_by_name(tmp_path: Path) -> None:
-    from svd_engine.checkpoint.opening import HUB, open_checkpoint
-
-    (tmp_path / "svd_xt.safetensors").write_bytes(b"")
-    with pytest.raises(SvdEngineError) as caught:
-        open_checkpoint(tmp_path / "svd_xt.safetensors")
-    assert all(name in caught.value.remedy for name in HUB)
 
 
 LIBRARY = [

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from svd_engine.checkpoint.opening import Checkpoint
+    from svd_engine.spec.weights import Component
 
 
 Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -94,23 +95,46 @@ class VideoEngine(Steered, DiffusersNames):
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         variant: str | None = None,
+        frames: int | None = None,
+        parts: Mapping[Component, str | Path] | None = None,
+        lora: Mapping[str | Path, float] | None = None,
+        lora_partial: bool = False,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
         reuse: Reuse | None = None,
     ) -> VideoEngine:
-        """Open a checkpoint as torch modules: a name, a diffusers folder or a hub id; any size and frames.
+        """Open a checkpoint as torch modules: a name, a diffusers folder, a single file or a hub id.
+
+        Calls may have any size and number of frames.
 
         backend: "eager", "compiled" or "auto".  device: "cpu", "cuda", "cuda:N" or "auto".
         dtype: "fp32", "fp16", "bf16", torch's own, or "auto" (fp16 on a GPU, fp32 on the CPU).
         variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
-        whatever the dtype.  without_rewrites: names of exact rewrites to switch off.
+        whatever the dtype.  frames: that a single file's model was trained on, 14 or 25, where its name does
+        not tell.  parts: by "unet", "vae" or "image_encoder", a file or folder from which this component
+        comes instead.  lora: LoRA files with a scale each, such as {"style.safetensors": 0.8}, fused into the
+        UNet's weights.  lora_partial: leave out keys of these that fit no weight, instead of refusing them.
+        without_rewrites: names of exact rewrites to switch off.
         swap_networks: keep one network at a time on the device, the others in host memory.
         reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say.  Lossy: the report
         says in which.
         Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
-            of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant, reuse)
+            of_checkpoint(
+                checkpoint,
+                backend,
+                device,
+                dtype,
+                without_rewrites,
+                swap_networks,
+                variant,
+                frames,
+                parts,
+                lora,
+                lora_partial,
+                reuse,
+            )
         )
 
     @property
@@ -222,7 +246,9 @@ class VideoEngine(Steered, DiffusersNames):
             return VideoOutput(frames, made)
 
     def preset(self, name: str) -> dict[str, Any]:
-        """Arguments of a call that others recommend for this model.  "sgm": Stability's own scripts.
+        """Arguments of a call that others recommend for this model.
+
+        "sgm": Stability's own scripts.  "animatelcm": for AnimateLCM-SVD's UNet.
 
             engine(image, **engine.preset("sgm"))
 
@@ -313,6 +339,7 @@ class VideoEngine(Steered, DiffusersNames):
             random_weights=self.model.random_weights,
             source=self.source.name,
             weights=self.source.weights(),
+            lora=list(self.source.lora),
             profile=str(stages.profile),
             settings=settings,
             seeds=[g.initial_seed() for g in generators],

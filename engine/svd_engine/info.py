@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -20,10 +21,13 @@ from svd_engine.bundle.flavours import FLAVOURS, Flavour, Host, sm
 from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.plans import build_command, misfit
 from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.lora import Fused
 from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.checkpoint.parts import Assembled
+from svd_engine.checkpoint.single_file import SingleFile
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError
 from svd_engine.spec.precision import FLOAT32, Precision
-from svd_engine.spec.weights import COMPONENTS, WeightFile
+from svd_engine.spec.weights import COMPONENTS, LoraFile, WeightFile
 
 COMPILERS = {  # torch.compile's own choice, and how it is had
     "win32": ("cl", "install Visual Studio's C++ build tools"),
@@ -175,6 +179,8 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
     facts = {
         "model": f"{model.name}{' with random weights' if model.random_weights else ''}",
         "made from": f"{source.checkpoint}{f', variant {source.variant}' if source.variant else ''}",
+        **{f"{component} from": path for component, path in source.parts.items()},
+        **_lora_facts(source.lora),
         **_weights_facts(source.weights),
         "precision": str(manifest.precision),
         "size": f"{size / 2**20:.1f} MiB in {len(manifest.files)} files, ONNX opset {manifest.opset}",
@@ -195,13 +201,39 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, str]:
-    """What it is, and which weight files are read; hashes them, and from the hub fetches them."""
+    """What it is, its parts, their sizes and precision, off the headers alone; from the hub it is fetched."""
     model = checkpoint.model
-    return {
+    weights = checkpoint.weights
+    while isinstance(weights, (Assembled, Fused)):
+        weights = weights.base
+    single = weights if isinstance(weights, SingleFile) else None
+    facts = {
         "model": f"{model.name}, {model.frames} frames of {model.height}x{model.width}",
-        **_weights_facts([file for part in COMPONENTS for file in checkpoint.weight_files(part)]),
-        "digest": checkpoint.digest(),
+        "layout": "one file, Stability's names" if single else "diffusers folder",
     }
+    facts |= {f"{component} from": source for component, source in checkpoint.parts.items()}
+    facts |= _lora_facts(checkpoint.lora)
+    for component in COMPONENTS:
+        stated = checkpoint.weights.stated(component)
+        parameters = sum(prod(one.shape) for one in stated)
+        kinds = " and ".join(sorted({one.dtype for one in stated}))
+        facts[component] = f"{len(stated)} tensors, {parameters / 1e6:.1f} M parameters, {kinds}"
+    if single and (left := single.not_read()):
+        facts["not read"] = ", ".join(f"{what} ({count})" for what, count in list(left.items())[:10])
+    return facts
+
+
+def _lora_facts(files: Iterable[LoraFile]) -> dict[str, str]:
+    return {
+        f"LoRA {number}": f"{one.file}, scale {one.scale:g}, {one.fused} weights, {one.left} keys left out"
+        for number, one in enumerate(files, 1)
+    }
+
+
+def file_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """Which weight files are read; hashes them, which takes a while for large ones."""
+    files = [file for part in COMPONENTS for file in checkpoint.weight_files(part)]
+    return {**_weights_facts(files), "digest": checkpoint.digest()}
 
 
 def _weights_facts(files: Iterable[WeightFile]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from svd_engine._version import __version__
 from svd_engine.request import Settings
 from svd_engine.spec.reuse import Reuse
-from svd_engine.spec.weights import WeightFile
+from svd_engine.spec.weights import LoraFile, WeightFile
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,7 @@ class RunReport(BaseModel):
     random_weights: bool
     source: str  # bundle or checkpoint, as the user named it
     weights: list[WeightFile] = []  # of the checkpoint, as read now or when the bundle was exported
+    lora: list[LoraFile] = []  # fused into the UNet
     profile: str
     settings: Settings
     seeds: list[int]  # of the generators; empty when the caller gave none

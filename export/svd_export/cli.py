@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svd_engine.cli import console
-from svd_engine.cli.options import FamilyOption, Variant, VersionFlag
+from svd_engine.cli.options import (
+    FamilyOption,
+    ImageEncoderPart,
+    LoraFiles,
+    LoraPartial,
+    UNetPart,
+    VaePart,
+    Variant,
+    VersionFlag,
+    lora_of,
+    parts_of,
+)
 from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
@@ -55,7 +66,8 @@ def onnx(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            help="Checkpoint to export: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
+            help="Checkpoint to export: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, a single file "
+            "such as svd_xt.safetensors, or a hub id."
         ),
     ] = None,
     random_weights: Annotated[
@@ -65,6 +77,11 @@ def onnx(
         ),
     ] = None,
     variant: Variant = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
     frames: Annotated[
         list[int] | None, typer.Option(help="Number of frames; default the checkpoint's own. Repeatable.")
     ] = None,
@@ -99,19 +116,25 @@ def onnx(
     """
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
-    if random_weights and variant:
-        raise typer.BadParameter("--variant belongs to CHECKPOINT: random weights have no files")
+    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
+    if random_weights and (variant or parts or scales or lora_partial):
+        raise typer.BadParameter(
+            "--variant, --unet, --vae, --image-encoder and --lora belong to CHECKPOINT: random weights "
+            "have no files"
+        )
 
     from svd_engine.arguments import DTYPES
-    from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint
+    from svd_engine.checkpoint.opening import hides_frames, open_checkpoint, random_checkpoint
     from svd_export.placing import check_free
     from svd_export.to_onnx import export_bundle
 
+    console.show_notices()
     check_free(output.absolute())
+    trained_on = frames[0] if frames and checkpoint and hides_frames(checkpoint) else None
     opened = (
         random_checkpoint(random_weights.value)
         if random_weights
-        else open_checkpoint(checkpoint or "", variant)
+        else open_checkpoint(checkpoint or "", variant, trained_on, parts, scales, lora_partial)
     )
     wanted = profiles(
         opened, frames or [opened.model.frames], height, width, batch,
@@ -153,7 +176,7 @@ def verify(
     """Compare each exported network with its reference on the same inputs; fail beyond tolerance."""
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle.reading import Bundle
-    from svd_export.verify import source_of
+    from svd_export.verify import exported_from
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
@@ -167,8 +190,41 @@ def verify(
         _show(verify_plans(opened, FLAVOURS[backend.value], resolve(device), _progress()))
         return
     choice = choose_for_bundle("onnxruntime", device, opened)
-    source = source_of(opened, checkpoint, variant)
+    source = exported_from(opened, checkpoint, variant)
     _show(run(opened, source, choice.device, _progress(), write=not no_write))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint to convert, such as the single file svd_xt.safetensors.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Diffusers folder to make; must not exist.")],
+    frames: Annotated[
+        int | None, typer.Option(help="Frames that the file was trained on, if its name does not tell.")
+    ] = None,
+    variant: Variant = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
+) -> None:
+    """Convert a single file to a folder as diffusers saves it, in the precision that the file has.
+
+    Parts from elsewhere become parts of the folder, and LoRA becomes part of the UNet's weights.
+    """
+    from svd_engine.checkpoint.opening import open_checkpoint
+    from svd_export.convert import write_folder
+    from svd_export.placing import check_free
+
+    console.show_notices()
+    check_free(output.absolute())
+    opened = open_checkpoint(
+        checkpoint, variant, frames, parts_of(unet, vae, image_encoder), lora_of(lora), lora_partial
+    )
+    write_folder(opened, output, _progress())
+    typer.echo(f"wrote {output}: {opened.model.name}, {opened.model.frames} frames")
 
 
 @app.command()

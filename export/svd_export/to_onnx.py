@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import NETWORKS, specs_of
 from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.weights import WeightFile
 from svd_export import forms
 from svd_export.manifest_file import as_json, file_entry
 from svd_export.placing import placed
@@ -84,12 +85,7 @@ def export_bundle(
             modules.release(of_network[0])
         manifest = Manifest(
             model=checkpoint.model,
-            source=CheckpointSource(
-                checkpoint=checkpoint.source,
-                digest=checkpoint.digest(),
-                variant=checkpoint.variant,
-                weights=tuple(chain(*modules.weight_files.values())),
-            ),
+            source=source_of(checkpoint, chain(*modules.weight_files.values())),
             precision=precision,
             opset=forms.OPSET,
             profiles=tuple(profiles),
@@ -106,6 +102,18 @@ def export_bundle(
         console.write_text(aside / SCHEMA, json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
         console.write_text(aside / MANIFEST, as_json(manifest))
     return manifest
+
+
+def source_of(checkpoint: Checkpoint, weights: Iterable[WeightFile]) -> CheckpointSource:
+    """What the manifest says of where the `weights` came from, enough to open the checkpoint again."""
+    return CheckpointSource(
+        checkpoint=checkpoint.source,
+        digest=checkpoint.digest(),
+        variant=checkpoint.variant,
+        parts=dict(checkpoint.parts),
+        lora=checkpoint.lora,
+        weights=tuple(weights),
+    )
 
 
 def check(graph: Path) -> None:
@@ -137,6 +145,7 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
                 verbose=False,
                 optimize=False,
             )
+            assert program is not None
             simplify(program.model)
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error  # the exporter's own message is advice to its developers

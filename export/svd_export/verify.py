@@ -10,7 +10,12 @@ from torch import Tensor
 from svd_engine.backends.onnxruntime import OrtBackend
 from svd_engine.bundle.manifest import MANIFEST, NetworkEntry, ParityEntry
 from svd_engine.bundle.reading import Bundle
-from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint, random_checkpoint
+from svd_engine.checkpoint.opening import (
+    Checkpoint,
+    is_single_file,
+    open_checkpoint,
+    random_checkpoint,
+)
 from svd_engine.cli import console
 from svd_engine.errors import NonFiniteOutput, ParityError
 from svd_engine.networks.modules import Modules
@@ -62,12 +67,20 @@ def verify(
     return rows
 
 
-def source_of(bundle: Bundle, checkpoint: str | None = None, variant: str | None = None) -> Checkpoint:
+def exported_from(bundle: Bundle, checkpoint: str | None = None, variant: str | None = None) -> Checkpoint:
     """What the bundle was made from, opened; from `checkpoint` if it has moved.  Raises CheckpointError."""
     if checkpoint is None and (family := bundle.manifest.random_family):
         return random_checkpoint(family)
     exported = bundle.manifest.source
-    return open_checkpoint(checkpoint or exported.checkpoint, variant or exported.variant)
+    name = checkpoint or exported.checkpoint
+    return open_checkpoint(
+        name,
+        variant or exported.variant,
+        bundle.manifest.model.frames if is_single_file(name) else None,
+        exported.parts,
+        {one.file: one.scale for one in exported.lora},
+        lora_partial=any(one.left for one in exported.lora),
+    )
 
 
 def _check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:

@@ -222,7 +222,7 @@ def test_weights_drawn_on_the_device_have_the_statistics_of_the_others() -> None
         mean, deviation = statistics(name, expected[name])
         assert float(drawn[name].mean()) == pytest.approx(mean, abs=0.01)
         assert float(drawn[name].std()) == pytest.approx(deviation, rel=0.02)
-    assert next(DeviceWeights(CPU).identity()) == b"random weights drawn on cpu"
+    assert next(DeviceWeights(CPU).identity("vae")) == b"random weights drawn on cpu"
 
 
 def test_weights_are_counted_once_whoever_shares_them() -> None:

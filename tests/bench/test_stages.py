@@ -177,6 +177,12 @@ def test_random_weights_have_a_name_of_their_own() -> None:
     assert checkpoint_of("random:svd").model.random_weights
 
 
+def test_a_file_that_does_not_tell_its_frames_is_to_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").touch()
+    with pytest.raises(SettingsError, match=r"does not tell the frames\. .*Run: svd-export convert /.*/mine"):
+        checkpoint_of(str(tmp_path / "mine.safetensors"))
+
+
 @pytest.mark.parametrize("stage", ["image_encoder", "vae_encoder", "denoiser_step", "vae_decoder"])
 def test_inputs_fit_the_table(stage: str) -> None:
     spec = stage_spec(

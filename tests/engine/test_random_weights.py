@@ -54,7 +54,7 @@ def test_digests_tell_families_and_seeds_apart() -> None:
     checkpoints = [random_checkpoint("svd"), random_checkpoint("svd-xt"), random_checkpoint("small")]
     assert len({checkpoint.digest() for checkpoint in checkpoints}) == 3
     assert random_checkpoint("svd").digest() == random_checkpoint("svd").digest()
-    assert list(RandomWeights(0).identity()) != list(RandomWeights(1).identity())
+    assert list(RandomWeights(0).identity("vae")) != list(RandomWeights(1).identity("vae"))
 
 
 def test_the_weights_are_the_same_in_every_process_and_release() -> None:

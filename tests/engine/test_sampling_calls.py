@@ -19,6 +19,7 @@ from svd_engine.observer import Observer
 from svd_engine.sampling.presets import PRESETS, STABILITY
 from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES
 from svd_engine.serving.watch import Watch
+from svd_engine.spec.profile import Profile
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.engine.test_engine import seeded
 from tests.engine.test_pipeline import MODEL, PROFILE, SETTINGS, run
@@ -191,13 +192,25 @@ def test_the_preset_of_stability(frames: int, expected: tuple[float, ...]) -> No
     assert list(recommended) == ["num_inference_steps", "min_guidance_scale", "max_guidance_scale"]
 
 
+def test_the_preset_of_animatelcm() -> None:
+    """Four evaluations at the levels of its own scheduler, each with one half of guidance."""
+    engine, _ = fake_engine()
+    output = engine(IMAGE, **FAKE_CALL | engine.preset("animatelcm"))
+    settings = output.report.settings
+    assert (settings.sampler, settings.schedule, settings.steps) == ("lcm", "lcm", 4)
+    assert len(output.report.evaluation_ms) == 4
+    assert Profile.of_request(settings, 1).guidance == "single"
+    levels = SCHEDULES["lcm"].levels(4, 0.002, 700.0, 7.0)
+    assert levels.tolist() == pytest.approx([700, 128.56, 13.678, 0.49688, 0], rel=1e-4)
+
+
 def test_presets_that_there_are_not() -> None:
     engine, _ = fake_engine()  # of 5 frames
     with pytest.raises(
         SettingsError, match=r'preset "sgm": expected a model of 14 frames, .* got fake, of 5'
     ):
         engine.preset("sgm")
-    with pytest.raises(SettingsError, match="preset: expected sgm, got 'comfy'"):
+    with pytest.raises(SettingsError, match="preset: expected sgm, animatelcm, got 'comfy'"):
         engine.preset("comfy")
 
 

@@ -117,7 +117,11 @@ def test_defaults_are_the_checkpoint_s_own(
         (("demo", "--width", "1001"), 2, "width: expected a multiple of "),
         (("demo", "--batch", "0"), 2, "batch: expected a whole number of at least 1, got 0"),
         (("demo", "--decode-chunk", "0"), 2, "decode_chunk_size: expected a whole number of at least 1"),
-        (("svdd",), 1, "checkpoint 'svdd': expected svd, svd-xt, svd-xt-1-1, demo, a folder, or a hub id"),
+        (
+            ("svdd",),
+            1,
+            "checkpoint 'svdd': expected svd, svd-xt, svd-xt-1-1, demo, a folder, a single file, or a hub id",
+        ),
         (("./nothing",), 1, "got no such folder"),
         (("demo", "--without-rewrite", "nothing"), 2, "rewrite nothing: expected one of "),
     ],

@@ -6,9 +6,13 @@ from __future__ import annotations
 import json
 import re
 import resource
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -18,14 +22,17 @@ from svd_bench.compiled.compiling import CompileCase, compiled_in_child
 from svd_bench.compiled.document import grown, read_compiled
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import random_checkpoint
+from svd_engine.checkpoint.weights import build
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
 from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import denoiser
+from svd_engine.spec.weights import COMPONENTS
 from svd_export.graph_check import check_graph
 from svd_export.tensorrt_ops import TensorRTRelease
 from tests.support.paths import ROOT
+from tests.support.stability_file import tensors_of
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 
@@ -38,6 +45,68 @@ try:
 finally:
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
+
+LOAD = """
+import sys
+import torch
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.checkpoint.weights import build
+
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+checkpoint, component = open_checkpoint(sys.argv[1]), sys.argv[2]
+build(component, checkpoint.configs[component])  # loads the libraries
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
+module = checkpoint.load(component, torch.float16)
+print(sum(t.numel() * t.element_size() for t in module.state_dict().values()), status("VmHWM") - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def single_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """SVD-XT in Stability's layout, fp16, with noise that repeats for weights: 4.5 GB."""
+    configs = random_checkpoint("svd-xt").configs
+    networks = SimpleNamespace(**{part: build(part, configs[part]) for part in COMPONENTS})
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors_of(networks).items()}
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        begin, end = end, end + 2 * prod(shape)
+        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    file = tmp_path_factory.mktemp("single") / "svd_xt.safetensors"
+    noise = memoryview((0.02 * torch.randn(2**24, generator=torch.manual_seed(0))).half().numpy()).cast("B")
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for begin in range(0, end, len(noise)):
+            stream.write(noise[: end - begin])
+    yield file
+    file.unlink()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_a_single_file_is_loaded_in_little_more_than_its_size(single_file: Path) -> None:
+    total = 0
+    for component in COMPONENTS:
+        command = [sys.executable, "-c", LOAD, str(single_file), component]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        size, peak = map(int, done.stdout.split())
+        print(f"\n{component}: {size / GIB:.2f} GiB, peak {peak / GIB:.2f} GiB more than before")
+        assert peak <= size + GIB
+        total += size
+    assert total == pytest.approx(single_file.stat().st_size, rel=0.01)
+
+
+@pytest.mark.longest
+def test_a_single_file_is_exported(single_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EXPORT, "onnx", str(single_file), "-o", str(tmp_path / "bundle")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak = int(re.findall(r"peak (\d+)", done.stdout)[0])
+    print(f"\nexport of a single file: peak {peak / GIB:.2f} GiB")
+    assert peak < 8 * GIB
+    assert Bundle(tmp_path / "bundle").manifest.model.frames == 25
 
 
 @pytest.mark.parametrize(

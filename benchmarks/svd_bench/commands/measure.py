@@ -22,7 +22,7 @@ class RungsOption(StrEnum):
 
 Checkpoint = Annotated[
     str | None,
-    typer.Option(help="Checkpoint: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."),
+    typer.Option(help="Checkpoint: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, a file, or a hub id."),
 ]
 RandomWeights = Annotated[
     FamilyOption | None,

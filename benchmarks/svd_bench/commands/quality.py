@@ -24,7 +24,7 @@ class QualityPart(StrEnum):
 @app.command("quality")
 def quality_command(
     checkpoint: Annotated[
-        str, typer.Option(help="Checkpoint to measure: demo, a diffusers folder, or a hub id.")
+        str, typer.Option(help="Checkpoint to measure: demo, a diffusers folder, a file, or a hub id.")
     ] = "demo",
     variant: Variant = None,
     only: Annotated[

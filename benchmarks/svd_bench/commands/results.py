@@ -48,7 +48,7 @@ def tiers_command(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="With --run: checkpoint, svd, svd-xt, svd-xt-1-1, a diffusers folder, or a hub id."
+            help="With --run: checkpoint, svd, svd-xt, svd-xt-1-1, a diffusers folder, a file, or a hub id."
         ),
     ] = None,
     variant: Variant = None,

@@ -22,7 +22,7 @@ from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.networks.modules import COMPONENT_OF, Modules
 from svd_engine.networks.rewrites import rewrites_for
 from svd_export.compiled import capability
-from svd_export.verify import source_of
+from svd_export.verify import exported_from
 
 BARE = "no rewrites"
 
@@ -36,7 +36,7 @@ def compile_ladder(
     """
     capability(target)
     bundle = Bundle(folder)
-    checkpoint = source_of(bundle)
+    checkpoint = exported_from(bundle)
     made = []
     for entry in bundle.manifest.networks:
         if entry.spec.network not in networks:

@@ -35,6 +35,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.configs import describe
 from svd_engine.checkpoint.opening import Checkpoint, Component, random_checkpoint
 from svd_engine.checkpoint.random_weights import small_configs, statistics
+from svd_engine.checkpoint.safetensors_header import Stated
 from svd_engine.checkpoint.weights import Shapes
 from svd_engine.engine import VideoEngine
 from svd_engine.networks.modules import Modules
@@ -75,7 +76,10 @@ class DeviceWeights:
     def files(self, _component: Component) -> list[Path]:
         return []
 
-    def identity(self) -> Iterator[bytes]:
+    def stated(self, _component: Component) -> list[Stated]:
+        return []
+
+    def identity(self, _component: Component) -> Iterator[bytes]:
         yield f"random weights drawn on {self.device}".encode()
 
 

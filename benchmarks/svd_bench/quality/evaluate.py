@@ -19,9 +19,10 @@ from svd_bench.measuring.progress import Progress
 from svd_bench.quality.document import BUCKETS, Difference, Metric, Motion
 from svd_bench.quality.held_out import held_out
 from svd_bench.quality.metrics import Frames, contrast_kept, flow_difference, ssim, warp_error
+from svd_bench.subjects.cases import checkpoint_of
 from svd_bench.subjects.opening import DIFFUSERS_GUIDANCE
 from svd_engine import VideoEngine
-from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
+from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.media.image import to_vae_pixels
 from svd_engine.media.motion import optical_flow, psnr, speeds
 from svd_engine.spec.profile import Profile
@@ -207,7 +208,7 @@ def evaluate(
     source: str, count: int, progress: Progress, only: str, variant: str | None = None
 ) -> tuple[list[Metric], list[Motion], list[Difference]]:
     """`only`: "targets", "settings" or "all"."""
-    checkpoint = open_checkpoint(source, variant)
+    checkpoint = checkpoint_of(source, variant)
     figures, motions = targets(checkpoint, count, progress) if only != "settings" else ([], [])
     return figures, motions, list(differences(checkpoint, progress)) if only != "targets" else []
 

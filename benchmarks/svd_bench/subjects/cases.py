@@ -14,8 +14,9 @@ from svd_bench.subjects.peers import PEERS
 from svd_engine.backends import registry
 from svd_engine.backends.onnxruntime import load_runtime
 from svd_engine.backends.tensorrt.library import require
-from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint, random_checkpoint
-from svd_engine.errors import BackendUnavailable
+from svd_engine.checkpoint.opening import Checkpoint, hides_frames, open_checkpoint, random_checkpoint
+from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.shell import quoted
 from svd_engine.spec.network import Placement
 from svd_engine.spec.precision import DType
 from svd_engine.spec.profile import Profile
@@ -127,8 +128,22 @@ def check_backends(backends: Collection[str], device: torch.device) -> None:
 
 
 def checkpoint_of(source: str, variant: str | None = None) -> Checkpoint:
-    """Of "random:svd", "random:svd-xt", "random:small", or of anything that `open_checkpoint` takes."""
-    return random_checkpoint(FAMILIES[source]) if source in FAMILIES else open_checkpoint(source, variant)
+    """Of "random:svd", "random:svd-xt", "random:small", or of anything that `open_checkpoint` takes.
+
+    Raises SettingsError for a file that says nothing of its frames: documents name a checkpoint by its source
+    alone, and measure it again by that.
+    """
+    if source in FAMILIES:
+        return random_checkpoint(FAMILIES[source])
+    if hides_frames(source):
+        raise SettingsError(
+            f"checkpoint {source}",
+            expected="a file called svd.safetensors (14 frames) or svd_xt.safetensors (25), or a folder",
+            got="a name that does not tell the frames",
+            remedy="Rename it, or make a folder of it once, with any parts from elsewhere, and measure that. "
+            f"Run: svd-export convert {quoted(source)} -o FOLDER --frames FRAMES",
+        )
+    return open_checkpoint(source, variant)
 
 
 def profile_of(setting: Setting) -> Profile:

@@ -23,7 +23,7 @@ from svd_engine.spec.precision import DTYPE_OPTIONS, Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import too_large
 from svd_engine.spec.tensors import NetworkSpec
-from svd_engine.spec.weights import Family, WeightFile
+from svd_engine.spec.weights import Component, Family, LoraFile, WeightFile
 
 FORMAT: Literal[3] = 3
 MANIFEST = "manifest.json"
@@ -45,6 +45,8 @@ class CheckpointSource(_Strict):
     checkpoint: Text  # as the user named it
     digest: Text  # Checkpoint.digest(): sha256 over its weights and configs
     variant: Text | None = None  # of the weight files, as the user asked for it
+    parts: dict[Component, Text] = Field(default_factory=dict)  # from elsewhere, as the user named them
+    lora: tuple[LoraFile, ...] = ()  # fused into the UNet
     weights: tuple[WeightFile, ...] = ()  # that were read; none for random weights
 
 

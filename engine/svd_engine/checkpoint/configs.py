@@ -120,7 +120,7 @@ def read_configs(folder: Path) -> Configs:
 
     Raises CheckpointError for a missing or unreadable file, and for another family of pipeline.
     """
-    family = _read_json(folder / INDEX).get("_class_name")
+    family = read_json(folder / INDEX).get("_class_name")
     if family != PIPELINE:
         raise CheckpointError(
             str(folder / INDEX),
@@ -129,7 +129,7 @@ def read_configs(folder: Path) -> Configs:
             remedy="This engine runs Stable Video Diffusion only; pass an SVD checkpoint.",
         )
     there = {part: file for part, file in OPTIONAL.items() if (folder / file).exists()}
-    return {part: _read_json(folder / file) for part, file in (FILES | there).items()}
+    return {part: read_json(folder / file) for part, file in (FILES | there).items()}
 
 
 def describe(name: str, where: str, configs: Configs, *, random_weights: bool = False) -> Model:
@@ -247,7 +247,7 @@ def _rgb(values: list[float]) -> tuple[float, float, float]:
     return r, g, b
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
         problem = None if isinstance(document, dict) else f"a JSON {type(document).__name__}"

@@ -1,9 +1,9 @@
 """Finds a checkpoint, checks that it is SVD, and loads its networks.  Knows no ONNX and no TensorRT.
 
-A checkpoint is a folder as diffusers saves it, a Hugging Face hub repository of the same layout, or
-random weights.  When it is opened its configs are read and its weight files are chosen; weights are
-read, and from the hub fetched, when a network is loaded.  Never reads pickles and never runs code from a
-checkpoint.
+A checkpoint is a folder as diffusers saves it, a Hugging Face hub repository of the same layout, a single
+file in Stability's own layout, or random weights.  When it is opened its configs are read and its weight
+files are chosen; weights are read, and from the hub fetched, when a network is loaded.  Never reads pickles
+and never runs code from a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from svd_engine.checkpoint.configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
+from svd_engine.checkpoint.lora import Fused, open_lora
+from svd_engine.checkpoint.parts import Assembled, open_part
 from svd_engine.checkpoint.random_weights import RandomWeights, small_configs, svd_configs
-from svd_engine.checkpoint.weight_files import choose, describe_file, shard_names, shards
+from svd_engine.checkpoint.safetensors_header import Stated, read_header
+from svd_engine.checkpoint.single_file import frames_by_name, frames_of, open_single_file
+from svd_engine.checkpoint.weight_files import choose, describe_file, identify, present, shard_names, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, build, fill, read_tensors
-from svd_engine.errors import CheckpointError
+from svd_engine.errors import CheckpointError, SettingsError
 from svd_engine.spec.model import Model
-from svd_engine.spec.weights import COMPONENTS, Component, Family, WeightFile
+from svd_engine.spec.weights import COMPONENTS, Component, Family, LoraFile, WeightFile
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +52,8 @@ class Checkpoint:
     configs: Configs = field(repr=False)
     weights: Weights = field(repr=False)
     variant: str | None = None  # of the weight files, as the user asked for it
+    parts: Mapping[Component, str] = field(default_factory=dict)  # from elsewhere, as the user named them
+    lora: tuple[LoraFile, ...] = ()  # fused into the UNet
 
     def load(self, component: Component, dtype: torch.dtype) -> nn.Module:
         """diffusers' or transformers' own module: on the CPU, in `dtype`, eval mode, no gradients.
@@ -66,26 +72,62 @@ class Checkpoint:
     def digest(self) -> str:
         """sha256 over the configs and the names, sizes and contents of the weight files that are read.
 
-        The same for a hub repository and a copy of it in a folder.  For random weights the seed counts.
+        The same for a hub repository and a copy of it in a folder.  For random weights the seed counts, and
+        of LoRA the contents and the scales.
         """
         digest = hashlib.sha256(json.dumps(self.configs, sort_keys=True).encode())
-        for piece in self.weights.identity():
-            digest.update(piece)
+        for component in COMPONENTS:
+            for piece in self.weights.identity(component):
+                digest.update(piece)
         return digest.hexdigest()
 
 
-def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoint:
-    """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, or a hub id "owner/name".
+def open_checkpoint(
+    source: str | Path,
+    variant: str | None = None,
+    frames: int | None = None,
+    parts: Mapping[Component, str | Path] | None = None,
+    lora: Mapping[str | Path, float] | None = None,
+    lora_partial: bool = False,
+) -> Checkpoint:
+    """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, a single file, or a hub id.
 
     variant: of the weight files, as in diffusers' `from_pretrained`: "fp16" reads the components that
     have such files from them, and the others from those without a variant.  None reads no variant.
+    frames: that a single file's model was trained on, 14 or 25; None takes it from the file's name.
+    parts: by "unet", "vae" or "image_encoder", a file or folder from which this component comes instead.
+    lora: LoRA files, or folders that peft wrote, with a scale each, fused into the UNet as it is loaded.
+    lora_partial: leave out keys of these that fit no weight, instead of refusing them.
 
     "demo" is the built-in checkpoint; a folder of that name is "./demo".  What exists, is absolute,
-    begins with ".", "/" or "~", or is a Path, is a folder, never looked up on the hub.  Of a hub id, the
-    commit found on opening is loaded.  Raises CheckpointError.
+    begins with ".", "/" or "~", or is a Path, is a folder or a file, never looked up on the hub.  Of a hub
+    id, the commit found on opening is loaded.  Raises CheckpointError, SettingsError.
     """
+    if lora_partial and not lora:
+        raise SettingsError(
+            "lora_partial",
+            expected="LoRA files, whose keys it is about",
+            got="none",
+            remedy="Pass lora too, or leave it out.",
+        )
+    opened = _open(source, variant, frames)
+    if parts:
+        opened = _with_parts(opened, parts)
+    return _with_lora(opened, lora, lora_partial) if lora else opened
+
+
+def _open(source: str | Path, variant: str | None, frames: int | None) -> Checkpoint:
     if isinstance(source, Path):
         source = os.path.join(".", source.expanduser())  # an absolute path stays as it is
+    if is_single_file(source):
+        return _from_file(source, Path(source).expanduser(), variant, frames)
+    if frames is not None:
+        raise CheckpointError(
+            f"frames of checkpoint {source}",
+            expected="None but for a single file",
+            got=repr(frames),
+            remedy=f"Leave it out: {FILES['unet']} of the checkpoint says it.",
+        )
     if source == DEMO:
         return _from_folder(DEMO, DEMO_FOLDER, variant)
     if source in HUB:
@@ -97,10 +139,26 @@ def open_checkpoint(source: str | Path, variant: str | None = None) -> Checkpoin
         return _from_hub(source, source, source.rpartition("/")[2], variant)
     raise CheckpointError(
         f"checkpoint {source!r}",
-        expected=f"{', '.join(HUB)}, {DEMO}, a folder, or a hub id owner/name",
+        expected=f"{', '.join(HUB)}, {DEMO}, a folder, a single file, or a hub id owner/name",
         got="none of these",
         remedy="Check the spelling; write a folder's path with ./ before it.",
     )
+
+
+def is_single_file(source: str | Path) -> bool:
+    """Whether `open_checkpoint` takes it for a file.  What is named there by a word or a hub id is none."""
+    path = Path(source).expanduser()
+    return source not in (DEMO, *HUB) and path.exists() and not path.is_dir()
+
+
+def hides_frames(source: str | Path) -> bool:
+    """Whether it is a single file whose name does not tell the frames that it was trained on."""
+    return is_single_file(source) and frames_by_name(Path(source)) is None
+
+
+def names_checkpoint(source: str) -> bool:
+    """Whether this is a checkpoint's name, file or folder; not so a hub id, which may be any path."""
+    return source in (DEMO, *HUB) or is_single_file(source) or (Path(source).expanduser() / INDEX).exists()
 
 
 def random_checkpoint(family: Family) -> Checkpoint:
@@ -126,15 +184,11 @@ def random_checkpoint(family: Family) -> Checkpoint:
 
 def _from_folder(source: str, path: Path, variant: str | None) -> Checkpoint:
     if not path.is_dir():
-        single = path.exists()
         raise CheckpointError(
             f"checkpoint {source}",
-            expected=f"a folder with {INDEX}, as diffusers saves it",
-            got="a single file" if single else "no such folder",
-            remedy="Single files do not load yet: take the same checkpoint as a diffusers folder from the "
-            f"Hugging Face hub, {', '.join(HUB)} or owner/name."
-            if single
-            else "Pass the folder that diffusers' save_pretrained wrote.",
+            expected=f"a folder with {INDEX}, as diffusers saves it, or a single safetensors file",
+            got="no such folder and no such file",
+            remedy="Pass the folder that diffusers' save_pretrained wrote, or such a file.",
         )
     configs = read_configs(path)
     model = describe(path.resolve().name, source, configs)
@@ -143,6 +197,66 @@ def _from_folder(source: str, path: Path, variant: str | None) -> Checkpoint:
         {part: choose(listing, part, variant, source) for part in COMPONENTS}, lambda _: path
     )
     return Checkpoint(model, source, configs, weights, variant)
+
+
+def _with_parts(checkpoint: Checkpoint, parts: Mapping[Component, str | Path]) -> Checkpoint:
+    _check_mapping("parts", parts, '{"unet": "mine.safetensors"}')
+    if unknown := set(parts) - set(COMPONENTS):
+        raise CheckpointError(
+            "parts",
+            expected=f"some of {', '.join(COMPONENTS)}",
+            got=", ".join(map(repr, sorted(unknown))),
+            remedy="Name the parts by these.",
+        )
+    model = checkpoint.model
+    opened: dict[Component, tuple[Mapping[str, Any], Weights]] = {}
+    for component in COMPONENTS:
+        if component in parts:
+            config = checkpoint.configs[component]
+            opened[component] = open_part(component, parts[component], config, model.frames)
+    configs = dict(checkpoint.configs) | {part: config for part, (config, _) in opened.items()}
+    names = " and ".join(f"{part} of {parts[part]}" for part in opened)
+    return replace(
+        checkpoint,
+        model=describe(model.name, f"{checkpoint.source} with {names}", configs),
+        configs=configs,
+        weights=Assembled(checkpoint.weights, {part: weights for part, (_, weights) in opened.items()}),
+        parts={part: str(parts[part]) for part in opened},
+    )
+
+
+def _with_lora(checkpoint: Checkpoint, lora: Mapping[str | Path, float], partial: bool) -> Checkpoint:
+    _check_mapping("lora", lora, '{"style.safetensors": 0.8}')
+    config = checkpoint.configs["unet"]
+    shapes = {name: tuple(tensor.shape) for name, tensor in build("unet", config).state_dict().items()}
+    opened = [open_lora(source, scale, shapes, config, partial) for source, scale in lora.items()]
+    records = tuple(one.record for one in opened)
+    return replace(checkpoint, weights=Fused(checkpoint.weights, opened), lora=records)
+
+
+def _check_mapping(name: str, value: object, example: str) -> None:
+    if not isinstance(value, Mapping):
+        raise SettingsError(
+            name,
+            expected=f"a dict such as {example}",
+            got=repr(value),
+            remedy="Pass a dict, or leave it out.",
+        )
+
+
+def _from_file(source: str, path: Path, variant: str | None, frames: int | None) -> Checkpoint:
+    if variant is not None:
+        raise CheckpointError(
+            f"variant of checkpoint {source}",
+            expected="None for a single file",
+            got=repr(variant),
+            remedy="Leave the variant out, or pass the file that has it.",
+        )
+    weights = open_single_file(path)
+    configs = weights.configs(frames_of(path, frames))
+    model = describe(path.stem, source, configs)
+    weights.say_not_read()
+    return Checkpoint(model, source, configs, weights)
 
 
 def _from_hub(source: str, repository: str, name: str, variant: str | None) -> Checkpoint:
@@ -166,14 +280,7 @@ class FileWeights:
 
     def files(self, component: Component) -> list[Path]:
         chosen = self.chosen[component]
-        file = self.fetch([chosen]) / chosen
-        if not file.is_file():  # removed since, or the hub went away and the cache lacks it
-            raise CheckpointError(
-                str(file),
-                expected="the weight file that was there when the checkpoint was opened",
-                got="no such file",
-                remedy="Bring it back, or check the network and open the checkpoint again.",
-            )
+        file = present(self.fetch([chosen]) / chosen)  # not so when the hub went away and the cache lacks it
         if file.suffix != ".json":
             return [file]
         self.fetch([f"{component}/{name}" for name in shard_names(file)])
@@ -184,12 +291,11 @@ class FileWeights:
         files = self.files(component)
         return read_tensors(files[0].parent, files, expected, dtype)
 
-    def identity(self) -> Iterator[bytes]:
-        """Names, sizes and hashes of the files."""
-        for component in COMPONENTS:
-            for file in self.files(component):
-                entry = describe_file(component, file)
-                yield f"\0{component}/{entry.file} {entry.bytes} {entry.sha256}".encode()
+    def stated(self, component: Component) -> list[Stated]:
+        return [one for file in self.files(component) for one in read_header(file).values()]
+
+    def identity(self, component: Component) -> Iterator[bytes]:
+        return identify(component, self.files(component))
 
 
 def _paths(folder: Path) -> set[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from svd_engine.checkpoint.safetensors_header import Stated
     from svd_engine.checkpoint.weights import Shapes
     from svd_engine.spec.weights import Component
 
@@ -143,7 +144,10 @@ class RandomWeights:
     def files(self, _component: Component) -> list[Path]:
         return []
 
-    def identity(self) -> Iterator[bytes]:
+    def stated(self, _component: Component) -> list[Stated]:
+        return []
+
+    def identity(self, _component: Component) -> Iterator[bytes]:
         yield f"random weights, seed {self.seed}".encode()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -93,6 +93,25 @@ def describe_file(component: Component, file: Path) -> WeightFile:
     status = file.stat()
     sha256 = _sha256(file.resolve(), status.st_size, status.st_mtime_ns)
     return WeightFile(component=component, file=file.name, bytes=status.st_size, sha256=sha256)
+
+
+def identify(component: Component, files: Iterable[Path]) -> Iterator[bytes]:
+    """Bytes that differ whenever the names, sizes or contents of a component's files do."""
+    for file in files:
+        entry = describe_file(component, file)
+        yield f"\0{component}/{entry.file} {entry.bytes} {entry.sha256}".encode()
+
+
+def present(file: Path) -> Path:
+    """The file itself.  Raises CheckpointError when it went away since the checkpoint was opened."""
+    if not file.is_file():
+        raise CheckpointError(
+            str(file),
+            expected="the weight file that was there when the checkpoint was opened",
+            got="no such file",
+            remedy="Bring it back, or check the network and open the checkpoint again.",
+        )
+    return file
 
 
 @lru_cache(maxsize=256)

@@ -8,9 +8,11 @@ takes its tensors one at a time, already in their dtype, so that loading needs l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from svd_engine.checkpoint.safetensors_header import Stated, read_header
 from svd_engine.errors import CheckpointError
 from svd_engine.spec.weights import Component
 
@@ -22,6 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # A buffer that transformers before 4.31 saved with CLIP; the module makes it itself.
 HARMLESS = {"vision_model.embeddings.position_ids"}
+KEPT_BYTES = 2**28  # of what was read, while a file stays open
 FLOAT_CODES = {"F16", "BF16", "F32", "F64"}
 
 
@@ -36,8 +39,12 @@ class Weights(Protocol):
         """The files that `tensors` reads; none where the tensors are made."""
         ...
 
-    def identity(self) -> Iterator[bytes]:
-        """Bytes that differ whenever the weights do."""
+    def stated(self, component: Component) -> list[Stated]:
+        """What the files' headers say of the component's tensors."""
+        ...
+
+    def identity(self, component: Component) -> Iterator[bytes]:
+        """Bytes that differ whenever the component's weights do."""
         ...
 
 
@@ -107,7 +114,8 @@ def read_tensors(
     found: dict[str, Path] = {}
     problems = []
     for file in files:
-        for name, shape, kind in _header(file):
+        for name, stated in read_header(file).items():
+            shape = list(stated.shape)
             if name in HARMLESS:
                 continue
             if name in found:
@@ -116,8 +124,8 @@ def read_tensors(
                 problems.append(f"unexpected {name} {shape}")
             elif shape != list(expected[name]):
                 problems.append(f"{name} {shape} instead of {list(expected[name])}")
-            elif kind not in FLOAT_CODES:
-                problems.append(f"{name} in {kind}")
+            elif stated.dtype not in FLOAT_CODES:
+                problems.append(f"{name} in {stated.dtype}")
             found[name] = file
     problems += [f"no {name} {list(shape)}" for name, shape in expected.items() if name not in found]
     if problems:
@@ -128,30 +136,82 @@ def read_tensors(
             got="; ".join(problems[:5]) + more,
             remedy="Pass weights that belong to this config, not quantised; download the folder again.",
         )
-    return {name: _read(found[name], name, dtype) for name in expected}
+    with reading() as files_read:
+        return {name: files_read.tensor(found[name], name, dtype) for name in expected}
 
 
-def _header(file: Path) -> list[tuple[str, list[int], str]]:
-    """Name, shape and dtype of every tensor in a file, after safetensors checked its sizes."""
-    from safetensors import SafetensorError, safe_open
+class OpenFiles:
+    """safetensors files, kept open while tensors are read from them, a tensor at a time.
 
+    What was read of a file stays in memory while it is open, and opening one parses its whole header: each is
+    opened again after every KEPT_BYTES.
+    """
+
+    def __init__(self) -> None:
+        self.last = Path()
+        self._open: dict[Path, Any] = {}
+        self._stack = ExitStack()
+        self._kept_bytes = 0
+
+    def handle(self, file: Path) -> Any:
+        """safetensors' `safe_open` of a file.  What is read with it is to be told to `count`."""
+        from safetensors import safe_open
+
+        if self._kept_bytes > KEPT_BYTES:
+            self.close()
+        self.last = file
+        if file not in self._open:
+            self._open[file] = self._stack.enter_context(safe_open(file, "pt"))
+        return self._open[file]
+
+    def count(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        self._kept_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def tensor(self, file: Path, key: str, dtype: torch.dtype) -> Tensor:
+        """One tensor in memory of its own.  Raises CheckpointError where it holds NaN or infinity."""
+        read = self.count(self.handle(file).get_tensor(key))
+        return finite(file, key, read.to(dtype, copy=True))
+
+    def close(self) -> None:
+        self._stack.close()
+        self._open.clear()
+        self._kept_bytes = 0
+
+
+@contextmanager
+def reading() -> Iterator[OpenFiles]:
+    """Files that are closed at the end.
+
+    Raises CheckpointError when one has changed since its header was read.
+    """
+    from safetensors import SafetensorError
+
+    files = OpenFiles()
     try:
-        with safe_open(file, "pt") as tensors:
-            slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
-            return [(name, part.get_shape(), part.get_dtype()) for name, part in slices]
+        yield files
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            str(file),
-            expected="a whole safetensors file",
-            got=f"{error} ({file.stat().st_size} bytes)",
-            remedy="Download it again; in a git clone run: git lfs pull",
+            str(files.last),
+            expected="the file that was there when its header was read",
+            got=str(error),
+            remedy="Leave it as it is while it is read, and open the checkpoint again.",
         ) from error
+    finally:
+        files.close()
 
 
-def _read(file: Path, name: str, dtype: torch.dtype) -> Tensor:
-    """One tensor.  The file is opened for each, because an open one keeps all it read in memory."""
-    from safetensors import safe_open
+def finite(file: Path, name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself.  Raises CheckpointError where it holds NaN or infinity."""
+    import torch
 
-    with safe_open(file, "pt") as tensors:
-        stored: Tensor = tensors.get_tensor(name)
-        return stored.to(dtype, copy=True)
+    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"tensor {name} in {file}",
+            expected=f"finite numbers in {dtype}",
+            got="NaN or infinity",
+            remedy='Use dtype="fp32" for numbers too large for fp16; download a damaged file again.',
+        )
+    return tensor

@@ -23,6 +23,8 @@ OPTIONS = {  # how a remedy of the library names a setting: the option that sets
     "device": "--device",
     "dtype": "--dtype",
     "flavour": "--flavour",
+    "frames": "--frames",
+    "lora_partial": "--lora-partial",
     "target": "--target",
     "variant": "--variant",
     "write": "--no-write",

@@ -13,7 +13,19 @@ import typer
 from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.cli import console
 from svd_engine.cli.call_options import call_options, given_options
-from svd_engine.cli.options import DTypeOption, PresetOption, Variant, VersionFlag
+from svd_engine.cli.options import (
+    DTypeOption,
+    ImageEncoderPart,
+    LoraFiles,
+    LoraPartial,
+    PresetOption,
+    UNetPart,
+    VaePart,
+    Variant,
+    VersionFlag,
+    lora_of,
+    parts_of,
+)
 from svd_engine.install import install_line
 
 if TYPE_CHECKING:
@@ -59,7 +71,8 @@ def generate(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, or a hub id."
+            help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, a single "
+            "file such as svd_xt.safetensors, or a hub id."
         ),
     ] = None,
     backend: Annotated[
@@ -71,6 +84,11 @@ def generate(
         DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
     ] = DTypeOption.auto,
     variant: Variant = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
     swap_networks: Annotated[
         bool,
         typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
@@ -107,8 +125,9 @@ def generate(
     preset: Annotated[
         PresetOption | None,
         typer.Option(
-            help="Take steps and guidance scales that others recommend, where no option says otherwise: "
-            "sgm is Stability's own scripts (SVD 25 steps, 1 to 2.5; SVD-XT 30 steps, 1.5 to 3)."
+            help="Take what others recommend, where no option says otherwise: sgm is Stability's own "
+            "scripts (SVD 25 steps, guidance 1 to 2.5; SVD-XT 30 steps, 1.5 to 3); animatelcm is for "
+            "AnimateLCM-SVD (4 steps, sampler and schedule lcm, no guidance)."
         ),
     ] = None,
     report: Annotated[
@@ -121,9 +140,13 @@ def generate(
         raise typer.BadParameter("pass either IMAGE or --continue-from VIDEO")
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
-    if bundle is not None and (dtype is not DTypeOption.auto or without_rewrite or variant):
+    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
+    if bundle is not None and any(
+        (dtype is not DTypeOption.auto, without_rewrite, variant, parts, scales, lora_partial)
+    ):
         raise typer.BadParameter(
-            "--dtype, --variant and --without-rewrite belong to --checkpoint; a bundle has its own"
+            "--dtype, --variant, --unet, --vae, --image-encoder, --lora and --without-rewrite belong to "
+            "--checkpoint; a bundle has its own, from its export"
         )
     if reuse is None and (reuse_branch is not None or reuse_threshold is not None):
         raise typer.BadParameter("--reuse-branch and --reuse-threshold belong to --reuse N")
@@ -167,9 +190,13 @@ def generate(
             jit_cache=None if no_jit_cache else jit_cache or "auto",
         )  # fmt: skip
     else:
+        from svd_engine.checkpoint.opening import hides_frames
+
         assert checkpoint is not None
         engine = VideoEngine.from_checkpoint(
             checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
+            frames=call["num_frames"] if hides_frames(checkpoint) else None, parts=parts,
+            lora=scales, lora_partial=lora_partial,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
@@ -195,32 +222,56 @@ def generate(
 
 @app.command()
 def info(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle to describe; without one, describe this machine.")
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[BUNDLE|CHECKPOINT]",
+            help="Bundle or checkpoint to describe; without one, describe this machine.",
+        ),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Checkpoint to describe, and the weight files that it reads.")
+        str | None, typer.Option(help="Checkpoint to describe, also one that is on the hub only.")
     ] = None,
     variant: Variant = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames that a single file was trained on, if its name does not tell.")
+    ] = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
     check: Annotated[
         bool, typer.Option("--check", help="Check the hash of every file of the bundle first.")
     ] = False,
 ) -> None:
     """Describe a bundle, a checkpoint or this machine, and say which backends are ready here."""
-    if bundle is not None and checkpoint is not None:
+    if subject is not None and checkpoint is not None:
         raise typer.BadParameter("pass BUNDLE or --checkpoint, not both")
-    if variant and checkpoint is None:
-        raise typer.BadParameter("--variant belongs to --checkpoint")
+    from svd_engine.checkpoint.opening import names_checkpoint, open_checkpoint
+
+    bundle = None
+    if subject is not None and names_checkpoint(subject):
+        checkpoint = subject
+    elif subject is not None:
+        bundle = Path(subject)
+    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
+    if (variant or frames is not None or parts or scales or lora_partial) and checkpoint is None:
+        raise typer.BadParameter(
+            "--variant, --frames, --unet, --vae, --image-encoder and --lora belong to a checkpoint"
+        )
     if check and bundle is None:
         raise typer.BadParameter("--check needs a BUNDLE, whose files it hashes")
+    opened_checkpoint = None
+    if checkpoint is not None:  # without torch, unless there is LoRA
+        opened_checkpoint = open_checkpoint(checkpoint, variant, frames, parts, scales, lora_partial)
 
     from svd_engine import info as facts
     from svd_engine.bundle.reading import Bundle
 
-    if checkpoint is not None:
-        from svd_engine.checkpoint.opening import open_checkpoint
-
-        _lines(facts.checkpoint_facts(open_checkpoint(checkpoint, variant)))
+    if opened_checkpoint:
+        _lines(facts.checkpoint_facts(opened_checkpoint))
+        _lines(facts.file_facts(opened_checkpoint))
         rows = facts.torch_abilities()
     elif bundle is None:
         _lines(facts.machine_facts())

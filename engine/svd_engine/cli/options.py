@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from svd_engine.cli.console import version_option
+from svd_engine.spec.weights import Component
 
 VersionFlag = Annotated[
     bool,
@@ -19,6 +21,57 @@ Variant = Annotated[
     str | None,
     typer.Option(help="Variant of the checkpoint's weight files, such as fp16 (half the size)."),
 ]
+
+
+UNetPart = Annotated[
+    str | None,
+    typer.Option("--unet", help="File or folder of the UNet in place of the checkpoint's."),
+]
+VaePart = Annotated[
+    str | None,
+    typer.Option("--vae", help="File or folder of the VAE in place of the checkpoint's."),
+]
+ImageEncoderPart = Annotated[
+    str | None,
+    typer.Option(
+        "--image-encoder",
+        help="File or folder of the image encoder in place of the checkpoint's.",
+    ),
+]
+
+
+def parts_of(unet: str | None, vae: str | None, image_encoder: str | None) -> dict[Component, str | Path]:
+    """Those that were given, as `open_checkpoint` takes them."""
+    given: dict[Component, str | None] = {"unet": unet, "vae": vae, "image_encoder": image_encoder}
+    return {part: source for part, source in given.items() if source is not None}
+
+
+LoraFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="LoRA file to fuse into the UNet, and its scale, default 1. Repeatable.",
+    ),
+]
+LoraPartial = Annotated[
+    bool, typer.Option("--lora-partial", help="Leave out LoRA keys that fit no weight of the UNet.")
+]
+
+
+def lora_of(given: list[str] | None) -> dict[str | Path, float]:
+    """Scales by file, as `open_checkpoint` takes them.  A file whose name ends as a scale would is a file."""
+    scales: dict[str | Path, float] = {}
+    for text in given or ():
+        file, scale = text, 1.0
+        before, colon, after = text.rpartition(":")
+        if colon and not Path(text).exists():
+            with suppress(ValueError):
+                file, scale = before, float(after)
+        if file in scales:
+            raise typer.BadParameter(f"--lora {file} is given twice")
+        scales[file] = scale
+    return scales
 
 
 def integer(text: str | int) -> int:
@@ -61,3 +114,4 @@ class PresetOption(StrEnum):
     """Names of `svd_engine.sampling.presets`."""
 
     sgm = "sgm"
+    animatelcm = "animatelcm"

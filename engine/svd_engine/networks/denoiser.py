@@ -71,8 +71,10 @@ class GuidedDenoiser(Denoiser):
         time_ids: Tensor,
         guidance: Tensor,
     ) -> Tensor:
-        *halves, both_time_ids = both_halves(x, sigma, first_latent, embedding, time_ids)
-        v = self.predict(*halves, time_ids if self.time_ids_serve_both(time_ids) else both_time_ids)
+        halves = both_halves(x, sigma, first_latent, embedding, time_ids)
+        if self.time_ids_serve_both(time_ids):
+            halves = (*halves[:4], time_ids)
+        v = self.predict(*halves)
         return preconditioned(guided(v, guidance), x, sigma)
 
     def time_ids_serve_both(self, time_ids: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ from svd_engine.spec.model import Model
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import Feature, Reuse, feature_of
-from svd_engine.spec.weights import WeightFile
+from svd_engine.spec.weights import Component, LoraFile, WeightFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class EngineSource:
     profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
     weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
+    lora: tuple[LoraFile, ...] = ()  # fused into the UNet
     without_rewrites: Collection[str] = ()
     reuse: Reuse | None = None  # between evaluations of the denoiser
     feature: Feature | None = None  # that is reused
@@ -70,6 +71,7 @@ def of_bundle(
         profile_for=lambda settings, _videos: bundle.profile_for(settings),
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
         weights=lambda: list(manifest.source.weights),
+        lora=manifest.source.lora,
         without_rewrites=manifest.without_rewrites,
     )
 
@@ -82,6 +84,10 @@ def of_checkpoint(
     without_rewrites: Collection[str],
     swap_networks: bool,
     variant: str | None = None,
+    frames: int | None = None,
+    parts: Mapping[Component, str | Path] | None = None,
+    lora: Mapping[str | Path, float] | None = None,
+    lora_partial: bool = False,
     reuse: Reuse | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
@@ -89,7 +95,11 @@ def of_checkpoint(
     from svd_engine.networks.rewrites import check_names, rewrites_for
 
     if not isinstance(checkpoint, Checkpoint):
-        _check_place("checkpoint", checkpoint, "a name, the path of a diffusers folder, or a hub id")
+        _check_place(
+            "checkpoint",
+            checkpoint,
+            "a name, the path of a folder or file, or a hub id",
+        )
     if isinstance(without_rewrites, str) or not isinstance(without_rewrites, Collection):
         raise SettingsError(
             "without_rewrites",
@@ -107,17 +117,26 @@ def of_checkpoint(
             got="a checkpoint on the CPU, where networks that wait lie in the same memory",
             remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
         )
-    if isinstance(checkpoint, Checkpoint) and variant is not None:
-        raise SettingsError(
-            "variant",
-            expected="None with a checkpoint that is open already",
-            got=repr(variant),
-            remedy="Open it with open_checkpoint(source, variant).",
-        )
+    for name, value in (
+        ("variant", variant),
+        ("frames", frames),
+        ("parts", parts),
+        ("lora", lora),
+        ("lora_partial", lora_partial or None),
+    ):
+        if isinstance(checkpoint, Checkpoint) and value is not None:
+            raise SettingsError(
+                name,
+                expected="None with a checkpoint that is open already",
+                got=repr(value),
+                remedy=f"Open it with open_checkpoint(source, {name}={value!r}).",
+            )
     precision = Precision.of(dtype_name(torch_dtype(dtype, choice.device)))
     rewrites = rewrites_for(choice.backend, choice.device.type)
     check_names(without_rewrites, rewrites)
-    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint, variant)
+    opened = checkpoint
+    if not isinstance(opened, Checkpoint):
+        opened = open_checkpoint(opened, variant, frames, parts, lora, lora_partial)
     feature = None
     if reuse is not None:
         feature = feature_of(*unet_levels(opened.configs), reuse.branch)
@@ -134,6 +153,7 @@ def of_checkpoint(
         profile_for=Profile.of_request,
         rewrites=modules.places,
         weights=lambda: list(chain(*modules.weight_files.values())),
+        lora=opened.lora,
         without_rewrites=without_rewrites,
         reuse=reuse,
         feature=feature,
