@@ -145,8 +145,6 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
                 verbose=False,
                 optimize=False,
             )
-            assert program is not None
-            simplify(program.model)
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error  # the exporter's own message is advice to its developers
         raise ExportError(
@@ -157,6 +155,7 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
         ) from error
     assert program is not None  # dynamo=True always returns a program
     model: ir.Model = program.model
+    simplify(model)
     return model
 
 
