@@ -14,6 +14,7 @@ Dimensions = tuple[int, ...]
 
 FUSED_ATTENTION = "_gemm_mha"  # in the name of a kernel that attends without writing the scores
 CONVOLUTION = "correlation"  # kinds of layers
+TRANSPOSED_CONVOLUTION = "deconv"
 PRODUCTS = ("gemm", "runtime_fusion")
 FUSED_CONVOLUTION = "Corr"  # in the name of a runtime_fusion that is one
 
@@ -32,14 +33,16 @@ def kernel_flop(
         return 0
     if kind == CONVOLUTION or (kind in PRODUCTS and FUSED_CONVOLUTION in name):
         return _convolution(constants, made[0])
+    if kind == TRANSPOSED_CONVOLUTION and inputs:  # weights [in, out / groups, *kernel]
+        return _convolution(constants, inputs[0])
     if kind in PRODUCTS:
         return 2 * prod(made[0]) * _summed([*inputs, *constants], made[0])
     return 0
 
 
-def _convolution(constants: Sequence[Dimensions], made: Dimensions) -> int:
+def _convolution(constants: Sequence[Dimensions], pixels: Dimensions) -> int:
     """Weights [out, in / groups, *kernel], the largest of its constants; the others scale and add."""
-    return 2 * prod(made) * prod(max(constants, key=prod)[1:]) if constants else 0
+    return 2 * prod(pixels) * prod(max(constants, key=prod)[1:]) if constants else 0
 
 
 def _attention(queries: Dimensions, keys: Dimensions) -> int:

@@ -31,6 +31,14 @@ def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return made_once(tmp_path_factory, "half/tiny", lambda folder: half(tiny_checkpoint, folder))
 
 
+@pytest.fixture(scope="session")
+def brain_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `half_bundle`, bfloat16."""
+    return made_once(
+        tmp_path_factory, "brain/tiny", lambda folder: half(tiny_checkpoint, folder, torch.bfloat16)
+    )
+
+
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The recording double."""

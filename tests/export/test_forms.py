@@ -23,7 +23,6 @@ from svd_export import forms
 from svd_export.compiled import compile_graph
 from svd_export.graph_check import check_graph
 from svd_export.primitives import take_apart
-from tests.export.conftest import half
 
 TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 TAKEN_APART = {
@@ -130,12 +129,6 @@ def graphs(folder: Path, runtime: Runtime) -> dict[str, onnx.ModelProto]:
         entry.spec.network: onnx.load(str(bundle.graph(entry.spec, runtime)), load_external_data=False)
         for entry in bundle.manifest.networks
     }
-
-
-@pytest.fixture(scope="module")
-def brain_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `half_bundle`, bfloat16."""
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("brain") / "tiny", torch.bfloat16)
 
 
 def test_the_manifest_says_which_graph_is_for_whom(half_bundle: Path, tiny_bundle: Path) -> None:

@@ -26,7 +26,7 @@ from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_
 from svd_engine.networks.rewrites._upsampling import check_doubled, convolution
 from svd_engine.networks.rewrites._upsampling import obstacle as obstacle_to_doubling
 
-SUMS = (0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0)  # [tap of 4][tap of 3]
+TAPS = (0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0)  # [tap of 4][tap of 3]
 
 
 def apply(network: nn.Module) -> Report:
@@ -47,7 +47,7 @@ class TransposedUpsample(nn.Module):
         super().__init__()
         conv = convolution(upsample)
         assert isinstance(conv, nn.Conv2d)  # no obstacle
-        sums = torch.tensor(SUMS, dtype=torch.float64, device=conv.weight.device)
+        sums = torch.tensor(TAPS, dtype=torch.float64, device=conv.weight.device)
         kernel = torch.einsum("ay,bx,oiyx->ioab", sums, sums, conv.weight.double())
         self.weight = frozen(kernel.to(conv.weight.dtype).contiguous())  # [in, out, 4, 4]
         self.bias = None if conv.bias is None else frozen(conv.bias)
