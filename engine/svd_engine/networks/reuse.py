@@ -46,7 +46,7 @@ class FullDenoiser(Denoiser):
         guidance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         told = self.told(x, sigma, first_latent, embedding, time_ids, guidance)
-        path = Path(self.unet, **told)
+        path = UNetPath(self.unet, **told)
         out = path.begin()
         skips = [out]
         for down in path.down():
@@ -91,7 +91,7 @@ class ShallowDenoiser(FullDenoiser):
         guidance: Tensor | None = None,
     ) -> Tensor:
         told = self.told(x, sigma, first_latent, embedding, time_ids, guidance)
-        path = Path(self.unet, **told)
+        path = UNetPath(self.unet, **told)
         out = path.begin()
         skips = [out]
         for _, down in zip(range(self.kept - 1), path.down(), strict=False):
@@ -103,7 +103,7 @@ class ShallowDenoiser(FullDenoiser):
         return preconditioned(guided(path.end(out).float(), guidance), x, sigma)
 
 
-class Path:
+class UNetPath:
     """The forward of `VideoUNet`, a resnet at a time: a step down leaves a skip, a step up takes the last."""
 
     def __init__(
