@@ -65,6 +65,7 @@ TOGETHER = [
     ({"guidance_scales": [1.0], "max_guidance_scale": 1.0}, "max_guidance_scale", "guidance_scales"),
     ({"sampler": "lms", "churn": 1.0}, "churn", "the sampler lms"),
     ({"schedule": "exponential", "rho": 7.0}, "rho", "the schedule exponential"),
+    ({"decoding": "whole", "decode_chunk_size": 2}, "decode_chunk_size", "the decoding whole"),
     ({"guider": "constant", "min_guidance_scale": 2.0}, "min_guidance_scale", "the guider constant"),
 ]
 
@@ -138,7 +139,7 @@ def test_the_names_of_the_options_stay() -> None:
     assert set(OPTIONS) == {
         "--frames", "--height", "--width", "--fit", "--steps", "--seed", "--fps", "--motion-bucket-id",
         "--noise-aug-strength", "--min-guidance-scale", "--max-guidance-scale", "--decode-chunk-size",
-        "--num-videos", "--sampler", "--schedule", "--guider", "--churn", "--rho",
+        "--num-videos", "--sampler", "--schedule", "--guider", "--churn", "--rho", "--decoding",
     }  # fmt: skip
 
 
@@ -163,7 +164,9 @@ def test_the_page_on_triton_has_every_input_and_its_type() -> None:
 
 
 ELSEWHERE_IN_CPP = {"--num-videos"}  # a video a run
-LACKING_IN_CPP = {"--sampler", "--schedule", "--guider", "--churn", "--rho"}  # it has the defaults alone
+LACKING_IN_CPP = {  # it has the defaults alone
+    "--sampler", "--schedule", "--guider", "--churn", "--rho", "--decoding",
+}  # fmt: skip
 
 
 def test_the_cpp_host_has_the_command_s_options() -> None:

@@ -144,6 +144,7 @@ class VideoEngine(Steered, DiffusersNames):
         guidance_scales: Sequence[float] | None = None,
         churn: float = 0.0,
         rho: float | None = None,
+        decoding: str = "auto",
     ) -> VideoOutput | Any:  # Any: `VideoFrames` with return_dict off; else none need tell them apart
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
@@ -154,7 +155,10 @@ class VideoEngine(Steered, DiffusersNames):
         where the `guider` puts them; default the model's own (SVD: 1.0 and 3.0).
         fps: frame rate that the networks are told.  motion_bucket_id: 0 to 1023, more is more motion.
         noise_aug_strength: standard deviation of the noise on the image, whose pixels are in [-1, 1].
-        decode_chunk_size: frames per decoder call; default all.
+        decode_chunk_size: frames decoded at once; default all.  decoding: "whole", all frames at once;
+        "streamed", the same video layer by layer over `decode_chunk_size` frames at a time (default 1), in
+        less memory, over a checkpoint; "auto", whole or, where `decode_chunk_size` is given, chunks of it
+        that know nothing of each other, as diffusers'.
         generator: one for all videos or one for each; latents: unit-variance noise [N,F,4,h,w] to start from.
         fit: resize an image of another aspect ("stretch", as diffusers), crop it in the middle ("crop"), or
         pad it with black ("pad").
@@ -193,7 +197,8 @@ class VideoEngine(Steered, DiffusersNames):
             videos = len(pixels) * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
-                stages = self._stages(self.source.profile_for(settings, videos), turn, observer)
+                profile = self.source.profile_for(settings, videos)
+                stages = self._stages(profile, settings.slice_frames, turn, observer)
             if cold := self.residency.cold():
                 with clock.stage("compile_kernels"):
                     for network in cold:
@@ -272,9 +277,11 @@ class VideoEngine(Steered, DiffusersNames):
 
         return on_step
 
-    def _stages(self, profile: Profile, turn: Turn, observer: Observer) -> pipeline.Stages:
+    def _stages(
+        self, profile: Profile, slice_frames: int | None, turn: Turn, observer: Observer
+    ) -> pipeline.Stages:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
-        specs = specs_of(profile, self.model.architecture, self.source.precision)
+        specs = specs_of(profile, self.model.architecture, self.source.precision, slice_frames)
         networks = [self.residency.network(spec) for spec in specs]
         opened = [InterruptibleNetwork(network, turn.check, observer) for network in networks]
         image_encoder, vae_encoder, denoiser, *decoders = opened

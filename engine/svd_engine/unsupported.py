@@ -21,7 +21,8 @@ _SWAP = (
     "Pass swap_networks=True to from_bundle, or on a GPU to from_checkpoint: one network in memory at a time."
 )
 _MEMORY = (
-    "Leave it out: attention never builds all scores at once. A small decode_chunk_size bounds the decoder."
+    "Leave it out: attention never builds all scores at once. "
+    'decoding="streamed" bounds the memory of the decoder.'
 )
 _NETWORKS = (
     "Leave it out: the engine optimises its networks itself. To change weights, pass the changed folder."

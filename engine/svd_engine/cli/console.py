@@ -20,6 +20,7 @@ OPTIONS = {  # how a remedy of the library names a setting: the option that sets
     "VideoEngine.from_checkpoint": "--checkpoint",
     "backend": "--backend",
     "checkpoint": "--checkpoint",
+    "decoding": "--decoding",
     "device": "--device",
     "dtype": "--dtype",
     "flavour": "--flavour",

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from svd_engine.backends.torch.eager import EagerBackend
 from svd_engine.backends.torch.network import TorchNetwork
 from svd_engine.errors import BackendError
 from svd_engine.networks.modules import Modules
 from svd_engine.spec.network import Network, Placement, named_outputs
-from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 
 
 class CompiledNetwork(TorchNetwork):
@@ -45,6 +46,9 @@ class CompiledBackend:
         self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
+        """A streamed decoder runs in eager torch, and its placement says so: it is no one graph."""
+        if isinstance(spec, StreamedSpec):
+            return EagerBackend(self.modules, self.device).open(spec)
         detail = f"torch {torch.__version__} inductor"
         placement = Placement("compiled", str(self.device), str(spec.precision), detail)
         return CompiledNetwork(spec, self.modules.network(spec), placement)
