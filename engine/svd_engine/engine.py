@@ -5,9 +5,10 @@ Holds no tensor arithmetic: `image` makes the pixels, `pipeline` has the stages.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,19 @@ from svd_engine.arguments import (
     returned_tensors,
 )
 from svd_engine.backends.interruptible import InterruptibleNetwork
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
 from svd_engine.request import SETTINGS, Settings, check_together
+from svd_engine.residency.budget import Memory
+from svd_engine.residency.plan import Plan
 from svd_engine.residency.source import EngineSource, of_bundle, of_checkpoint
 from svd_engine.residency.swapped import Swapped
 from svd_engine.sampling.presets import PRESETS
 from svd_engine.spec.network import Backend
-from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_engine.steering import Steered
 from svd_engine.torch_state import own_torch_state
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
     from svd_engine.checkpoint.opening import Checkpoint
 
+notices = logging.getLogger("svd_engine.notices")
 
 Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -61,6 +65,7 @@ class VideoEngine(Steered, DiffusersNames):
         self.source, self.model, self.residency = source, source.model, source.residency
         self.choice, self.default = source.choice, source.default
         self._calls = CallQueue()
+        self._last_plan: Plan | None = None  # within a memory budget
 
     @classmethod
     def from_bundle(
@@ -71,6 +76,7 @@ class VideoEngine(Steered, DiffusersNames):
         device: str | torch.device = "auto",
         swap_networks: bool = False,
         jit_cache: str | Path | None = "auto",
+        memory: Memory | None = None,
     ) -> VideoEngine:
         """Open a bundle that svd-export wrote.
 
@@ -78,9 +84,12 @@ class VideoEngine(Steered, DiffusersNames):
         "auto".  swap_networks: hold one network in memory at a time, opened for its stage and closed after
         it.  jit_cache: folder that keeps the kernels which tensorrt-rtx compiles on this GPU at the first
         launch; "auto" is the user's cache folder, None keeps none.  Other backends compile nothing then.
+        memory: what the process may take of a GPU's memory, or of the host's where networks run on the CPU:
+        "8GiB", "0.9" of it all, "auto" of what is free, or bytes.  Each call then takes the fastest plan that
+        stays below, or is refused with what would fit; None sets no limit.
         Raises BundleError, BackendUnavailable, OutputError, SettingsError.
         """
-        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache))
+        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache, memory))
 
     @classmethod
     def from_checkpoint(
@@ -93,6 +102,7 @@ class VideoEngine(Steered, DiffusersNames):
         variant: str | None = None,
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
+        memory: Memory | None = None,
     ) -> VideoEngine:
         """Open a checkpoint as torch modules: a name, a diffusers folder or a hub id; any size and frames.
 
@@ -100,11 +110,17 @@ class VideoEngine(Steered, DiffusersNames):
         dtype: "fp32", "fp16", "bf16", torch's own, or "auto" (fp16 on a GPU, fp32 on the CPU).
         variant: of the weight files, as in diffusers' `from_pretrained`; None reads those without one,
         whatever the dtype.  without_rewrites: names of exact rewrites to switch off.
-        swap_networks: keep one network at a time on the device, the others in host memory.
+        swap_networks: keep one network at a time on the device, the others in host memory; on the CPU load
+        each for its stage.
+        memory: what the process may take of a GPU's memory, or of the host's where networks run on the CPU:
+        "8GiB", "0.9" of it all, "auto" of what is free, or bytes.  Each call then takes the fastest plan that
+        stays below, or is refused with what would fit; None sets no limit.
         Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
-            of_checkpoint(checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant)
+            of_checkpoint(
+                checkpoint, backend, device, dtype, without_rewrites, swap_networks, variant, memory
+            )
         )
 
     @property
@@ -197,8 +213,8 @@ class VideoEngine(Steered, DiffusersNames):
             videos = len(pixels) * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
-                profile = self.source.profile_for(settings, videos)
-                stages = self._stages(profile, settings.slice_frames, turn, observer)
+                plan = self._plan(settings, videos)
+                stages = self._stages(plan, turn, observer)
             if cold := self.residency.cold():
                 with clock.stage("compile_kernels"):
                     for network in cold:
@@ -216,7 +232,7 @@ class VideoEngine(Steered, DiffusersNames):
             if not return_dict:
                 return frames
             total_ms = (time.perf_counter() - started) * 1e3
-            return VideoOutput(frames, self._report(stages, settings, generator, clock, turn, total_ms))
+            return VideoOutput(frames, self._report(stages, plan, settings, generator, clock, turn, total_ms))
 
     def preset(self, name: str) -> dict[str, Any]:
         """Arguments of a call that others recommend for this model.  "sgm": Stability's own scripts.
@@ -277,11 +293,23 @@ class VideoEngine(Steered, DiffusersNames):
 
         return on_step
 
-    def _stages(
-        self, profile: Profile, slice_frames: int | None, turn: Turn, observer: Observer
-    ) -> pipeline.Stages:
+    def _plan(self, settings: Settings, videos: int) -> Plan:
+        """How this call runs.  Within a budget, networks that another plan left in memory are closed."""
+        plan = self.source.plan(settings, videos)
+        if self.source.planner is None:
+            return replace(plan, residency=type(self.residency))
+        notices.info("%s of %s", plan, self.source.planner.budget)
+        last, self._last_plan = self._last_plan, plan
+        others = BACKENDS[self.choice.backend].of_bundle and last is not None and last.profile != plan.profile
+        if others or type(self.residency) is not plan.residency:
+            self.residency.close()
+            self.residency = plan.residency(self.backend)
+        return plan
+
+    def _stages(self, plan: Plan, turn: Turn, observer: Observer) -> pipeline.Stages:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
-        specs = specs_of(profile, self.model.architecture, self.source.precision, slice_frames)
+        profile = plan.profile
+        specs = specs_of(profile, self.model.architecture, self.source.precision, plan.slice_frames)
         networks = [self.residency.network(spec) for spec in specs]
         opened = [InterruptibleNetwork(network, turn.check, observer) for network in networks]
         image_encoder, vae_encoder, denoiser, *decoders = opened
@@ -291,6 +319,7 @@ class VideoEngine(Steered, DiffusersNames):
     def _report(
         self,
         stages: pipeline.Stages,
+        plan: Plan,
         settings: Settings,
         generator: torch.Generator | list[torch.Generator] | None,
         clock: Clock,
@@ -311,6 +340,7 @@ class VideoEngine(Steered, DiffusersNames):
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
             swap_networks=isinstance(self.residency, Swapped),
+            plan=plan.report(self.source.planner.budget.bytes) if self.source.planner else None,
             stage_ms=clock.stages,
             step_ms=clock.steps,
             evaluation_ms=clock.evaluations,

@@ -20,12 +20,17 @@ OPTIONS = {  # how a remedy of the library names a setting: the option that sets
     "VideoEngine.from_checkpoint": "--checkpoint",
     "backend": "--backend",
     "checkpoint": "--checkpoint",
+    "decode_chunk_size": "--decode-chunk-size",
     "decoding": "--decoding",
     "device": "--device",
     "dtype": "--dtype",
     "flavour": "--flavour",
+    "height": "--height",
+    "memory": "--memory",
+    "num_frames": "--frames",
     "target": "--target",
     "variant": "--variant",
+    "width": "--width",
     "write": "--no-write",
 }
 SETTING = re.compile(

@@ -21,6 +21,15 @@ Variant = Annotated[
 ]
 
 
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory budget, of the GPU or of the host on the CPU: 8GiB, 0.9 (of all), auto (what is free). "
+        "The fastest way that fits is taken; default no limit."
+    ),
+]
+
+
 def integer(text: str | int) -> int:
     """A whole number, also one written as 7.0 as `VideoEngine` takes it.  Its range is checked there."""
     try:
@@ -37,6 +46,14 @@ class DTypeOption(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+
+
+class DecodingOption(StrEnum):
+    """Those of `svd_engine.request`."""
+
+    auto = "auto"
+    whole = "whole"
+    streamed = "streamed"
 
 
 class FamilyOption(StrEnum):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -64,8 +65,8 @@ class StreamedDecoder(nn.Module):
         layers, last = layers_of(self.decoder)
         stream: Iterable[Tensor] = latent.to(next(self.decoder.parameters()).dtype).split(self.slice_frames)
         for before, resnet in layers:
-            stream = temporal_half(resnet, each(before, stream), parking, self.slice_frames)
-        frames = over_frames(self.decoder.time_conv_out, each(last, stream))
+            stream = temporal_half(resnet, map(partial(through, before), stream), parking, self.slice_frames)
+        frames = over_frames(self.decoder.time_conv_out, map(partial(through, last), stream))
         return torch.cat([part.float() for part in frames])
 
 
@@ -117,18 +118,20 @@ def spatial_half(resnet: SpatioTemporalResBlock) -> PerFrame:
     return lambda x: half(resnet.spatial_res_block, x, None)
 
 
-def each(steps: Iterable[PerFrame], stream: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Slices, through one step after the other."""
-    for part in stream:
-        for step in steps:
-            part = step(part)  # the former is freed before the next slice is made
-        yield part
+def through(steps: Iterable[PerFrame], part: Tensor) -> Tensor:
+    """A slice, through one step after the other."""
+    for step in steps:
+        part = step(part)
+    return part
 
 
 def temporal_half(
     resnet: SpatioTemporalResBlock, stream: Iterable[Tensor], parking: Parking, slice_frames: int
 ) -> Iterator[Tensor]:
-    """The temporal half of a resnet and its blend: slices [n,C,h,w] -> the same frames in other slices."""
+    """The temporal half of a resnet and its blend: slices [n,C,h,w] -> the same frames in other slices.
+
+    A `map` stands where a generator would hold on to its last slice.
+    """
     temporal = resnet.temporal_res_block
     first, second = Moments(temporal.norm1), Moments(temporal.norm2)
 
@@ -136,13 +139,13 @@ def temporal_half(
     for part in stream:
         first.add(part)
         parked.extend(map(parking.put, part.split(1)))
-    del part
+        del part
 
-    def activated(slices: Iterable[Tensor]) -> Iterator[Tensor]:
-        return (first.normalised(part) for part in slices)
-
-    for part in over_frames(temporal.conv1, activated(taken_back(parked.copy(), parking, slice_frames))):
+    for part in over_frames(
+        temporal.conv1, map(first.normalised, taken_back(parked.copy(), parking, slice_frames))
+    ):
         second.add(part)
+        del part
 
     shortcut: deque[Tensor] = deque()  # frames on their way around the convolutions
 
@@ -151,17 +154,24 @@ def temporal_half(
             shortcut.extend(part.split(1))
             yield part
 
-    convolved = over_frames(temporal.conv1, activated(both_ways()))
-    for part in over_frames(temporal.conv2, (second.normalised(part) for part in convolved)):
-        x = torch.cat([shortcut.popleft() for _ in range(len(part))])
-        yield resnet.time_mixer(x_spatial=x, x_temporal=x + part, image_only_indicator=None)
+    def blended(convolved: Tensor) -> Tensor:
+        x = joined([shortcut.popleft() for _ in range(len(convolved))])
+        mixed: Tensor = resnet.time_mixer(x_spatial=x, x_temporal=x + convolved, image_only_indicator=None)
+        return mixed
+
+    between = over_frames(temporal.conv1, map(first.normalised, both_ways()))
+    return map(blended, over_frames(temporal.conv2, map(second.normalised, between)))
 
 
 def taken_back(parked: deque[Tensor], parking: Parking, slice_frames: int) -> Iterator[Tensor]:
     """Parked frames in slices, taken out of `parked`, so that their memory is free."""
     while parked:
         count = min(slice_frames, len(parked))
-        yield torch.cat([parking.get(parked.popleft()) for _ in range(count)])
+        yield joined([parking.get(parked.popleft()) for _ in range(count)])
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def over_frames(conv: nn.Module, stream: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -171,12 +181,12 @@ def over_frames(conv: nn.Module, stream: Iterable[Tensor]) -> Iterator[Tensor]:
     """
     held: Tensor | None = None  # the last two frames, which the next output reads
     for part in stream:
-        before = torch.zeros_like(part[:1]) if held is None else held
-        joined = torch.cat([before, part])
-        held = joined[-2:].clone()
-        if len(joined) > 2:
-            yield valid(conv, joined)
-        del joined
+        window = [torch.cat([torch.zeros_like(part[:1]) if held is None else held, part])]
+        del part  # nothing but the two frames stays while a later layer runs
+        held = window[0][-2:].clone()
+        if len(window[0]) > 2:
+            yield valid(conv, window.pop())
+        window.clear()
     assert held is not None  # a video has a frame
     yield valid(conv, torch.cat([held, torch.zeros_like(held[:1])]))
 
@@ -218,7 +228,7 @@ class Moments:
         scale = self.norm.weight / deviation.repeat_interleave(per_group)  # [C]
         shift = self.norm.bias - torch.as_tensor(self.mean).repeat_interleave(per_group) * scale
         scale, shift = (t.float()[:, None, None] for t in (scale, shift))
-        return F.silu(torch.addcmul(shift, part.float(), scale).to(part.dtype), inplace=True)
+        return F.silu(torch.addcmul(shift, part, scale), inplace=True).to(part.dtype)
 
 
 class Parking(Protocol):

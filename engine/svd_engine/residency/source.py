@@ -17,7 +17,11 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.request import Settings
+from svd_engine.residency.budget import Memory, budget_of, check_memory
 from svd_engine.residency.contract import Residency
+from svd_engine.residency.plan import Plan
+from svd_engine.residency.planner import Planner
+from svd_engine.residency.planning import planner_of_bundle, planner_of_checkpoint
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.model import Model
@@ -38,6 +42,13 @@ class EngineSource:
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
     weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
     without_rewrites: Collection[str] = ()
+    planner: Planner | None = None  # None: no memory budget
+
+    def plan(self, settings: Settings, videos: int) -> Plan:
+        """How a call runs.  Raises SettingsError for one that the memory budget has no place for."""
+        if self.planner is not None:
+            return self.planner.choose(settings, videos)
+        return Plan(self.profile_for(settings, videos), settings.slice_frames, type(self.residency))
 
 
 def of_bundle(
@@ -46,8 +57,10 @@ def of_bundle(
     device: str | torch.device,
     swap_networks: bool,
     jit_cache: str | Path | None,
+    memory: Memory | None = None,
 ) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
+    check_memory(memory)
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
@@ -67,6 +80,11 @@ def of_bundle(
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
         weights=lambda: list(manifest.source.weights),
         without_rewrites=manifest.without_rewrites,
+        planner=None
+        if memory is None
+        else planner_of_bundle(
+            bundle, budget_of(memory, choice.device), choice.backend, choice.device, swap_networks
+        ),
     )
 
 
@@ -78,11 +96,13 @@ def of_checkpoint(
     without_rewrites: Collection[str],
     swap_networks: bool,
     variant: str | None = None,
+    memory: Memory | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import check_names, rewrites_for
 
+    check_memory(memory)
     if not isinstance(checkpoint, Checkpoint):
         _check_place("checkpoint", checkpoint, "a name, the path of a diffusers folder, or a hub id")
     if isinstance(without_rewrites, str) or not isinstance(without_rewrites, Collection):
@@ -94,13 +114,6 @@ def of_checkpoint(
         )
     residency = _residency(swap_networks)
     choice = choose_for_checkpoint(backend, device)
-    if swap_networks and choice.device.type == "cpu":
-        raise SettingsError(
-            "swap_networks",
-            expected="a GPU, or a bundle",
-            got="a checkpoint on the CPU, where networks that wait lie in the same memory",
-            remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
-        )
     if isinstance(checkpoint, Checkpoint) and variant is not None:
         raise SettingsError(
             "variant",
@@ -126,7 +139,13 @@ def of_checkpoint(
         rewrites=modules.places,
         weights=lambda: list(chain(*modules.weight_files.values())),
         without_rewrites=without_rewrites,
-    )
+        planner=None
+        if memory is None
+        else planner_of_checkpoint(
+            opened, budget_of(memory, choice.device), choice.backend, choice.device, precision,
+            without_rewrites, swap_networks,
+        ),
+    )  # fmt: skip
 
 
 def _residency(swap_networks: object) -> type[Residency]:

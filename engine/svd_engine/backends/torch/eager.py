@@ -21,11 +21,11 @@ class EagerNetwork(TorchNetwork):
 
 class EagerBackend:
     name = "eager"
-    movable = True
 
     def __init__(self, modules: Modules, device: torch.device) -> None:
         self.modules = modules
         self.device = device
+        self.movable = device.type != "cpu"  # there it would wait in the same memory
 
     def open(self, spec: NetworkSpec) -> Network:
         """Loads the weights: what is wrong with the checkpoint shows here."""
@@ -33,7 +33,7 @@ class EagerBackend:
         if isinstance(spec, StreamedSpec):
             detail += f", streamed, {spec.slice_frames} frames at a time"
         placement = Placement("eager", str(self.device), str(spec.precision), detail)
-        return EagerNetwork(spec, self.modules.network(spec), placement)
+        return EagerNetwork(spec, self.modules.network(spec), placement, self.modules.release)
 
     def close(self) -> None:
         self.modules.close()
