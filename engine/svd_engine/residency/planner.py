@@ -30,7 +30,8 @@ from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
 SLICES = (8, 4, 2, 1)  # frames at a time of a streamed decoder, the fastest first
-SCRATCH = 0.1  # of the activations: kernels' scratch memory and gaps in the allocator's blocks
+# Of the activations: kernels' scratch memory, and freed blocks that an allocator keeps (glibc's many of them)
+SCRATCH = {"cuda": 0.1, "cpu": 0.5}
 LATENT_VIDEOS = 6  # that the sampler holds at most, float32
 
 # Operations in the time of one byte: read by a kernel, and moved (GPU: over the bus; CPU: from the disk)
@@ -103,7 +104,12 @@ class Planner:
             of, calls = costs[spec.key], _calls(spec, profile, settings, videos)
             held = sum(residency.held_weights(list(costs.values()), of).values())
             carried = residency.moved_bytes(of, there_and_back=kind == "cuda")
-            peak = runtime + held + ceil((1 + SCRATCH) * of.activation_bytes) + _beside(spec, profile, videos)
+            peak = (
+                runtime
+                + held
+                + ceil((1 + SCRATCH[kind]) * of.activation_bytes)
+                + _beside(spec, profile, videos)
+            )
             moved = carried + of.moved_bytes * calls
             stages.append(
                 PlannedStage(
