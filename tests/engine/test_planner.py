@@ -31,6 +31,7 @@ from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.request import Settings
 from svd_engine.residency import budget as budgets
 from svd_engine.residency.budget import Budget, budget_of
+from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner, checkpoint_profiles, lesser_calls
 from svd_engine.residency.planning import planner_of_bundle
 from svd_engine.residency.resident import Resident
@@ -221,7 +222,7 @@ def test_a_refusal_names_what_the_planner_accepts(call_: Mapping[str, Any], vide
     settings = asked(**call_)
     smallest = min(plan.peak_bytes for plan in planner(ALL, seed).considered(settings, videos))
     small = planner(smallest - 1, seed)
-    with pytest.raises(SettingsError, match="^memory: expected .* or more for") as caught:
+    with pytest.raises(SettingsError, match=r"^memory: expected .* or more for") as caught:
         small.choose(settings, videos)
     amount = re.search(r'memory="(\S+?)"', caught.value.remedy)
     assert amount
@@ -255,8 +256,8 @@ def test_the_words_of_a_refusal() -> None:
     with pytest.raises(SettingsError) as caught:
         planner(GIB // 2).choose(asked(decode_chunk_size=5), 1)
     assert re.fullmatch(
-        r"memory: expected [\d.]+ [MG]iB or more for 5 frames of 32x48 \(networks swapped, (single|batched) guidance, "
-        r"batch 1, decoder whole: at most [\d.]+ [MG]iB, in \S+\), got 0.5 GiB",
+        r"memory: expected [\d.]+ [MG]iB or more for 5 frames of 32x48 "
+        r"\(networks swapped, (single|batched) guidance, batch 1, decoder whole: at most [\d.]+ [MG]iB, in \S+\), got 0.5 GiB",
         caught.value.problem,
     )
     assert re.fullmatch(r'Pass memory="[\d.]+[MG]iB".*\.', caught.value.remedy)
