@@ -257,7 +257,8 @@ def test_the_words_of_a_refusal() -> None:
         planner(GIB // 2).choose(asked(decode_chunk_size=5), 1)
     assert re.fullmatch(
         r"memory: expected [\d.]+ [MG]iB or more for 5 frames of 32x48 "
-        r"\(networks swapped, (single|batched) guidance, batch 1, decoder whole: at most [\d.]+ [MG]iB, in \S+\), got 0.5 GiB",
+        r"\(networks swapped, (single|batched) guidance, batch 1, decoder whole: "
+        r"at most [\d.]+ [MG]iB, in \S+\), got 0.5 GiB",
         caught.value.problem,
     )
     assert re.fullmatch(r'Pass memory="[\d.]+[MG]iB".*\.', caught.value.remedy)
