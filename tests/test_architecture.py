@@ -33,7 +33,7 @@ LAYERS: tuple[set[str], ...] = (
     {"output", "networks"},
     {"backends"},
     {"residency"},
-    {"pipeline", "unsupported", "info"},
+    {"pipeline", "unsupported", "info", "planned"},
     {"engine"},
     {"continuing"},
     {"serving", "cli", "__init__"},

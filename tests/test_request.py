@@ -65,6 +65,7 @@ TOGETHER = [
     ({"guidance_scales": [1.0], "max_guidance_scale": 1.0}, "max_guidance_scale", "guidance_scales"),
     ({"sampler": "lms", "churn": 1.0}, "churn", "the sampler lms"),
     ({"schedule": "exponential", "rho": 7.0}, "rho", "the schedule exponential"),
+    ({"decoding": "whole", "decode_chunk_size": 2}, "decode_chunk_size", "the decoding whole"),
     ({"guider": "constant", "min_guidance_scale": 2.0}, "min_guidance_scale", "the guider constant"),
 ]
 
@@ -139,7 +140,7 @@ def test_the_names_of_the_options_stay() -> None:
         "--frames", "--height", "--width", "--fit", "--steps", "--seed", "--fps", "--motion-bucket-id",
         "--noise-aug-strength", "--min-guidance-scale", "--max-guidance-scale", "--decode-chunk-size",
         "--num-videos", "--sampler", "--schedule", "--guider", "--churn", "--rho", "--sigmas",
-        "--guidance-scales",
+        "--guidance-scales", "--decoding",
     }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def test_the_page_on_triton_has_every_input_and_its_type() -> None:
 
 ELSEWHERE_IN_CPP = {"--num-videos"}  # a video a run
 LACKING_IN_CPP = {  # it has the defaults alone
-    "--sampler", "--schedule", "--guider", "--churn", "--rho", "--sigmas", "--guidance-scales",
+    "--sampler", "--schedule", "--guider", "--churn", "--rho", "--sigmas", "--guidance-scales", "--decoding",
 }  # fmt: skip
 
 

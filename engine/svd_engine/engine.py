@@ -5,9 +5,10 @@ Holds no tensor arithmetic: `image` makes the pixels, `pipeline` has the stages.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +25,20 @@ from svd_engine.arguments import (
     returned_tensors,
 )
 from svd_engine.backends.interruptible import InterruptibleNetwork
+from svd_engine.backends.registry import BACKENDS
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
 from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
 from svd_engine.request import SETTINGS, Settings, check_together
+from svd_engine.residency.budget import Memory
+from svd_engine.residency.plan import Plan
 from svd_engine.residency.source import EngineSource, of_bundle, of_checkpoint
 from svd_engine.residency.swapped import Swapped
 from svd_engine.sampling.presets import PRESETS
 from svd_engine.sampling.reuse import ReusePolicy
 from svd_engine.spec.network import Backend
-from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import Reuse, reusing_specs
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from svd_engine.checkpoint.opening import Checkpoint
     from svd_engine.spec.weights import Component
 
+notices = logging.getLogger("svd_engine.notices")
 
 Callback = Callable[["VideoEngine", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -65,6 +69,7 @@ class VideoEngine(Steered, DiffusersNames):
         self.source, self.model, self.residency = source, source.model, source.residency
         self.choice, self.default = source.choice, source.default
         self._calls = CallQueue()
+        self._last_plan: Plan | None = None  # within a memory budget
 
     @classmethod
     def from_bundle(
@@ -75,6 +80,7 @@ class VideoEngine(Steered, DiffusersNames):
         device: str | torch.device = "auto",
         swap_networks: bool = False,
         jit_cache: str | Path | None = "auto",
+        memory: Memory | None = None,
     ) -> VideoEngine:
         """Open a bundle that svd-export wrote.
 
@@ -82,9 +88,12 @@ class VideoEngine(Steered, DiffusersNames):
         "auto".  swap_networks: hold one network in memory at a time, opened for its stage and closed after
         it.  jit_cache: folder that keeps the kernels which tensorrt-rtx compiles on this GPU at the first
         launch; "auto" is the user's cache folder, None keeps none.  Other backends compile nothing then.
+        memory: what the process may take of a GPU's memory, or of the host's where networks run on the CPU:
+        "8GiB", "0.9" of it all, "auto" of what is free, or bytes.  Each call then takes the fastest plan that
+        stays below, or is refused with what would fit; None sets no limit.
         Raises BundleError, BackendUnavailable, OutputError, SettingsError.
         """
-        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache))
+        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache, memory))
 
     @classmethod
     def from_checkpoint(
@@ -102,6 +111,7 @@ class VideoEngine(Steered, DiffusersNames):
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
         reuse: Reuse | None = None,
+        memory: Memory | None = None,
     ) -> VideoEngine:
         """Open a checkpoint as torch modules: a name, a diffusers folder, a single file or a hub id.
 
@@ -115,7 +125,11 @@ class VideoEngine(Steered, DiffusersNames):
         comes instead.  lora: LoRA files with a scale each, such as {"style.safetensors": 0.8}, fused into the
         UNet's weights.  lora_partial: leave out keys of these that fit no weight, instead of refusing them.
         without_rewrites: names of exact rewrites to switch off.
-        swap_networks: keep one network at a time on the device, the others in host memory.
+        swap_networks: keep one network at a time on the device, the others in host memory; on the CPU load
+        each for its stage.
+        memory: what the process may take of a GPU's memory, or of the host's where networks run on the CPU:
+        "8GiB", "0.9" of it all, "auto" of what is free, or bytes.  Each call then takes the fastest plan that
+        stays below, or is refused with what would fit; None sets no limit.
         reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say.  Lossy: the report
         says in which.
         Raises CheckpointError, BackendUnavailable, SettingsError.
@@ -134,6 +148,7 @@ class VideoEngine(Steered, DiffusersNames):
                 lora,
                 lora_partial,
                 reuse,
+                memory,
             )
         )
 
@@ -174,6 +189,7 @@ class VideoEngine(Steered, DiffusersNames):
         guidance_scales: Sequence[float] | None = None,
         churn: float = 0.0,
         rho: float | None = None,
+        decoding: str = "auto",
     ) -> VideoOutput | Any:  # Any: `VideoFrames` with return_dict off; else none need tell them apart
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
@@ -184,7 +200,10 @@ class VideoEngine(Steered, DiffusersNames):
         where the `guider` puts them; default the model's own (SVD: 1.0 and 3.0).
         fps: frame rate that the networks are told.  motion_bucket_id: 0 to 1023, more is more motion.
         noise_aug_strength: standard deviation of the noise on the image, whose pixels are in [-1, 1].
-        decode_chunk_size: frames per decoder call; default all.
+        decode_chunk_size: frames decoded at once; default all.  decoding: "whole", all frames at once;
+        "streamed", the same video layer by layer over `decode_chunk_size` frames at a time (default 1), in
+        less memory, over a checkpoint; "auto", whole or, where `decode_chunk_size` is given, chunks of it
+        that know nothing of each other, as diffusers'.
         generator: one for all videos or one for each; latents: unit-variance noise [N,F,4,h,w] to start from.
         fit: resize an image of another aspect ("stretch", as diffusers), crop it in the middle ("crop"), or
         pad it with black ("pad").
@@ -223,7 +242,8 @@ class VideoEngine(Steered, DiffusersNames):
             videos = len(pixels) * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
-                stages, reusing = self._stages(self.source.profile_for(settings, videos), turn, observer)
+                plan = self._plan(settings, videos)
+                stages, reusing = self._stages(plan, turn, observer)
             if cold := self.residency.cold():
                 with clock.stage("compile_kernels"):
                     for network in cold:
@@ -242,7 +262,7 @@ class VideoEngine(Steered, DiffusersNames):
             if not return_dict:
                 return frames
             total_ms = (time.perf_counter() - started) * 1e3
-            made = self._report(stages, reusing, settings, generator, clock, turn, total_ms)
+            made = self._report(stages, plan, reusing, settings, generator, clock, turn, total_ms)
             return VideoOutput(frames, made)
 
     def preset(self, name: str) -> dict[str, Any]:
@@ -306,15 +326,29 @@ class VideoEngine(Steered, DiffusersNames):
 
         return on_step
 
+    def _plan(self, settings: Settings, videos: int) -> Plan:
+        """How this call runs.  Within a budget, networks that another plan left in memory are closed."""
+        plan = self.source.plan(settings, videos)
+        if self.source.planner is None:
+            return replace(plan, residency=type(self.residency))
+        notices.info("%s of %s", plan, self.source.planner.budget)
+        last, self._last_plan = self._last_plan, plan
+        others = BACKENDS[self.choice.backend].of_bundle and last is not None and last.profile != plan.profile
+        if others or type(self.residency) is not plan.residency:
+            self.residency.close()
+            self.residency = plan.residency(self.backend)
+        return plan
+
     def _stages(
-        self, profile: Profile, turn: Turn, observer: Observer
+        self, plan: Plan, turn: Turn, observer: Observer
     ) -> tuple[pipeline.Stages, pipeline.Reusing | None]:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
 
         def opened(spec: NetworkSpec) -> InterruptibleNetwork:
             return InterruptibleNetwork(self.residency.network(spec), turn.check, observer)
 
-        specs = specs_of(profile, self.model.architecture, self.source.precision)
+        profile = plan.profile
+        specs = specs_of(profile, self.model.architecture, self.source.precision, plan.slice_frames)
         reusing = None
         if self.source.reuse is not None and self.source.feature is not None:
             specs[2], shallow = reusing_specs(specs[2], self.source.feature)
@@ -326,6 +360,7 @@ class VideoEngine(Steered, DiffusersNames):
     def _report(
         self,
         stages: pipeline.Stages,
+        plan: Plan,
         reusing: pipeline.Reusing | None,
         settings: Settings,
         generator: torch.Generator | list[torch.Generator] | None,
@@ -348,6 +383,7 @@ class VideoEngine(Steered, DiffusersNames):
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
             swap_networks=isinstance(self.residency, Swapped),
+            plan=plan.report(self.source.planner.budget.bytes) if self.source.planner else None,
             stage_ms=clock.stages,
             step_ms=clock.steps,
             evaluation_ms=clock.evaluations,

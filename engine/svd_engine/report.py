@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -55,6 +55,29 @@ class Seam(BaseModel):
     median_flow: float | None = None
 
 
+class PlannedStage(BaseModel):
+    """Memory of one network under a plan, in bytes, known before it runs."""
+
+    network: str  # key
+    held_bytes: int  # weights of all networks on the device while it runs
+    peak_bytes: int  # of the whole process on the device
+    parked_bytes: int  # activations that wait in host memory
+    moved_bytes: int  # weights and activations: over a GPU's bus, or from the disk
+    source: Literal["counted", "compiled"]
+
+
+class PlanReport(BaseModel):
+    """How a call kept to its memory budget."""
+
+    residency: str
+    guidance: str
+    batch: int
+    decoding: str
+    budget_bytes: int
+    peak_bytes: int
+    stages: list[PlannedStage]
+
+
 class RunReport(BaseModel):
     """What one call ran: settings, backend and device of each stage, times in ms, memory, versions."""
 
@@ -73,6 +96,7 @@ class RunReport(BaseModel):
     rewrites: dict[str, int]  # places by "component/rewrite"
     without_rewrites: list[str]
     swap_networks: bool  # one network in memory at a time
+    plan: PlanReport | None = None  # None without a memory budget
     stage_ms: dict[str, float]
     step_ms: list[float]  # of the denoiser in each step
     evaluation_ms: list[float] = []  # of each evaluation of the denoiser: one or two a step

@@ -25,6 +25,8 @@ from svd_engine.values import (
     one_of,
 )
 
+DECODINGS = ("auto", "whole", "streamed")
+
 # Types of parameters.  `check` gives the value as a plain one, or raises SettingsError; `range` is for help.
 
 
@@ -210,6 +212,16 @@ class Settings:
         int | None,
         Parameter(Whole(1), "Frames decoded at once; fewer take less memory", option="--decode-chunk-size"),
     ] = None  # all at once, or what the bundle has
+    decoding: Annotated[
+        str,
+        Parameter(
+            OneOf(DECODINGS),
+            "Decode all frames at once (whole), or layer by layer over decode_chunk_size frames at a time "
+            "(streamed): the same video in less memory, slower; auto is whole, or independent chunks where "
+            "decode_chunk_size is given",
+            option="--decoding",
+        ),
+    ] = "auto"
     videos_per_image: Annotated[
         int,
         Parameter(Whole(1), "Videos of each photograph", name="num_videos_per_prompt", option="--num-videos"),
@@ -281,6 +293,11 @@ class Settings:
         low = self.min_guidance_scale if GUIDERS[self.guider].rises else self.max_guidance_scale
         return max(low, self.max_guidance_scale) > 1
 
+    @property
+    def slice_frames(self) -> int | None:
+        """Frames that a streamed decoder holds at a time; None where it was not asked for."""
+        return min(self.decode_chunk_size or 1, self.frames) if self.decoding == "streamed" else None
+
     def check_size(self, multiple: int) -> None:
         """Raises SettingsError unless the networks can take the size."""
         for name, value in (("height", self.height), ("width", self.width)):
@@ -345,6 +362,8 @@ def check_together(call: Mapping[str, object]) -> None:
     if given("sigmas"):
         refuse("schedule", "sigmas")
         refuse("rho", "sigmas")
+    if call.get("decoding") == "whole":
+        refuse("decode_chunk_size", "the decoding whole")
     if given("guidance_scales"):
         refuse("guider", "guidance_scales")
         refuse("min_guidance_scale", "guidance_scales")

@@ -18,10 +18,12 @@ from svd_engine.steering import CALL_NAMES, no_call
 
 _OPEN = "Open it with VideoEngine.from_checkpoint(CHECKPOINT, dtype=..., device=...), or from_bundle(BUNDLE)."
 _SWAP = (
-    "Pass swap_networks=True to from_bundle, or on a GPU to from_checkpoint: one network in memory at a time."
+    'Pass memory="8GiB", say, when you open the engine: what has to be swapped then is. swap_networks=True '
+    "keeps one network in memory at a time in any case."
 )
 _MEMORY = (
-    "Leave it out: attention never builds all scores at once. A small decode_chunk_size bounds the decoder."
+    "Leave it out: attention never builds all scores at once. "
+    'decoding="streamed" bounds the memory of the decoder.'
 )
 _NETWORKS = (
     "Leave it out: the engine optimises its networks itself. To change weights, pass the changed folder."

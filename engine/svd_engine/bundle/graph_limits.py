@@ -37,7 +37,7 @@ def check_limits(
     made = sum(sizes[name] for name in constants)
     if made > weights_bytes + CONSTANT_BYTES:
         raise _refused(graph, f"at most {weights_bytes + CONSTANT_BYTES:,} bytes of constants", f"{made:,}")
-    needed = peak_bytes(model.graph, {name: size for name, size in sizes.items() if name not in constants})
+    needed = _peak_of_run(model.graph, sizes, constants)
     if memory is not None and needed > memory:
         raise BundleError(
             f"graph {graph}",
@@ -45,6 +45,18 @@ def check_limits(
             got=f"at least {needed:,} bytes of tensors at once",
             remedy="Run it on a device with more memory, or export a smaller profile.",
         )
+
+
+def run_bytes(graph: Path, model: onnx.ModelProto) -> int:
+    """Bytes of the tensors of one run that are alive at once, at least; see `peak_bytes`.
+
+    Raises BundleError when a tensor inside has no static shape.
+    """
+    return _peak_of_run(model.graph, _sizes(graph, model), _constants(model.graph))
+
+
+def _peak_of_run(graph: onnx.GraphProto, sizes: dict[str, int], constants: set[str]) -> int:
+    return peak_bytes(graph, {name: size for name, size in sizes.items() if name not in constants})
 
 
 def peak_bytes(graph: onnx.GraphProto, sizes: dict[str, int]) -> int:

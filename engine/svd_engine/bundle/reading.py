@@ -57,12 +57,22 @@ class Bundle:
     def profile_for(self, settings: Settings) -> Profile:
         """The profile that does this call, see `Profile.of_bundle`.
 
-        Raises ProfileError that names what there is and the export command that would do it.
+        Raises ProfileError that names what there is and the export command that would do it, and for a
+        streamed decoder, which no bundle holds.
         """
+        if settings.decoding == "streamed":
+            raise ProfileError(
+                f"decoding with bundle {self.folder}",
+                expected="auto or whole: a bundle's decoder is one graph of its chunk",
+                got="streamed",
+                remedy="Use VideoEngine.from_checkpoint(CHECKPOINT), or a bundle with a small decode chunk "
+                "(`svd-export onnx CHECKPOINT -o BUNDLE --decode-chunk 4`), whose chunks are independent.",
+            )
         found = Profile.of_bundle(self.manifest.profiles, settings)
         if found is None:
             s, chunk = settings, settings.decode_chunk_size
             decoded = f" and decode chunk {chunk}" if chunk else ""
+            decoded += ", decoded whole" if s.decoding == "whole" else ""
             flag = f" --decode-chunk {chunk}" if chunk else ""
             raise ProfileError(
                 f"bundle {self.folder}",

@@ -14,15 +14,18 @@ from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.cli import console
 from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.options import (
+    DecodingOption,
     DTypeOption,
     ImageEncoderPart,
     LoraFiles,
     LoraPartial,
+    MemoryOption,
     PresetOption,
     UNetPart,
     VaePart,
     Variant,
     VersionFlag,
+    integer,
     lora_of,
     parts_of,
 )
@@ -93,6 +96,7 @@ def generate(
         bool,
         typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
     ] = False,
+    memory: MemoryOption = None,
     jit_cache: Annotated[
         Path | None,
         typer.Option(help="Keep the kernels that tensorrt-rtx compiles here; default your cache folder."),
@@ -187,7 +191,7 @@ def generate(
     if bundle is not None:
         engine = VideoEngine.from_bundle(
             bundle, backend=backend, device=device, swap_networks=swap_networks,
-            jit_cache=None if no_jit_cache else jit_cache or "auto",
+            jit_cache=None if no_jit_cache else jit_cache or "auto", memory=memory,
         )  # fmt: skip
     else:
         from svd_engine.checkpoint.opening import hides_frames
@@ -197,7 +201,7 @@ def generate(
             checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
             frames=call["num_frames"] if hides_frames(checkpoint) else None, parts=parts,
             lora=scales, lora_partial=lora_partial,
-            without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused,
+            without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused, memory=memory,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
     if preset is not None:
@@ -285,6 +289,50 @@ def info(
         rows = [*facts.bundle_abilities(opened.manifest.precision), *facts.plan_abilities(opened)]
     for row in rows:
         typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
+
+
+@app.command()
+def plan(
+    source: Annotated[str, typer.Argument(help="Bundle's folder, or checkpoint as generate takes it.")],
+    memory: Annotated[
+        str, typer.Option(help="Memory budget: 8GiB, 0.9 (of all), auto (what is free).")
+    ] = "auto",
+    backend: Annotated[
+        str, typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to plan for; auto is the usual one.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Device to plan for: auto, cpu or cuda, which need not be here.")
+    ] = "auto",
+    dtype: Annotated[
+        DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
+    ] = DTypeOption.auto,
+    frames: Annotated[int | None, typer.Option(help="Number of frames.", parser=integer)] = None,
+    height: Annotated[int | None, typer.Option(help="Height of the video (pixels).", parser=integer)] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the video (pixels).", parser=integer)] = None,
+    decoding: Annotated[
+        DecodingOption, typer.Option(help="Decoding to plan for, as of generate.")
+    ] = DecodingOption.auto,
+    decode_chunk_size: Annotated[
+        int | None, typer.Option(help="Frames decoded at once.", parser=integer)
+    ] = None,
+    num_videos: Annotated[int, typer.Option(help="Videos of each photograph.", parser=integer)] = 1,
+    swap_networks: Annotated[
+        bool, typer.Option("--swap-networks", help="Keep one network in memory at a time.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every plan that was considered.")] = False,
+) -> None:
+    """Show how a video of SOURCE would be made within a memory budget; reads no weights and runs nothing."""
+    from svd_engine import planned
+
+    call = {
+        "frames": frames, "height": height, "width": width, "decoding": decoding.value,
+        "decode_chunk_size": decode_chunk_size, "videos_per_image": num_videos,
+    }  # fmt: skip
+    asked = {name: value for name, value in call.items() if value is not None}
+    planner, settings = planned.planner_of(source, memory, backend, device, dtype.value, swap_networks, asked)
+    if every:
+        typer.echo(planned.comparison(planner, planner.considered(settings, num_videos)))
+    typer.echo(planned.table(planner, planner.choose(settings, num_videos)))
 
 
 def _targets(output: list[Path], videos: int, fps: int, report: Path | None) -> list[list[Path]]:

@@ -38,6 +38,13 @@ ImageEncoderPart = Annotated[
         help="File or folder of the image encoder in place of the checkpoint's.",
     ),
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory budget, of the GPU or of the host on the CPU: 8GiB, 0.9 (of all), auto (what is free). "
+        "The fastest way that fits is taken; default no limit."
+    ),
+]
 
 
 def parts_of(unet: str | None, vae: str | None, image_encoder: str | None) -> dict[Component, str | Path]:
@@ -100,6 +107,14 @@ class DTypeOption(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+
+
+class DecodingOption(StrEnum):
+    """Those of `svd_engine.request`."""
+
+    auto = "auto"
+    whole = "whole"
+    streamed = "streamed"
 
 
 class FamilyOption(StrEnum):

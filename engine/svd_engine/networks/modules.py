@@ -18,10 +18,11 @@ from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
 from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewrites, check_names
+from svd_engine.networks.streamed_decoder import StreamedDecoder
 from svd_engine.spec.precision import DType
 from svd_engine.spec.profile import GuidanceMode
 from svd_engine.spec.reuse import ReusingSpec
-from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 from svd_engine.spec.weights import WeightFile
 
 REWRITTEN: tuple[Component, ...] = ("unet", "vae")
@@ -39,7 +40,8 @@ _WRAPPERS: Mapping[tuple[str, GuidanceMode | None], Callable[[nn.Module], nn.Mod
     ("denoiser", "batched"): GuidedDenoiser,
     ("vae_decoder", None): VaeDecoder,
 }
-_Kind = tuple[str, GuidanceMode | None, DType, int]  # of networks that one module serves, at any shape
+# of networks that one module serves, at any shape
+_Kind = tuple[str, GuidanceMode | None, DType, int, int | None]
 
 
 def wrap(spec: NetworkSpec, component: nn.Module) -> nn.Module:
@@ -52,6 +54,8 @@ def wrap(spec: NetworkSpec, component: nn.Module) -> nn.Module:
 
         kind = FullDenoiser if spec.network == "denoiser" else ShallowDenoiser
         return kind(component, spec.kept)
+    if isinstance(spec, StreamedSpec):
+        return StreamedDecoder(component, spec.slice_frames)
     return _WRAPPERS[spec.network, spec.guidance](component)
 
 
@@ -90,7 +94,8 @@ class Modules:
                 remedy='Use dtype="fp16", "bf16" or "fp32".',
             )
         kept = spec.kept if isinstance(spec, ReusingSpec) else 0
-        kind = (spec.network, spec.guidance, precision.weights, kept)
+        slice_frames = spec.slice_frames if isinstance(spec, StreamedSpec) else None
+        kind = (spec.network, spec.guidance, precision.weights, kept, slice_frames)
         if kind not in self._networks:
             component = self._component(COMPONENT_OF[spec.network], precision.weights)
             self._networks[kind] = wrap(spec, component).eval()

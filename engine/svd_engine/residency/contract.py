@@ -7,8 +7,10 @@ it for one may call that at any time, until `close`; the strategy sees to it tha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from svd_engine.spec.cost import NetworkCost
 from svd_engine.spec.network import Backend, Network
 from svd_engine.spec.tensors import NetworkSpec
 
@@ -27,6 +29,16 @@ class Residency(ABC):
         if spec.key not in self._networks:
             self._networks[spec.key] = self._make(spec)
         return self._networks[spec.key]
+
+    @staticmethod
+    @abstractmethod
+    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost) -> Mapping[str, int]:
+        """Weights on the device while one of a call's networks runs: bytes by what holds them."""
+
+    @staticmethod
+    @abstractmethod
+    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:
+        """Weights that a call moves for one of its networks."""
 
     @abstractmethod
     def _make(self, spec: NetworkSpec) -> Network:

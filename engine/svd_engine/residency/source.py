@@ -18,7 +18,11 @@ from svd_engine.checkpoint.configs import unet_levels
 from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.request import Settings
+from svd_engine.residency.budget import Memory, budget_of, check_memory
 from svd_engine.residency.contract import Residency
+from svd_engine.residency.plan import Plan
+from svd_engine.residency.planner import Planner
+from svd_engine.residency.planning import planner_of_bundle, planner_of_checkpoint
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.model import Model
@@ -43,6 +47,13 @@ class EngineSource:
     without_rewrites: Collection[str] = ()
     reuse: Reuse | None = None  # between evaluations of the denoiser
     feature: Feature | None = None  # that is reused
+    planner: Planner | None = None  # None: no memory budget
+
+    def plan(self, settings: Settings, videos: int) -> Plan:
+        """How a call runs.  Raises SettingsError for one that the memory budget has no place for."""
+        if self.planner is not None:
+            return self.planner.choose(settings, videos)
+        return Plan(self.profile_for(settings, videos), settings.slice_frames, type(self.residency))
 
 
 def of_bundle(
@@ -51,8 +62,10 @@ def of_bundle(
     device: str | torch.device,
     swap_networks: bool,
     jit_cache: str | Path | None,
+    memory: Memory | None = None,
 ) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
+    check_memory(memory)
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
@@ -73,6 +86,11 @@ def of_bundle(
         weights=lambda: list(manifest.source.weights),
         lora=manifest.source.lora,
         without_rewrites=manifest.without_rewrites,
+        planner=None
+        if memory is None
+        else planner_of_bundle(
+            bundle, budget_of(memory, choice.device), choice.backend, choice.device, swap_networks
+        ),
     )
 
 
@@ -89,11 +107,13 @@ def of_checkpoint(
     lora: Mapping[str | Path, float] | None = None,
     lora_partial: bool = False,
     reuse: Reuse | None = None,
+    memory: Memory | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
     from svd_engine.networks.rewrites import check_names, rewrites_for
 
+    check_memory(memory)
     if not isinstance(checkpoint, Checkpoint):
         _check_place(
             "checkpoint",
@@ -108,15 +128,8 @@ def of_checkpoint(
             remedy='Pass a list, such as ["fused-qkv"].',
         )
     residency = _residency(swap_networks)
-    _check_reuse(reuse, swap_networks)
+    _check_reuse(reuse, swap_networks, memory)
     choice = choose_for_checkpoint(backend, device)
-    if swap_networks and choice.device.type == "cpu":
-        raise SettingsError(
-            "swap_networks",
-            expected="a GPU, or a bundle",
-            got="a checkpoint on the CPU, where networks that wait lie in the same memory",
-            remedy="Leave it out, or export a bundle: its networks are opened and closed in turn.",
-        )
     for name, value in (
         ("variant", variant),
         ("frames", frames),
@@ -157,7 +170,13 @@ def of_checkpoint(
         without_rewrites=without_rewrites,
         reuse=reuse,
         feature=feature,
-    )
+        planner=None
+        if memory is None
+        else planner_of_checkpoint(
+            opened, budget_of(memory, choice.device), choice.backend, choice.device, precision,
+            without_rewrites, swap_networks,
+        ),
+    )  # fmt: skip
 
 
 def _residency(swap_networks: object) -> type[Residency]:
@@ -169,8 +188,9 @@ def _residency(swap_networks: object) -> type[Residency]:
     return Swapped if swap_networks else Resident
 
 
-def _check_reuse(reuse: object, swap_networks: bool) -> None:
-    """Raises SettingsError for what is no `Reuse`, and beside swapped networks, two of which take turns."""
+def _check_reuse(reuse: object, swap_networks: bool, memory: Memory | None) -> None:
+    """Raises SettingsError for what is no `Reuse`; beside swapped networks, two of which take turns; and
+    beside a memory budget, whose planner does not know the second denoiser."""
     if reuse is not None and not isinstance(reuse, Reuse):
         raise SettingsError(
             "reuse",
@@ -183,6 +203,13 @@ def _check_reuse(reuse: object, swap_networks: bool) -> None:
             "reuse",
             expected="networks that stay in memory: two denoisers take turns at every step",
             got="swap_networks",
+            remedy="Leave out one of the two.",
+        )
+    if reuse is not None and memory is not None:
+        raise SettingsError(
+            "reuse",
+            expected="no memory budget: what the second denoiser takes is not planned",
+            got=f"memory={memory!r}",
             remedy="Leave out one of the two.",
         )
 

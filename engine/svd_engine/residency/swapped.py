@@ -7,11 +7,12 @@ and closed by another's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from svd_engine.residency.contract import Residency
+from svd_engine.spec.cost import NetworkCost
 from svd_engine.spec.network import Backend, Network, Placement
 from svd_engine.spec.tensors import NetworkSpec
 
@@ -22,6 +23,14 @@ class Swapped(Residency):
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
         self._present: SwappedNetwork | None = None
+
+    @staticmethod
+    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost) -> Mapping[str, int]:  # noqa: ARG004
+        return running.weights
+
+    @staticmethod
+    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:
+        return running.weight_bytes * (2 if there_and_back else 1)
 
     def _make(self, spec: NetworkSpec) -> Network:
         return SwappedNetwork(spec, self)

@@ -23,6 +23,8 @@ class ProfileRequest(Protocol):
     @property
     def decode_chunk_size(self) -> int | None: ...
     @property
+    def decoding(self) -> str: ...
+    @property
     def guided(self) -> bool: ...
 
 
@@ -39,8 +41,13 @@ class Profile:
 
     @classmethod
     def of_request(cls, request: ProfileRequest, videos: int) -> Profile:
-        """Exactly what a call asks for, all its videos in one batch; without a chunk, all frames at once."""
+        """Exactly what a call asks for, all its videos in one batch; without a chunk, all frames at once.
+
+        A streamed decoder takes all frames too: `decode_chunk_size` is then how many of them it holds.
+        """
         chunk = min(request.decode_chunk_size or request.frames, request.frames)
+        if request.decoding == "streamed":
+            chunk = request.frames
         mode = _mode(request)
         return cls(request.frames, request.height, request.width, videos, mode, chunk)
 
@@ -55,6 +62,7 @@ class Profile:
             p
             for p in profiles
             if (p.frames, p.height, p.width) == size
+            and (request.decoding != "whole" or p.decode_chunk == p.frames)
             and (
                 request.decode_chunk_size is None
                 or min(request.decode_chunk_size, p.frames) == p.decode_chunk

@@ -13,7 +13,7 @@ from svd_engine.spec.bounds import TENSOR_VALUES, VIDEO_PIXELS
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.profile import Profile
-from svd_engine.spec.tensors import NetworkSpec, TensorSpec
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec, TensorSpec
 
 NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
 
@@ -74,16 +74,33 @@ def vae_decoder(profile: Profile, arch: Architecture, precision: Precision, fram
     )
 
 
-def specs_of(profile: Profile, arch: Architecture, precision: Precision) -> list[NetworkSpec]:
+def streamed_decoder(
+    profile: Profile, arch: Architecture, precision: Precision, slice_frames: int
+) -> NetworkSpec:
+    """The decoder of all frames at once, run over `slice_frames` at a time: same tensors, same result."""
+    whole = vae_decoder(profile, arch, precision, profile.frames)
+    key = f"{whole.key}-streamed{slice_frames}"
+    return StreamedSpec(whole.network, key, whole.inputs, whole.outputs, precision, slice_frames=slice_frames)
+
+
+def specs_of(
+    profile: Profile, arch: Architecture, precision: Precision, slice_frames: int | None = None
+) -> list[NetworkSpec]:
     """Every network that `profile` needs, in the order in which the pipeline calls them.
 
-    precision: of all but the VAE encoder, which has its own.
+    precision: of all but the VAE encoder, which has its own.  slice_frames: those that a streamed decoder
+    holds at a time; None is a decoder of the profile's chunks.
     """
+    decoders = (
+        [vae_decoder(profile, arch, precision, frames) for frames in dict.fromkeys(profile.chunks)]
+        if slice_frames is None
+        else [streamed_decoder(profile, arch, precision, slice_frames)]
+    )
     return [
         image_encoder(profile, arch, precision),
         vae_encoder(profile, arch),
         denoiser(profile, arch, precision),
-        *(vae_decoder(profile, arch, precision, frames) for frames in dict.fromkeys(profile.chunks)),
+        *decoders,
     ]
 
 

@@ -40,3 +40,13 @@ class NetworkSpec:
     def table(self) -> str:
         """Its tensors in one line."""
         return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
+
+
+@dataclass(frozen=True)
+class StreamedSpec(NetworkSpec):
+    """A decoder of all frames of a video that holds the activations of a few at a time.
+
+    Only torch modules run it: no bundle holds one.
+    """
+
+    slice_frames: int = 1

@@ -10,7 +10,7 @@ from torch import Tensor
 from svd_engine.backends.torch.network import TorchNetwork
 from svd_engine.networks.modules import Modules
 from svd_engine.spec.network import Network, Placement, named_outputs
-from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 
 
 class EagerNetwork(TorchNetwork):
@@ -21,16 +21,19 @@ class EagerNetwork(TorchNetwork):
 
 class EagerBackend:
     name = "eager"
-    movable = True
 
     def __init__(self, modules: Modules, device: torch.device) -> None:
         self.modules = modules
         self.device = device
+        self.movable = device.type != "cpu"  # there it would wait in the same memory
 
     def open(self, spec: NetworkSpec) -> Network:
         """Loads the weights: what is wrong with the checkpoint shows here."""
-        placement = Placement("eager", str(self.device), str(spec.precision), f"torch {torch.__version__}")
-        return EagerNetwork(spec, self.modules.network(spec), placement)
+        detail = f"torch {torch.__version__}"
+        if isinstance(spec, StreamedSpec):
+            detail += f", streamed, {spec.slice_frames} frames at a time"
+        placement = Placement("eager", str(self.device), str(spec.precision), detail)
+        return EagerNetwork(spec, self.modules.network(spec), placement, self.modules.release)
 
     def close(self) -> None:
         self.modules.close()

@@ -1,0 +1,71 @@
+"""Memory of a bundle's networks: as TensorRT's compiler said, or counted in the graphs for ONNX Runtime."""
+
+from __future__ import annotations
+
+from math import prod
+
+from svd_engine.bundle.external_data import read_graph
+from svd_engine.bundle.flavours import FlavourName
+from svd_engine.bundle.graph_limits import run_bytes
+from svd_engine.bundle.manifest import PlanEntry
+from svd_engine.bundle.plans import plans_of
+from svd_engine.bundle.reading import Bundle
+from svd_engine.errors import BackendUnavailable
+from svd_engine.spec.cost import NetworkCost
+from svd_engine.spec.tensors import NetworkSpec
+
+
+class PlanCosts:
+    """Of the plans that one flavour made; of several for a network those of the most memory."""
+
+    def __init__(self, bundle: Bundle, flavour: FlavourName) -> None:
+        self.bundle, self.flavour = bundle, flavour
+
+    def __call__(self, spec: NetworkSpec) -> NetworkCost:
+        """Raises BackendUnavailable where no plan was built."""
+        plans = plans_of(self.bundle, spec, self.flavour)
+        if not plans:
+            raise BackendUnavailable(
+                f"memory of {spec.key} in bundle {self.bundle.folder}",
+                expected=f"a plan of {self.flavour}, whose compiler says it",
+                got="none",
+                remedy=f"Run: {self.bundle.plans_command(self.flavour)}",
+            )
+        plan = max(plans, key=lambda plan: self._weights(spec, plan) + plan.device_memory_bytes)
+        compiled = plan.compiled
+        return NetworkCost(
+            {spec.key: self._weights(spec, plan)},
+            plan.device_memory_bytes + boundary_bytes(spec),
+            traffic_bytes=compiled.read_bytes + compiled.written_bytes if compiled else 0,
+            source="compiled",
+        )
+
+    def _weights(self, spec: NetworkSpec, plan: PlanEntry) -> int:
+        if plan.compiled:
+            return plan.compiled.weights_bytes
+        files = self.bundle.manifest.files
+        return max(files[plan.file].bytes, files[self.bundle.entry(spec).weights].bytes)
+
+
+class GraphCosts:
+    """Of the graphs that ONNX Runtime runs.  Its CPU provider computes half precision in float32."""
+
+    def __init__(self, bundle: Bundle, device: str) -> None:
+        self.bundle, self.device = bundle, device
+        self._known: dict[str, NetworkCost] = {}  # by key
+
+    def __call__(self, spec: NetworkSpec) -> NetworkCost:
+        if spec.key not in self._known:
+            path = self.bundle.folder / self.bundle.graph_name(spec, "onnxruntime")
+            widened = self.device == "cpu" and spec.precision.weights != "float32"
+            weights = self.bundle.manifest.files[self.bundle.entry(spec).weights].bytes
+            self._known[spec.key] = NetworkCost(
+                {spec.key: weights * (3 if widened else 1)},
+                run_bytes(path, read_graph(path)) * (2 if widened else 1),
+            )
+        return self._known[spec.key]
+
+
+def boundary_bytes(spec: NetworkSpec) -> int:
+    """Of a network's inputs and outputs, float32."""
+    return sum(4 * prod(tensor.shape) for tensor in (*spec.inputs, *spec.outputs))

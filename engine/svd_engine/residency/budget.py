@@ -1,0 +1,88 @@
+"""How much memory an engine may take: what a user says of it, in bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from svd_engine.errors import SettingsError
+from svd_engine.report import size
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+AUTO_SHARE = 0.9  # of the memory that is free: the rest is a margin
+CUDA_RUNTIME_BYTES = 512 * 2**20  # a CUDA context, and the workspaces of cuBLAS and cuDNN
+HOST_RUNTIME_BYTES = 64 * 2**20  # what libraries make on their first run: threads, kernels
+
+Memory = str | int | float  # "8GiB", "0.9", "auto"; bytes; a share
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes of one device, or of the host where networks run on the CPU, that a whole process may take."""
+
+    bytes: int
+
+    def __str__(self) -> str:
+        return size(self.bytes)
+
+
+def check_memory(memory: object) -> None:
+    """Raises SettingsError for what says no amount of memory."""
+    if memory not in (None, "auto"):
+        _amount(memory)
+
+
+def budget_of(memory: Memory, device: torch.device) -> Budget:
+    """Of "auto" what is free on `device` less a margin, and what this process has of it already.
+
+    Raises SettingsError for what says no amount of memory.
+    """
+    if memory == "auto":
+        return Budget(int(AUTO_SHARE * _free(device)) + used_by_runtime(device))
+    amount = _amount(memory)
+    return Budget(int(amount * _total(device)) if isinstance(amount, float) else amount)
+
+
+def used_by_runtime(device: torch.device) -> int:
+    """What this process takes while it holds no network."""
+    if device.type == "cuda":
+        return CUDA_RUNTIME_BYTES
+    import psutil
+
+    return int(psutil.Process().memory_info().rss) + HOST_RUNTIME_BYTES
+
+
+def _amount(memory: object) -> int | float:
+    """Bytes as an int, a share of all memory as a float."""
+    text = str(memory).strip() if isinstance(memory, (str, int, float)) and memory is not True else ""
+    if isinstance(memory, int) and text.isdecimal() and memory > 0:
+        return memory
+    if re.fullmatch(r"\d*\.?\d+", text) and 0 < float(text) <= 1:
+        return float(text)
+    measured = re.fullmatch(r"(\d*\.?\d+) ?([KMG]i?B)", text, re.IGNORECASE)
+    if measured and (count := int(float(measured[1]) * UNITS[measured[2].upper()])):
+        return count
+    raise SettingsError(
+        "memory",
+        expected='an amount such as "8GiB", a share of all memory up to 1 such as "0.9", or "auto"',
+        got=repr(memory),
+        remedy="Pass one of these, or leave it out for no limit.",
+    )
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _total(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -1,0 +1,214 @@
+"""From a memory budget to the fastest way to run a call within it, or to what would fit.
+
+A plan is one choice out of each list: networks `resident` or `swapped`; guidance `batched` or `single`; all
+videos in a batch or one by one; the decoder whole or streamed over slices.  All of them make the same video.
+What changes it, such as decoding in chunks, happens only where a call asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from math import ceil, prod
+
+import torch
+
+from svd_engine.errors import SettingsError
+from svd_engine.report import PlannedStage, size
+from svd_engine.request import Settings
+from svd_engine.residency.budget import Budget, used_by_runtime
+from svd_engine.residency.contract import Residency
+from svd_engine.residency.plan import Plan
+from svd_engine.sampling.registry import SAMPLERS
+from svd_engine.spec.cost import CostOf
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.precision import Precision
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec
+
+SLICES = (8, 4, 2, 1)  # frames at a time of a streamed decoder, the fastest first
+# Of the activations: kernels' scratch memory, and freed blocks that an allocator keeps (glibc's many of them)
+SCRATCH = {"cuda": 0.1, "cpu": 0.5}
+LATENT_VIDEOS = 6  # that the sampler holds at most, float32
+
+# Operations in the time of one byte: read by a kernel, and moved (GPU: over the bus; CPU: from the disk)
+READ = {"cuda": 50, "cpu": 25}
+MOVED = {"cuda": 4000, "cpu": 500}
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans calls of one engine.
+
+    profiles: for a call and a number of videos, those that make its video, the fastest first.
+    residencies: that the backend can do, the fastest first.  streams: whether decoders can be streamed.
+    lesser: calls that take less memory, to name where nothing fits.
+    """
+
+    budget: Budget
+    device: torch.device
+    architecture: Architecture
+    precision: Precision
+    cost_of: CostOf
+    profiles: Callable[[Settings, int], Sequence[Profile]]
+    residencies: Sequence[type[Residency]]
+    streams: bool
+    lesser: Callable[[Settings], Iterator[Settings]]
+
+    def choose(self, settings: Settings, videos: int) -> Plan:
+        """The fastest plan within the budget.  Raises SettingsError that names what would fit."""
+        plans = self.considered(settings, videos)
+        fitting = [plan for plan in plans if self.fits(plan)]
+        if not fitting:
+            raise self._refusal(settings, videos, plans)
+        return min(fitting, key=lambda plan: plan.cost)
+
+    def considered(self, settings: Settings, videos: int) -> list[Plan]:
+        """Every plan of a call, whether it fits or not."""
+        ways = product(self.profiles(settings, videos), self._slices(settings), self.residencies)
+        return [self._plan(settings, videos, *way) for way in ways]
+
+    def fits(self, plan: Plan) -> bool:
+        return plan.peak_bytes <= self.budget.bytes
+
+    @cached_property
+    def _runtime_bytes(self) -> int:
+        return used_by_runtime(self.device)
+
+    def _slices(self, settings: Settings) -> list[int | None]:
+        """Frames that a streamed decoder may hold; None is one that is not streamed."""
+        if settings.decoding == "streamed":
+            asked = settings.decode_chunk_size
+            return (
+                [min(asked, settings.frames)] if asked else [n for n in SLICES if n < settings.frames] or [1]
+            )
+        free = self.streams and settings.decoding == "auto" and settings.decode_chunk_size is None
+        return [None, *(n for n in SLICES if free and n < settings.frames)]
+
+    def _plan(
+        self,
+        settings: Settings,
+        videos: int,
+        profile: Profile,
+        slice_frames: int | None,
+        residency: type[Residency],
+    ) -> Plan:
+        specs = specs_of(profile, self.architecture, self.precision, slice_frames)
+        costs = {spec.key: self.cost_of(spec) for spec in specs}
+        runtime = self._runtime_bytes  # after the costs, whose counting imports what networks need
+        kind, stages, cost = self.device.type, [], 0.0
+        for spec in specs:
+            of, calls = costs[spec.key], _calls(spec, profile, settings, videos)
+            held = sum(residency.held_weights(list(costs.values()), of).values())
+            carried = residency.moved_bytes(of, there_and_back=kind == "cuda")
+            peak = (
+                runtime
+                + held
+                + ceil((1 + SCRATCH[kind]) * of.activation_bytes)
+                + _beside(spec, profile, videos)
+            )
+            moved = carried + of.moved_bytes * calls
+            stages.append(
+                PlannedStage(
+                    network=spec.key, held_bytes=held, peak_bytes=peak, parked_bytes=of.parked_bytes,
+                    moved_bytes=moved, source=of.source,
+                )
+            )  # fmt: skip
+            passes = ceil(profile.frames / slice_frames) if slice_frames and spec is specs[-1] else 1
+            read = of.weight_bytes * passes + of.traffic_bytes
+            cost += calls * (of.operations + READ[kind] * read) + MOVED[kind] * moved
+        return Plan(profile, slice_frames, residency, tuple(stages), cost)
+
+    def _refusal(self, settings: Settings, videos: int, plans: Sequence[Plan]) -> SettingsError:
+        smallest = min(plans, key=lambda plan: plan.peak_bytes)
+        s = settings
+        fitting = [_less(s, other) for other in self.lesser(s) if self._fits_at_all(other, videos)]
+        return SettingsError(
+            "memory",
+            expected=f"{size(smallest.peak_bytes)} or more for {s.frames} frames of {s.height}x{s.width} "
+            f"({smallest}, in {_largest(smallest)})",
+            got=str(self.budget),
+            remedy=f'Pass memory="{_rounded_up(smallest.peak_bytes)}"'
+            + "".join(f", or {less}" for less in dict.fromkeys(fitting))
+            + ".",
+        )
+
+    def _fits_at_all(self, settings: Settings, videos: int) -> bool:
+        """Whether the plan of least memory fits: the last of each list."""
+        profiles = self.profiles(settings, videos)
+        if not profiles:
+            return False
+        slices = self._slices(settings)
+        return self.fits(self._plan(settings, videos, profiles[-1], slices[-1], self.residencies[-1]))
+
+
+def _calls(spec: NetworkSpec, profile: Profile, settings: Settings, videos: int) -> int:
+    """How often a call of the engine calls a network."""
+    if spec.network == "vae_decoder":
+        chunk = spec.inputs[0].shape[0]
+        return videos * sum(size == chunk for size in profile.chunks)
+    if spec.network != "denoiser":
+        return ceil(videos / settings.videos_per_image / profile.batch)
+    halves = 2 if profile.guidance == "single" and settings.guided else 1
+    evaluations = settings.steps * SAMPLERS[settings.sampler].evaluations
+    return ceil(videos / profile.batch) * halves * evaluations
+
+
+def _beside(spec: NetworkSpec, profile: Profile, videos: int) -> int:
+    """Bytes of the pipeline's own tensors while a network runs, float32."""
+    if spec.network == "vae_decoder":
+        return 4 * videos * profile.frames * 3 * profile.height * profile.width
+    return LATENT_VIDEOS * 4 * videos * prod(spec.inputs[0].shape[1:]) if spec.network == "denoiser" else 0
+
+
+def _largest(plan: Plan) -> str:
+    return max(plan.stages, key=lambda stage: stage.peak_bytes).network
+
+
+def _rounded_up(count: int) -> str:
+    """An amount that `budget_of` reads, of at least so many bytes."""
+    return f"{ceil(count / 2**30 * 10) / 10}GiB" if count >= 2**30 else f"{ceil(count / 2**20)}MiB"
+
+
+def _less(asked: Settings, other: Settings) -> str:
+    """What a lesser call has to ask for."""
+    named: dict[str, Callable[[Settings], object]] = {
+        "num_frames": lambda s: s.frames,
+        "height": lambda s: s.height,
+        "width": lambda s: s.width,
+        "decoding": lambda s: f'"{s.decoding}"',
+        "decode_chunk_size": lambda s: s.decode_chunk_size,
+    }
+    changes = {name: value(other) for name, value in named.items() if value(other) != value(asked)}
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def lesser_calls(settings: Settings, multiple: int) -> Iterator[Settings]:
+    """For a checkpoint: an exact decoder that was not asked for, fewer frames, smaller videos."""
+    if settings.slice_frames != 1:
+        yield replace(settings, decoding="streamed", decode_chunk_size=None)
+    quarters = (3, 2, 1)
+    if settings.guidance_scales is None:
+        yield from (
+            replace(settings, frames=frames)
+            for frames in dict.fromkeys(settings.frames * n // 4 for n in quarters)
+            if frames
+        )
+    for n in quarters:
+        height, width = (side * n // 4 // multiple * multiple for side in (settings.height, settings.width))
+        if height and width:
+            yield replace(settings, height=height, width=width)
+
+
+def checkpoint_profiles(settings: Settings, videos: int) -> list[Profile]:
+    """All videos in a batch or one by one, both halves of guidance in a call or one."""
+    asked = Profile.of_request(settings, videos)
+    modes = ("batched", "single") if asked.guidance == "batched" else ("single",)
+    return [
+        replace(asked, guidance=mode, batch=batch)  # type: ignore[arg-type]  # a GuidanceMode
+        for batch in dict.fromkeys((videos, 1))
+        for mode in modes
+    ]

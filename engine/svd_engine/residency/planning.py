@@ -1,0 +1,87 @@
+"""Planners of checkpoints and of bundles: what these can do, and who knows the costs of their networks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from svd_engine.backends.registry import BACKENDS
+from svd_engine.bundle.costs import GraphCosts, PlanCosts
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.networks.rewrites import rewrites_for
+from svd_engine.request import Settings
+from svd_engine.residency.budget import Budget
+from svd_engine.residency.contract import Residency
+from svd_engine.residency.planner import Planner, checkpoint_profiles, lesser_calls
+from svd_engine.residency.resident import Resident
+from svd_engine.residency.swapped import Swapped
+from svd_engine.spec.precision import Precision
+from svd_engine.spec.profile import Profile
+
+
+def planner_of_checkpoint(
+    checkpoint: Checkpoint,
+    budget: Budget,
+    backend: str,
+    device: torch.device,
+    precision: Precision,
+    without_rewrites: Collection[str] = (),
+    swap_networks: bool = False,
+) -> Planner:
+    from svd_engine.networks.counting import TorchCosts
+
+    architecture = checkpoint.model.architecture
+    rewrites = rewrites_for(backend, device.type)
+    return Planner(
+        budget,
+        device,
+        architecture,
+        precision,
+        TorchCosts(checkpoint, device.type, without_rewrites, rewrites),
+        checkpoint_profiles,
+        _residencies(swap_networks),
+        streams=True,
+        lesser=lambda settings: lesser_calls(settings, architecture.size_multiple),
+    )
+
+
+def planner_of_bundle(
+    bundle: Bundle, budget: Budget, backend: str, device: torch.device, swap_networks: bool = False
+) -> Planner:
+    flavour = BACKENDS[backend].flavour
+    manifest = bundle.manifest
+
+    def profiles(settings: Settings, _videos: int) -> Sequence[Profile]:
+        """Those that make the same video as the one that the bundle would take: its guidance mode first."""
+        taken = bundle.profile_for(settings)
+        same = [p for p in manifest.profiles if _same_video(p, taken)]
+        return sorted(same, key=lambda p: (p.guidance != taken.guidance, -p.batch))
+
+    def lesser(settings: Settings) -> Iterator[Settings]:
+        if settings.guidance_scales is None:
+            for p in manifest.profiles:
+                of_size = replace(settings, frames=p.frames, height=p.height, width=p.width)
+                yield replace(of_size, decode_chunk_size=p.decode_chunk)
+
+    return Planner(
+        budget,
+        device,
+        manifest.model.architecture,
+        manifest.precision,
+        PlanCosts(bundle, flavour.name) if flavour else GraphCosts(bundle, device.type),
+        profiles,
+        _residencies(swap_networks),
+        streams=False,
+        lesser=lesser,
+    )
+
+
+def _same_video(one: Profile, other: Profile) -> bool:
+    return replace(one, guidance=other.guidance, batch=other.batch) == other
+
+
+def _residencies(swap_networks: bool) -> tuple[type[Residency], ...]:
+    return (Swapped,) if swap_networks else (Resident, Swapped)

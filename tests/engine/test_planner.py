@@ -1,0 +1,498 @@
+"""The memory planner: what it counts, what it chooses, what it refuses, and that the peak stays below."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from svd_engine import VideoEngine
+from svd_engine.bundle.costs import GraphCosts, PlanCosts
+from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.cli.main import main
+from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.networks.counting import Counts, TorchCosts
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.parity import example_inputs
+from svd_engine.networks.rewrites import rewrites_for
+from svd_engine.request import Settings
+from svd_engine.residency import budget as budgets
+from svd_engine.residency.budget import Budget, budget_of
+from svd_engine.residency.plan import Plan
+from svd_engine.residency.planner import Planner, checkpoint_profiles, lesser_calls
+from svd_engine.residency.planning import planner_of_bundle
+from svd_engine.residency.resident import Resident
+from svd_engine.residency.swapped import Swapped
+from svd_engine.spec.cost import NetworkCost
+from svd_engine.spec.model import Architecture
+from svd_engine.spec.precision import FLOAT32
+from svd_engine.spec.profile import Profile
+from svd_engine.spec.tables import specs_of
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
+from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+from tests.support.commands import call
+from tests.support.paths import ROOT
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ALL = 2**60
+MIB, GIB = 2**20, 2**30
+
+
+def asked(**other: Any) -> Settings:
+    return Settings(**{"frames": 5, "height": HEIGHT, "width": WIDTH, "steps": 1, **other})
+
+
+# The budget
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        ("8GiB", 8 * GIB), ("8 gib", 8 * GIB), ("8GB", 8 * 10**9), ("1.5MiB", 3 * MIB // 2),
+        ("700KB", 700_000),
+        (12345, 12345), (1, 1), ("0.9", 900), (0.25, 250), ("1", 1000), (1.0, 1000),
+    ],
+)  # fmt: skip
+def test_an_amount_of_memory(monkeypatch: pytest.MonkeyPatch, memory: Any, expected: int) -> None:
+    monkeypatch.setattr(budgets, "_total", lambda device: 1000)
+    assert budget_of(memory, CPU).bytes == expected
+
+
+@pytest.mark.parametrize("memory", ["8", "eight", "0", 0, -1, 1.5, "-1GiB", "8 GiBs", "0GiB", True, [], ""])
+def test_no_amount_of_memory(memory: Any, tmp_path: Path) -> None:
+    message = '^memory: expected an amount such as "8GiB"'
+    with pytest.raises(SettingsError, match=message):
+        budget_of(memory, CPU)
+    with pytest.raises(SettingsError, match=message):
+        VideoEngine.from_checkpoint(tmp_path, device="cpu", memory=memory)
+    with pytest.raises(SettingsError, match=message):
+        VideoEngine.from_bundle(tmp_path, device="cpu", memory=memory)
+
+
+def test_automatic_is_what_is_free_and_what_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 8 * GIB))
+    assert budget_of("auto", CUDA).bytes == int(0.9 * 6 * GIB) + budgets.CUDA_RUNTIME_BYTES
+    assert budget_of("0.5", CUDA).bytes == 4 * GIB
+    total = psutil.virtual_memory().total
+    assert psutil.Process().memory_info().rss < budget_of("auto", CPU).bytes <= total
+    assert budget_of("1", CPU).bytes == total
+
+
+# What is counted
+
+
+@pytest.fixture(scope="module")
+def costs(tiny_checkpoint: Path) -> TorchCosts:
+    return TorchCosts(open_checkpoint(str(tiny_checkpoint)), "cpu", (), rewrites_for("eager", "cpu"))
+
+
+@pytest.fixture(scope="module")
+def modules(tiny_checkpoint: Path) -> Modules:
+    return Modules(open_checkpoint(str(tiny_checkpoint)), (), rewrites_for("eager", "cpu"))
+
+
+def tiny_specs(modules: Modules, slice_frames: int | None = None, **other: Any) -> list[NetworkSpec]:
+    profile = Profile(**{"frames": 5, "height": HEIGHT, "width": WIDTH, "decode_chunk": 5, **other})
+    return specs_of(profile, modules.checkpoint.model.architecture, FLOAT32, slice_frames)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_counted_without_data_is_what_runs_with_it(costs: TorchCosts, modules: Modules, index: int) -> None:
+    spec = tiny_specs(modules)[index]
+    module = modules.network(spec)
+    inputs = example_inputs(spec, modules.checkpoint.model.architecture.conditioning)
+    counts = Counts(module)
+    with torch.no_grad(), counts:
+        held = module(**inputs)
+    given = sum(tensor.nbytes for tensor in inputs.values())  # were there before
+    assert (
+        0.95 <= costs(spec).activation_bytes / (counts.peak + given) <= 1.4
+    )  # convolutions' order of pixels
+    del held
+
+
+@pytest.mark.parametrize("slice_frames", [1, 2, 5])
+def test_a_streamed_decoder_is_counted_on_fewer_frames(
+    costs: TorchCosts, modules: Modules, slice_frames: int
+) -> None:
+    *_, spec = tiny_specs(modules, slice_frames, frames=14, decode_chunk=14)
+    module = modules.network(spec)
+    counts = Counts(module)
+    with torch.no_grad(), counts:
+        held = module(**example_inputs(spec))
+    assert 0.95 <= costs(spec).activation_bytes / counts.peak <= 1.4
+    del held
+
+
+def test_weights_that_networks_share_count_once(costs: TorchCosts, modules: Modules) -> None:
+    specs = tiny_specs(modules)
+    expected = 0
+    for component in ("image_encoder", "vae", "unet"):
+        module = modules._component(component, "float32")  # type: ignore[arg-type]
+        expected += sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    held = Resident.held_weights([costs(spec) for spec in specs], costs(specs[0]))
+    assert sum(held.values()) == expected
+
+
+def test_on_a_gpu_a_streamed_decoder_parks_in_host_memory(tiny_checkpoint: Path, modules: Modules) -> None:
+    costs = TorchCosts(open_checkpoint(str(tiny_checkpoint)), "cuda", (), rewrites_for("eager", "cuda"))
+    *_, whole = tiny_specs(modules, frames=25, decode_chunk=25)
+    *_, streamed = tiny_specs(modules, 1, frames=25, decode_chunk=25)
+    frame = 32 * HEIGHT * WIDTH * 4  # the largest layer: 32 channels of all pixels, float32
+    assert costs(streamed).parked_bytes == pytest.approx(25 * frame, rel=0.1)
+    assert costs(streamed).activation_bytes < costs(whole).activation_bytes / 4
+    assert costs(streamed).moved_bytes > costs(streamed).parked_bytes
+    assert costs(whole).parked_bytes == costs(whole).moved_bytes == 0
+    assert set(costs(whole).weights) == {"vae_decoder"}
+
+
+# What is chosen: arithmetic, on costs that are made up
+
+
+def made_up(seed: int) -> Any:
+    """Costs that grow with shapes: the halves of guidance, a batch, a slice take what they should."""
+    draw = random.Random(seed)
+    weights = {
+        name: draw.randint(1, 50) * MIB
+        for name in ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
+    }
+    each = {name: draw.randint(10, 10_000) for name in weights}
+
+    def cost_of(spec: NetworkSpec) -> NetworkCost:
+        values = sum(t.shape[0] * t.shape[-1] * t.shape[-2] for t in spec.outputs if len(t.shape) > 3)
+        if spec.network == "denoiser":
+            batch, frames, _, h, w = spec.outputs[0].shape
+            values = batch * frames * h * w * (2 if spec.guidance == "batched" else 1)
+        work = values * each[spec.network]
+        if isinstance(spec, StreamedSpec):
+            held = work * (spec.slice_frames + 2) // (spec.outputs[0].shape[0] + 2)
+            return NetworkCost({spec.network: weights[spec.network]}, held, work // 10, work, 110 * work)
+        return NetworkCost({spec.network: weights[spec.network]}, work, operations=100 * work)
+
+    return cost_of
+
+
+def planner(budget: int, seed: int = 0, device: torch.device = CUDA, swap: bool = False) -> Planner:
+    return Planner(
+        Budget(budget), device, Architecture(), FLOAT32, made_up(seed), checkpoint_profiles,
+        (Swapped,) if swap else (Resident, Swapped), streams=True, lesser=lambda s: lesser_calls(s, 8),
+    )  # fmt: skip
+
+
+CALLS: Sequence[tuple[dict[str, Any], int]] = [
+    ({}, 1), ({"frames": 25}, 1), ({"frames": 1}, 1), ({"max_guidance_scale": 1.0}, 1), ({"frames": 14}, 3),
+    ({"decoding": "whole"}, 1), ({"decoding": "streamed"}, 2), ({"decode_chunk_size": 2}, 1),
+    ({"decoding": "streamed", "decode_chunk_size": 3}, 1), ({"height": 128, "width": 256}, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+@pytest.mark.parametrize(("call_", "videos"), CALLS)
+def test_more_memory_never_gives_a_slower_plan(
+    call_: Mapping[str, Any], videos: int, device: torch.device, seed: int
+) -> None:
+    settings = asked(**call_)
+    plans = planner(ALL, seed, device).considered(settings, videos)
+    assert len(plans) == len({(p.profile, p.slice_frames, p.residency) for p in plans})
+    last = None
+    for budget in sorted({plan.peak_bytes for plan in plans}):
+        chosen = planner(budget + (100 * MIB if device == CPU else 0), seed, device).choose(settings, videos)
+        assert last is None or chosen.cost <= last
+        last = chosen.cost
+    assert last == min(plan.cost for plan in plans)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("call_", "videos"), CALLS)
+def test_a_refusal_names_what_the_planner_accepts(call_: Mapping[str, Any], videos: int, seed: int) -> None:
+    settings = asked(**call_)
+    smallest = min(plan.peak_bytes for plan in planner(ALL, seed).considered(settings, videos))
+    small = planner(smallest - 1, seed)
+    with pytest.raises(SettingsError, match=r"^memory: expected .* or more for") as caught:
+        small.choose(settings, videos)
+    amount = re.search(r'memory="(\S+?)"', caught.value.remedy)
+    assert amount
+    planner(budget_of(amount[1], CUDA).bytes, seed).choose(settings, videos)
+    for name, field in (("num_frames", "frames"), ("decoding", "decoding")):
+        for value in re.findall(rf'{name}="?(\w+)', caught.value.remedy):
+            given = {field: int(value) if value.isdecimal() else value}
+            size = {"decode_chunk_size": None} if field == "decoding" else {}
+            assert small.choose(replace(settings, **given, **size), videos).peak_bytes < smallest
+    for height, width in re.findall(r"height=(\d+), width=(\d+)", caught.value.remedy):
+        small.choose(replace(settings, height=int(height), width=int(width)), videos)
+
+
+def test_what_was_asked_for_is_kept() -> None:
+    everything = planner(0)
+    slices = lambda **other: {p.slice_frames for p in everything.considered(asked(frames=25, **other), 1)}  # noqa: E731
+    assert slices() == {None, 8, 4, 2, 1}
+    assert slices(decoding="whole") == {None}
+    assert slices(decode_chunk_size=4) == {None}
+    assert slices(decoding="streamed") == {8, 4, 2, 1}
+    assert slices(decoding="streamed", decode_chunk_size=3) == {3}
+    assert slices(decoding="streamed", decode_chunk_size=99) == {25}
+    chunks = everything.considered(asked(decode_chunk_size=2), 1)
+    assert {plan.profile.decode_chunk for plan in chunks} == {2}
+    assert {plan.residency for plan in planner(0, swap=True).considered(asked(), 1)} == {Swapped}
+    unguided = everything.considered(asked(max_guidance_scale=1), 1)
+    assert {plan.profile.guidance for plan in unguided} == {"single"}
+
+
+def test_the_words_of_a_refusal() -> None:
+    with pytest.raises(SettingsError) as caught:
+        planner(GIB // 2).choose(asked(decode_chunk_size=5), 1)
+    assert re.fullmatch(
+        r"memory: expected [\d.]+ [MG]iB or more for 5 frames of 32x48 "
+        r"\(networks swapped, (single|batched) guidance, batch 1, decoder whole: "
+        r"at most [\d.]+ [MG]iB, in \S+\), got 0.5 GiB",
+        caught.value.problem,
+    )
+    assert re.fullmatch(r'Pass memory="[\d.]+[MG]iB".*\.', caught.value.remedy)
+
+
+# The engine
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint: Path) -> Iterator[VideoEngine]:
+    with VideoEngine.from_checkpoint(tiny_checkpoint, backend="eager", device="cpu", memory=ALL) as opened:
+        yield opened
+
+
+def video(engine: VideoEngine, **other: Any) -> Any:
+    image = torch.rand((1, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(1))
+    given = {"sigmas": [1.0, 0.0], "num_frames": 3, "num_videos_per_prompt": 2, **other}
+    return engine(
+        image, HEIGHT, WIDTH, output_type="pt", generator=torch.Generator().manual_seed(0), **given
+    )  # fmt: skip
+
+
+def differences(one: Plan, other: Plan) -> int:
+    pairs = (
+        (one.residency, other.residency), (one.slice_frames, other.slice_frames),
+        (one.profile.guidance, other.profile.guidance), (one.profile.batch, other.profile.batch),
+    )  # fmt: skip
+    return sum(a != b for a, b in pairs)
+
+
+def test_every_choice_of_a_plan_makes_the_same_video(engine: VideoEngine) -> None:
+    assert engine.source.planner is not None
+    plans = engine.source.planner.considered(asked(frames=3, videos_per_image=2), 2)
+    assert len(plans) == 2 * 2 * 2 * 3
+    expected = video(engine)
+    assert expected.report.plan.residency == "resident"
+    assert expected.report.plan.decoding == "whole"
+    own = engine.source
+    for plan in (*(plan for plan in plans if differences(plan, plans[0]) == 1), plans[-1]):
+        forced: Any = SimpleNamespace(choose=lambda settings, videos, plan=plan: plan, budget=Budget(ALL))
+        engine.source = replace(own, planner=forced)
+        result = video(engine)
+        assert (result.frames - expected.frames).abs().max() <= 1e-5, str(plan)
+        assert result.report.plan == plan.report(ALL)
+        assert result.report.swap_networks is (plan.residency is Swapped)
+        assert ("streamed" in result.report.stages["vae_decoder"].detail) is (plan.slice_frames is not None)
+    engine.source = own
+
+
+def test_the_plan_is_said(engine: VideoEngine, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "svd_engine.notices"):
+        report = video(engine).report
+    (line,) = caplog.messages
+    assert re.fullmatch(
+        r"networks resident, batched guidance, batch [12], decoder whole: at most .* of 1,073,741,824.0 GiB",
+        line,
+    )
+    assert report.plan.stages[0].network.startswith("image_encoder-b")
+    assert report.plan.peak_bytes == max(stage.peak_bytes for stage in report.plan.stages)
+    assert json.loads(report.model_dump_json())["plan"]["budget_bytes"] == ALL
+
+
+def test_without_a_budget_nothing_is_planned(tiny_checkpoint: Path) -> None:
+    with VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu") as engine:
+        assert video(engine).report.plan is None
+
+
+def test_a_call_that_does_not_fit_is_refused_before_anything_is_opened(tiny_checkpoint: Path) -> None:
+    with VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu", memory="1MiB") as engine:
+        with pytest.raises(SettingsError, match=r"^memory: expected .* got 1.0 MiB"):
+            video(engine)
+        assert not engine.residency._networks
+
+
+def test_networks_swapped_on_the_cpu_are_forgotten(tiny_checkpoint: Path) -> None:
+    with VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu", swap_networks=True, memory=ALL) as engine:
+        report = video(engine).report
+        assert report.plan.residency == "swapped"
+        assert {part for part, _ in engine.backend.modules._components} == {"vae"}  # type: ignore[attr-defined]
+
+
+# Bundles
+
+
+@pytest.fixture(scope="module")
+def bundle_planner(tiny_bundle: Path) -> Planner:
+    return planner_of_bundle(Bundle(tiny_bundle), Budget(ALL), "onnxruntime", CPU)
+
+
+def test_a_bundle_is_planned_over_profiles_of_the_same_video(bundle_planner: Planner) -> None:
+    settings = asked(frames=FRAMES)
+    plans = bundle_planner.considered(settings, 1)
+    assert [(p.residency, p.profile.guidance, p.slice_frames) for p in plans] == [
+        (Resident, "batched", None), (Swapped, "batched", None),
+        (Resident, "single", None), (Swapped, "single", None),
+    ]  # fmt: skip
+    assert {plan.profile.decode_chunk for plan in plans} == {CHUNK}
+    assert bundle_planner.choose(settings, 1) == plans[0]
+    assert all(stage.source == "counted" for stage in plans[0].stages)
+    small = replace(bundle_planner, budget=Budget(min(p.peak_bytes for p in plans) - 1))
+    with pytest.raises(SettingsError, match="decoder chunks of 2"):
+        small.choose(settings, 1)
+
+
+def test_a_bundle_within_a_budget(tiny_bundle: Path) -> None:
+    with VideoEngine.from_bundle(tiny_bundle, device="cpu", memory="0.9") as engine:
+        guided = video(engine, num_frames=FRAMES)
+        unguided = video(engine, num_frames=FRAMES, max_guidance_scale=1.0)
+    assert guided.report.plan.guidance == "batched"
+    assert unguided.report.plan.guidance == "single"
+    with VideoEngine.from_bundle(tiny_bundle, device="cpu") as engine:
+        assert torch.equal(video(engine, num_frames=FRAMES).frames, guided.frames)
+
+
+def test_half_precision_on_the_cpu_is_widened(tiny_half_bundle: Path, tiny_bundle: Path) -> None:
+    half, single = (Bundle(folder) for folder in (tiny_half_bundle, tiny_bundle))
+    spec = half.manifest.networks[-1].spec
+    assert GraphCosts(half, "cpu")(spec).weight_bytes == 3 * GraphCosts(half, "cuda")(spec).weight_bytes
+    assert GraphCosts(single, "cpu")(single.manifest.networks[-1].spec).weight_bytes > 0
+
+
+def test_what_the_compiler_said_of_plans(planned: Path, tiny_half_bundle: Path) -> None:
+    bundle = Bundle(planned)
+    plan = bundle.manifest.plans[0]
+    costs = PlanCosts(bundle, plan.flavour)(bundle.spec(plan))
+    assert costs.source == "compiled"
+    assert costs.activation_bytes >= plan.device_memory_bytes
+    assert costs.weight_bytes > 0
+    spec = Bundle(tiny_half_bundle).manifest.networks[0].spec
+    with pytest.raises(
+        BackendUnavailable, match="expected a plan of tensorrt, whose compiler says it, got none"
+    ):
+        PlanCosts(Bundle(tiny_half_bundle), "tensorrt")(spec)
+
+
+# The commands
+
+
+def test_a_plan_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, "plan", "demo", "--memory", "100GiB", "--device", "cpu", "--frames", "3", "--all") == 0
+    *rows, line = capsys.readouterr().out.splitlines()
+    stages = next(i for i, row in enumerate(rows) if row.startswith("stage "))
+    assert rows[0].split() == [
+        "networks",
+        "guidance",
+        "batch",
+        "decoder",
+        "peak",
+        "fits",
+        "predicted",
+        "time",
+    ]
+    assert rows[1].startswith("resident  batched   1      whole")
+    assert rows[1].endswith("yes   1.00x")
+    assert len(rows[1:stages]) == 2 * 2 * 3  # residency, guidance, decoder: whole, two frames, one
+    assert [row.split("-")[0] for row in rows[stages + 1 :]] == [
+        "image_encoder", "vae_encoder", "denoiser", "vae_decoder",
+    ]  # fmt: skip
+    assert line.endswith(" of 100.0 GiB")
+
+
+def test_the_plan_of_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, "plan", tiny_bundle, "--memory", "100GiB", "--device", "cpu") == 0
+    assert "decoder chunks of 2: at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--memory", "1MiB", "--device", "cpu"],
+            r"^error: memory: expected .* got 1.0 MiB. Pass --memory \d+MiB\.",
+        ),
+        (["--memory", "much", "--device", "cpu"], "^error: memory: expected an amount"),
+        (["--device", "tpu"], "^error: device: expected auto, cpu or cuda, got 'tpu'"),
+        (
+            ["--backend", "onnxruntime", "--device", "cpu"],
+            "^error: backend onnxruntime on cpu: expected one of comp",
+        ),
+        (
+            ["--device", "cuda", "--memory", "0.5"],
+            '^error: memory: expected an amount such as "8GiB" where there',
+        ),
+        (["--device", "cuda"], '^error: memory: expected an amount such as "8GiB" where there is no GPU'),
+    ],
+)
+def test_a_plan_that_cannot_be(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call(main, "plan", "demo", "--frames", "1", *options) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_generate_within_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photograph = ROOT / "engine/svd_engine/assets/coffee.png"
+    generate = ["generate", photograph, "-o", tmp_path / "out.png", "--checkpoint", "demo", "--device", "cpu"]
+    small = ["--frames", "2", "--height", "64", "--width", "64", "--steps", "1", "--fit", "crop"]
+    report = tmp_path / "run.json"
+    assert call(main, *generate, *small, "--memory", "100GiB", "--report", report) == 0
+    assert "networks resident, batched guidance, batch 1, decoder whole: at most" in capsys.readouterr().err
+    assert json.loads(report.read_text())["plan"]["decoding"] == "whole"
+    assert call(main, *generate, *small, "--memory", "1MiB") == 2
+    assert "Pass --memory " in capsys.readouterr().err
+
+
+# Measured
+
+
+PEAK = """
+import resource, torch
+from dataclasses import replace
+from svd_engine import VideoEngine
+from svd_engine.checkpoint.opening import random_checkpoint
+from svd_engine.request import Settings
+from svd_engine.residency.budget import Budget
+
+engine = VideoEngine.from_checkpoint(random_checkpoint("small"), device="cpu", memory="0.99")
+planner = engine.source.planner
+peaks = sorted(plan.peak_bytes for plan in planner.considered(Settings(8, 128, 192, steps=1), 1))
+engine.source = replace(engine.source, planner=replace(planner, budget=Budget(peaks[0] + 2**25)))
+image = torch.rand(1, 3, 128, 192)
+run = engine(image, 128, 192, 8, num_inference_steps=1, output_type="pt").report
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(peak, run.plan.budget_bytes, peaks[-1], run.plan.decoding)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts KiB as Linux does")
+def test_the_peak_of_a_process_stays_below_its_budget() -> None:
+    """In a process of its own, where the fastest plan would take far more."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=300
+    )
+    peak, budget, fastest, *decoding = done.stdout.split()
+    assert decoding[0] == "streamed,"
+    assert int(peak) <= int(budget) < int(fastest)
