@@ -54,6 +54,22 @@ class Denoiser(nn.Module):
             "added_time_ids": time_ids,
         }
 
+    def both_halves(
+        self, x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The same inputs for both halves, [2B, ...]: unconditional, conditional.
+
+        Time ids of one video stay one row where the UNet adds one row to all.
+        """
+        one_row = len(time_ids) == 1 and getattr(self.unet, "one_row_for_all", False)
+        return (
+            torch.cat([x, x]),
+            sigma,
+            torch.cat([torch.zeros_like(first_latent), first_latent]),
+            torch.cat([torch.zeros_like(embedding), embedding]),
+            time_ids if one_row else torch.cat([time_ids, time_ids]),
+        )
+
 
 class GuidedDenoiser(Denoiser):
     """Both halves of guidance in one call of batch 2B, and their combination (guidance "batched").
@@ -71,28 +87,8 @@ class GuidedDenoiser(Denoiser):
         time_ids: Tensor,
         guidance: Tensor,
     ) -> Tensor:
-        halves = both_halves(x, sigma, first_latent, embedding, time_ids)
-        if self.time_ids_serve_both(time_ids):
-            halves = (*halves[:4], time_ids)
-        v = self.predict(*halves)
+        v = self.predict(*self.both_halves(x, sigma, first_latent, embedding, time_ids))
         return preconditioned(guided(v, guidance), x, sigma)
-
-    def time_ids_serve_both(self, time_ids: Tensor) -> bool:
-        """Whether the UNet takes one row [1,3] for the two halves of one video, and adds it only once."""
-        return len(time_ids) == 1 and getattr(self.unet, "one_row_for_all", False)
-
-
-def both_halves(
-    x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same inputs for both halves, [2B, ...]: unconditional, conditional."""
-    return (
-        torch.cat([x, x]),
-        sigma,
-        torch.cat([torch.zeros_like(first_latent), first_latent]),
-        torch.cat([torch.zeros_like(embedding), embedding]),
-        torch.cat([time_ids, time_ids]),
-    )
 
 
 def guided(v: Tensor, guidance: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from svd_engine.errors import BackendUnavailable
-from svd_engine.networks.denoiser import Denoiser, both_halves, guided, preconditioned
+from svd_engine.networks.denoiser import Denoiser, guided, preconditioned
 from svd_engine.networks.rewrites._forwards import adopt, attends, obstacle_to_adoption, odd
 
 Down = Callable[[Tensor], Tensor]
@@ -74,7 +74,7 @@ class FullDenoiser(Denoiser):
         """What the UNet is given: one half of guidance, or both where there are scales."""
         if guidance is None:
             return self.unet_inputs(x, sigma, first_latent, embedding, time_ids)
-        return self.unet_inputs(*both_halves(x, sigma, first_latent, embedding, time_ids))
+        return self.unet_inputs(*self.both_halves(x, sigma, first_latent, embedding, time_ids))
 
 
 class ShallowDenoiser(FullDenoiser):
@@ -119,7 +119,9 @@ class UNetPath:
         projections = unet.timestep_projections
         self.unet, self.sample = unet, sample
         self.temb: Any = (
-            embedding.repeat_interleave(frames, 0) if projections is None else projections(embedding)
+            embedding.expand(batch, -1).repeat_interleave(frames, 0)
+            if projections is None
+            else projections(embedding)
         )
         self.indicator = sample.new_zeros(batch, frames)
         self.context = encoder_hidden_states
