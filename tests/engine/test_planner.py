@@ -468,7 +468,7 @@ def test_generate_within_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[
 # Measured
 
 
-PEAK = """
+PEAK = r"""
 import re, torch
 from dataclasses import replace
 from svd_engine import VideoEngine
