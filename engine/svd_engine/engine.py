@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from svd_engine.output import VideoOutput, present
 from svd_engine.request import SETTINGS, Settings, check_together
 from svd_engine.residency.budget import Memory
 from svd_engine.residency.plan import Plan
+from svd_engine.residency.shortage import shortage
 from svd_engine.residency.source import EngineSource, of_bundle, of_checkpoint
 from svd_engine.residency.swapped import Swapped
 from svd_engine.sampling.presets import PRESETS
@@ -224,8 +226,8 @@ class VideoEngine(Steered, DiffusersNames):
         device and dtype) changes nothing and comes back as it was; callbacks and observers run in the
         engine's (`torch_state`), and must not wait for another call of the same engine.
 
-        Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError,
-        Cancelled.
+        Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError
+        (OutOfMemory, after which the engine is usable as before), Cancelled.
         """
         settings = self._settings(locals())  # the arguments: nothing else is there yet
         one_of("output_type", output_type, OUTPUT_TYPES)
@@ -243,7 +245,11 @@ class VideoEngine(Steered, DiffusersNames):
             check_generators(generator, videos)
             with clock.stage("load"):
                 plan = self._plan(settings, videos)
-                stages, reusing = self._stages(plan, turn, observer)
+                short = partial(
+                    shortage, device=self.backend.device, plan=plan, planner=self.source.planner,
+                    settings=settings, videos=videos,
+                )  # fmt: skip
+                stages, reusing = self._stages(plan, turn, short, observer)
             if cold := self.residency.cold():
                 with clock.stage("compile_kernels"):
                     for network in cold:
@@ -340,12 +346,13 @@ class VideoEngine(Steered, DiffusersNames):
         return plan
 
     def _stages(
-        self, plan: Plan, turn: Turn, observer: Observer
+        self, plan: Plan, turn: Turn, short: Callable[[str, str], Exception], observer: Observer
     ) -> tuple[pipeline.Stages, pipeline.Reusing | None]:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
 
         def opened(spec: NetworkSpec) -> InterruptibleNetwork:
-            return InterruptibleNetwork(self.residency.network(spec), turn.check, observer)
+            network = self.residency.network(spec)
+            return InterruptibleNetwork(network, turn.check, partial(short, spec.key), observer)
 
         profile = plan.profile
         specs = specs_of(profile, self.model.architecture, self.source.precision, plan.slice_frames)

@@ -16,7 +16,8 @@
     └── BackendError               a backend cannot do its work
         ├── BackendUnavailable     not installed, or the device asked for is not here
         ├── TensorMismatch         a network was called with a wrong name, dtype or shape
-        └── NonFiniteOutput        a network produced NaN or infinity
+        ├── NonFiniteOutput        a network produced NaN or infinity
+        └── OutOfMemory            memory ran out while a network ran; the engine stays usable
 
 A message has four parts, so that a user can act on it: what is wrong and where, what was expected,
 what was got, and what to do.  The remedy names settings as Python does (`dtype="bf16"`) and commands in
@@ -98,4 +99,8 @@ class TensorMismatch(BackendError):
 
 
 class NonFiniteOutput(BackendError):
+    pass
+
+
+class OutOfMemory(BackendError):
     pass
