@@ -118,7 +118,7 @@ def test_what_torch_cannot_compile_is_an_error(specs: dict[str, NetworkSpec], ti
 
     backend = CompiledBackend(Modules(open_checkpoint(str(tiny_checkpoint))), CPU)
     spec = specs["image_encoder"]
-    backend.modules._networks["image_encoder", None, "float32"] = Breaks()
+    backend.modules._networks["image_encoder", None, "float32", 0, None] = Breaks()
     with pytest.raises(
         BackendError, match=r"torch.compile of image_encoder.*one graph.*got .*backend=\"eager\""
     ):

@@ -40,6 +40,9 @@ CALL: dict[str, Any] = {
 # A row, by a part of its first column -> its test in this folder
 HELD_BY = {
     "from_pretrained": "test_names_that_are_errors_say_our_way",
+    "from_single_file": "test_an_engine_runs_it_as_the_folder_and_reports_the_file",
+    "unet=UNET": "test_a_part_is_read_from_a_file_its_folder_or_another_checkpoint",
+    "load_lora_weights": "test_the_frames_are_pefts",
     "torch_dtype": "test_torch_s_dtypes_and_devices",
     '.to("cuda")': "test_to_where_it_is_already",
     "enable_model_cpu_offload": "test_names_that_are_errors_say_our_way",
@@ -54,6 +57,7 @@ HELD_BY = {
     "7.0": "test_whole_numbers_of_any_kind_are_ints",
     "min_guidance_scale": "test_guidance_that_falls_to_one_acts",
     "decode_chunk_size": "test_several_decode_chunks_in_one_bundle",
+    "out of memory": "test_streamed_is_whole",
     "num_videos_per_prompt": "test_equals_diffusers",
     "return_dict": "test_return_dict_and_plain_are_equal",
     "result.frames[0]": "test_the_result_is_read_as_diffusers_outputs_are",

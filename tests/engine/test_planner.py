@@ -430,7 +430,7 @@ def test_the_plan_of_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
     [
         (
             ["--memory", "1MiB", "--device", "cpu"],
-            r"^error: memory: expected .* got 1.0 MiB. Pass --memory \d+MiB\.",
+            r"^error: memory: expected .* got 1.0 MiB. Pass --memory [\d.]+[MG]iB\.",
         ),
         (["--memory", "much", "--device", "cpu"], "^error: memory: expected an amount"),
         (["--device", "tpu"], "^error: device: expected auto, cpu or cuda, got 'tpu'"),
