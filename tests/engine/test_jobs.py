@@ -235,7 +235,7 @@ def test_a_job_that_has_begun_has_no_deadline(here: Here) -> None:
     ("error", "status", "reopened"),
     [
         (BackendError("network", expected="a run", got="none", remedy="None."), Status.FAILED, True),
-        (MemoryError("out of memory"), Status.FAILED, True),
+        (RuntimeError("CUDA error: unspecified launch failure"), Status.FAILED, True),
         (SystemExit(3), Status.FAILED, True),
         (NonFiniteOutput("network", expected="numbers", got="NaN", remedy="None."), Status.FAILED, False),
         (SettingsError("fps", expected="1", got="0", remedy="None."), Status.REFUSED, False),
