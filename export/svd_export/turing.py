@@ -6,7 +6,7 @@
     product in float32    there is none ("FP32 GEMM is not supported"), and there are convolutions: with the
                           second matrix as the weights of a 1x1 convolution, matrices of a batch as groups
 
-Both are the same functions, and only plans that are to run on Turing are built so.
+Both are the same functions.  A plan is built so when Turing is among its targets, for the others too.
 """
 
 from __future__ import annotations
