@@ -213,10 +213,13 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def tiny_half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_bundle`, float16: it holds graphs for TensorRT too."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny-half"
     profiles = [Profile(FRAMES, HEIGHT, WIDTH, 1, guidance, CHUNK) for guidance in ("batched", "single")]
-    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, profiles, torch.float16)
-    return folder
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    return made_once(
+        tmp_path_factory,
+        "bundle/tiny-half",
+        lambda folder: export_bundle(checkpoint, folder, profiles, torch.float16),
+    )
 
 
 @pytest.fixture(scope="session")

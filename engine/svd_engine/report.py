@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -128,14 +130,19 @@ def size(count: int) -> str:
 
 def peak_host_bytes() -> int:
     """Resident memory of this process at its highest."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
+    import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return int(memory.peak_wset)
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux's getrusage counts the process that this one was forked from
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(peak)
 
 
 def peak_device_bytes(device: torch.device) -> int | None:

@@ -1,8 +1,8 @@
 // A photograph becomes a video over a bundle of svd-export: the library half of svd_generate.  C++17.
 //
-// Copy this header.  It needs nlohmann/json, libcrypto (SHA-256) and ONNX Runtime's headers.  The runtime is
-// opened with dlopen, so one binary runs on every release from the headers' API on.  The order of things and
-// the float32 arithmetic are Python's: docs/embedding.md.
+// Copy this header, schema.hpp and manifest_schema.hpp.  It needs nlohmann/json, libcrypto (SHA-256) and ONNX
+// Runtime's headers.  The runtime is opened with dlopen, so one binary runs on every release from the headers'
+// API on.  The order of things and the float32 arithmetic are Python's: docs/embedding.md.
 //
 // Letters in shapes: B videos, F frames, T frames of a chunk, H W pixels, h w latent pixels, S side of CLIP's
 // pixels, D embedding.
@@ -29,6 +29,9 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "manifest_schema.hpp"
+#include "schema.hpp"
 
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
@@ -132,12 +135,19 @@ class Bundle {
       manifest = parse(file);
       if (!manifest.at("format").is_number_integer() || manifest["format"] != 3)
         throw bad("bundle format 3", "format " + manifest["format"].dump());
+      if (const auto fault = Schema(manifest_schema).fault(manifest))
+        throw Error(file.string() + ", field " + printable(fault->field), fault->expected,
+                    printable(fault->got).substr(0, 100), "Export the bundle again.");
       read_model();
       std::set<std::string> keys;
       for (const auto& one : manifest.at("networks"))
         if (!keys.insert(one.at("spec").at("key")).second)
           throw bad("every network once", one.at("spec").at("key").dump() + " twice");
       for (const auto& [name, entry] : manifest.at("files").items()) check_present(name, entry.at("bytes"));
+      for (const auto& plan : manifest.value("plans", json::array()))
+        if (!keys.count(plan.at("network")) || !manifest["files"].contains(plan.at("file")))
+          throw bad("plans of its networks, in its files",
+                    printable(plan.at("network").dump() + " in " + plan.at("file").dump()));
       for (const auto& p : profiles) for (const auto& network : networks(p)) check_listed(network);
     } catch (const json::exception& error) {
       throw bad("JSON that follows manifest.schema.json", printable(error.what()));
@@ -224,44 +234,16 @@ class Bundle {
     });
   }
 
-  /// A whole number in a range; the limits are those of svd_engine/spec/bounds.py.
-  int whole(const json& of, const char* name, std::int64_t low, std::int64_t high) const {
-    const auto& value = of.at(name);
-    if (!value.is_number_integer() || value < low || value > high)
-      throw bad(name + (" from " + std::to_string(low)) + " to " + std::to_string(high), value.dump());
-    return value.get<int>();
-  }
-
-  double real(const json& value, const char* name, double low, double high) const {
-    if (!value.is_number() || !(value >= low && value <= high))
-      throw bad(name + (" from " + json(low).dump()) + " to " + json(high).dump(), value.dump());
-    return value.get<double>();
-  }
-
-  std::array<float, 3> rgb(const json& values, const char* name, double low, double high) const {
-    if (!values.is_array() || values.size() != 3) throw bad(name + std::string(" of 3"), values.dump());
-    std::array<float, 3> all{};
-    for (std::size_t i = 0; i < 3; ++i) all[i] = float(real(values[i], name, low, high));
-    return all;
-  }
-
   void read_model() {
     const auto &m = manifest.at("model"), &a = m.at("architecture");
-    model = {whole(a, "clip_size", 1, 2048), whole(a, "embedding_dim", 1, 65536),
-             whole(a, "latent_channels", 1, 64), whole(a, "vae_scale", 1, 1024),
-             real(m.at("sigma_min"), "sigma_min", 1e-6, 1e6), real(m.at("sigma_max"), "sigma_max", 1e-6, 1e6),
-             real(m.at("rho"), "rho", 0.1, 1000), float(real(m.at("latent_scale"), "latent_scale", 1e-6, 1e6)),
-             rgb(m.at("clip_mean"), "clip_mean", -1e6, 1e6), rgb(m.at("clip_std"), "clip_std", 1e-6, 1e6),
-             float(real(m.value("min_guidance_scale", json(1.0)), "min_guidance_scale", -1e6, 1e6)),
-             float(real(m.value("max_guidance_scale", json(3.0)), "max_guidance_scale", -1e6, 1e6))};
+    model = {a.at("clip_size"), a.at("embedding_dim"), a.at("latent_channels"), a.at("vae_scale"),
+             m.at("sigma_min"), m.at("sigma_max"), m.at("rho"), m.at("latent_scale"), m.at("clip_mean"),
+             m.at("clip_std"), m.value("min_guidance_scale", 1.0f), m.value("max_guidance_scale", 3.0f)};
     check_conditioning(a.at("conditioning").at("fields"));
     if (model.sigma_min >= model.sigma_max) throw bad("sigma_min below sigma_max", m.at("sigma_min").dump());
-    const auto& listed = manifest.at("profiles");
-    if (!listed.is_array() || listed.empty() || listed.size() > 256)
-      throw bad("1 to 256 profiles", std::to_string(listed.size()));
-    for (const auto& p : listed) {
-      profiles.push_back({whole(p, "frames", 1, 1024), whole(p, "height", 1, 16384), whole(p, "width", 1, 16384),
-                          whole(p, "batch", 1, 64), whole(p, "decode_chunk", 1, 1024), p.at("guidance")});
+    for (const auto& p : manifest.at("profiles")) {
+      profiles.push_back({p.at("frames"), p.at("height"), p.at("width"), p.at("batch"), p.at("decode_chunk"),
+                          p.at("guidance")});
       const auto& made = profiles.back();
       if (std::int64_t(made.batch) * made.frames * made.height * made.width > std::int64_t{1} << 30)
         throw bad("at most 1,073,741,824 pixels in one call", made.text());

@@ -37,6 +37,7 @@ from svd_engine.cli import console
 from svd_engine.errors import ExportError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import rewrites_for
+from svd_engine.networks.rewrites._frames import one_for_all
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import NETWORKS, specs_of
@@ -46,6 +47,7 @@ from svd_export import forms
 from svd_export.manifest_file import as_json, file_entry
 from svd_export.placing import placed
 from svd_export.simplify import simplify
+from svd_export.unroll import unroll
 from svd_export.weights import WeightsFile
 
 Say = Callable[[str], None]  # a line for whoever waits
@@ -133,7 +135,7 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
     """The ONNX form of a module at the shapes of its table.  Raises ExportError with the exporter's words."""
     example = {t.name: torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs}
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), one_for_all():
             program = torch.onnx.export(
                 module,
                 kwargs=example,
@@ -156,6 +158,7 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
     assert program is not None  # dynamo=True always returns a program
     model: ir.Model = program.model
     simplify(model)
+    unroll(model)
     return model
 
 

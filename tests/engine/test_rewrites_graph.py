@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import Any
 
 import onnx_ir as ir
 import pytest
 import torch
+from onnx_ir.passes import common
 from torch import nn
 
 from svd_engine.networks.rewrites import (
@@ -21,6 +23,9 @@ from svd_engine.networks.rewrites import (
     apply_rewrites,
     winograd_rows,
 )
+from svd_engine.networks.rewrites._frames import one_for_all
+from svd_export.simplify import simplify
+from svd_export.unroll import unroll
 from tests.engine.rewrite_networks import random_unet, random_vae, unet_inputs
 
 TRANSFORMERS, RESNETS, DECODER_RESNETS = 6, 12, 8
@@ -166,21 +171,27 @@ def test_channels_last_reaches_the_output_of_every_convolution() -> None:
     assert all(seen)
 
 
-def exported(name: str, rewrites: Any) -> ir.Model:
+@cache
+def exported(name: str, rewrites: tuple[Any, ...]) -> ir.Model:
+    """The graph, once for each list of rewrites: only to be read."""
     make, wrap, inputs = NETWORKS[name]
     network = make()
     apply_rewrites(network, rewrites=rewrites)
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        program = torch.onnx.export(
-            wrap(network), (), kwargs=inputs(), opset_version=20, dynamo=True, verbose=False
-        )
+        with one_for_all():
+            program = torch.onnx.export(
+                wrap(network), (), kwargs=inputs(), opset_version=20, dynamo=True, verbose=False,
+                optimize=False,
+            )  # fmt: skip
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
     assert program is not None
     model: ir.Model = program.model
-    return model
+    simplify(model)
+    unroll(model)
+    return common.ShapeInferencePass()(model).model
 
 
 def operators(model: ir.Model) -> Counts:

@@ -240,22 +240,3 @@ def reordered(bundle: Path) -> None:
     document = json.loads((bundle / MANIFEST).read_text())
     content = json.dumps(dict(reversed(document.items())), indent=3).replace("700.0", "7.0e2")
     (bundle / MANIFEST).write_text(content)
-
-
-UNREAD = {  # by the C++ host, which has no use for these fields; a hash of another form never equals one
-    *(
-        name
-        for name in HOSTILE
-        if name.startswith(("a plan", "an unknown field", "opset", "native", "a hash"))
-    ),
-    "a terminal's commands in a name",
-    "a name without end",
-    "a rewrite in fewer than no places",
-    "a tolerance of 0",
-    "a vast size multiple",
-    "a version as a number",
-    "another dtype",
-    "another form",
-    "random weights as a number",
-    "versions as a list",
-}

@@ -11,18 +11,14 @@ In diffusers: TemporalDecoder.forward, MidBlockTemporalDecoder and UpBlockTempor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder, UpBlockTemporalDecoder
 from torch import Tensor, nn
 
+from svd_engine.networks.rewrites._frames import Frames
 from svd_engine.networks.rewrites._places import Report, parts, rewrite_each
 from svd_engine.networks.rewrites._resnets import VideoResBlock, adopt_resnet, half, obstacle_to_adoption
-
-FrameList = Sequence[Tensor]  # F of [B,C,h,w]
 
 
 def apply(network: nn.Module) -> Report:
@@ -57,25 +53,26 @@ class FramesApart(TemporalDecoder):  # type: ignore[misc]  # diffusers is untype
     def forward(self, sample: Tensor, image_only_indicator: Tensor, num_frames: int = 1) -> Tensor:
         """[B*F,4,h,w] -> [B*F,3,H,W]; the indicator [B,F] says how many frames a video has."""
         video = (len(sample) // num_frames, num_frames)
-        frames: FrameList = self.conv_in(sample).unflatten(0, video).unbind(1)
+        frames = Frames.of(self.conv_in(sample).unflatten(0, video), 1)
 
         first, *others = self.mid_block.resnets
         frames = resnet_of_frames(first, frames, image_only_indicator)
         for attention, resnet in zip(self.mid_block.attentions, others, strict=False):
-            attended = attention(torch.stack(list(frames), 1).flatten(0, 1))
-            frames = attended.unflatten(0, video).unbind(1)
+            attended = attention(frames.together(1).flatten(0, 1))
+            frames = Frames.of(attended.unflatten(0, video), 1)
             frames = resnet_of_frames(resnet, frames, image_only_indicator)
         for block in self.up_blocks:
             for resnet in block.resnets:
                 frames = resnet_of_frames(resnet, frames, image_only_indicator)
             for upsampler in block.upsamplers or ():
-                frames = [upsampler(frame) for frame in frames]
+                frames = frames.map(upsampler)
 
-        images = [self.conv_out(self.conv_act(self.conv_norm_out(frame))) for frame in frames]
-        pixels: Tensor = self.time_conv_out(torch.stack(images, 2))  # [B, 3, F, H, W]
+        images = frames.map(lambda frame: self.conv_out(self.conv_act(self.conv_norm_out(frame))))
+        pixels: Tensor = self.time_conv_out(images.together(2))  # [B, 3, F, H, W]
         return pixels.transpose(1, 2).flatten(0, 1)
 
 
-def resnet_of_frames(resnet: VideoResBlock, frames: FrameList, image_only_indicator: Tensor) -> FrameList:
-    x = torch.stack([half(resnet.spatial_res_block, frame, None) for frame in frames], 2)  # [B,C,F,h,w]
-    return resnet.over_frames(x, None, image_only_indicator).unbind(2)
+def resnet_of_frames(resnet: VideoResBlock, frames: Frames, image_only_indicator: Tensor) -> Frames:
+    spatial = frames.map(lambda frame: half(resnet.spatial_res_block, frame, None))
+    x = resnet.over_frames(spatial.together(2), None, image_only_indicator)  # [B, C, F, h, w]
+    return Frames.of(x, 2)
