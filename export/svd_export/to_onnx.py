@@ -37,7 +37,7 @@ from svd_engine.cli import console
 from svd_engine.errors import ExportError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import rewrites_for
-from svd_engine.networks.rewrites._frames import one_for_all
+from svd_engine.networks.single_frames import one_for_all
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import NETWORKS, specs_of

@@ -1,6 +1,6 @@
 """Work on single frames, traced once, written out for each frame.
 
-Between the markers of `svd_engine.networks.rewrites._frames` a traced graph has the work of one frame.  Here
+Between the markers of `svd_engine.networks.single_frames` a traced graph has the work of one frame.  Here
 it becomes that of all, one frame after the other, as tracing every frame would have left it:
 
     x -> OneFrame -> work -> AllFrames -> y
@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from svd_engine.networks.rewrites._frames import ALL_FRAMES, DOMAIN, ONE_FRAME
+from svd_engine.networks.single_frames import ALL_FRAMES, DOMAIN, ONE_FRAME
 
 
 def unroll(model: ir.Model) -> None:

@@ -23,7 +23,7 @@ from svd_engine.networks.rewrites import (
     apply_rewrites,
     winograd_rows,
 )
-from svd_engine.networks.rewrites._frames import one_for_all
+from svd_engine.networks.single_frames import one_for_all
 from svd_export.simplify import simplify
 from svd_export.unroll import unroll
 from tests.engine.rewrite_networks import random_unet, random_vae, unet_inputs

@@ -14,7 +14,7 @@ import torch
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import rewrites_for
-from svd_engine.networks.rewrites._frames import DOMAIN, Frames
+from svd_engine.networks.single_frames import DOMAIN, SingleFrames
 from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import vae_decoder
@@ -60,6 +60,6 @@ def test_the_same_function(decoders: dict[str, ir.Model]) -> None:
 def test_frames_of_a_tensor_and_together_again() -> None:
     x = torch.arange(24.0).reshape(2, 3, 4)
     for axis in range(3):
-        frames = Frames.of(x, axis)
+        frames = SingleFrames.of(x, axis)
         assert len(frames.each) == frames.count == x.shape[axis]
         assert torch.equal(frames.map(lambda frame: frame + 1).together(axis), x + 1)

@@ -16,9 +16,9 @@ from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder, UpBlockTemporalDecoder
 from torch import Tensor, nn
 
-from svd_engine.networks.rewrites._frames import Frames
 from svd_engine.networks.rewrites._places import Report, parts, rewrite_each
 from svd_engine.networks.rewrites._resnets import VideoResBlock, adopt_resnet, half, obstacle_to_adoption
+from svd_engine.networks.single_frames import SingleFrames
 
 
 def apply(network: nn.Module) -> Report:
@@ -53,13 +53,13 @@ class FramesApart(TemporalDecoder):  # type: ignore[misc]  # diffusers is untype
     def forward(self, sample: Tensor, image_only_indicator: Tensor, num_frames: int = 1) -> Tensor:
         """[B*F,4,h,w] -> [B*F,3,H,W]; the indicator [B,F] says how many frames a video has."""
         video = (len(sample) // num_frames, num_frames)
-        frames = Frames.of(self.conv_in(sample).unflatten(0, video), 1)
+        frames = SingleFrames.of(self.conv_in(sample).unflatten(0, video), 1)
 
         first, *others = self.mid_block.resnets
         frames = resnet_of_frames(first, frames, image_only_indicator)
         for attention, resnet in zip(self.mid_block.attentions, others, strict=False):
             attended = attention(frames.together(1).flatten(0, 1))
-            frames = Frames.of(attended.unflatten(0, video), 1)
+            frames = SingleFrames.of(attended.unflatten(0, video), 1)
             frames = resnet_of_frames(resnet, frames, image_only_indicator)
         for block in self.up_blocks:
             for resnet in block.resnets:
@@ -72,7 +72,9 @@ class FramesApart(TemporalDecoder):  # type: ignore[misc]  # diffusers is untype
         return pixels.transpose(1, 2).flatten(0, 1)
 
 
-def resnet_of_frames(resnet: VideoResBlock, frames: Frames, image_only_indicator: Tensor) -> Frames:
+def resnet_of_frames(
+    resnet: VideoResBlock, frames: SingleFrames, image_only_indicator: Tensor
+) -> SingleFrames:
     spatial = frames.map(lambda frame: half(resnet.spatial_res_block, frame, None))
     x = resnet.over_frames(spatial.together(2), None, image_only_indicator)  # [B, C, F, h, w]
-    return Frames.of(x, 2)
+    return SingleFrames.of(x, 2)

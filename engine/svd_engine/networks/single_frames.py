@@ -34,22 +34,22 @@ def one_for_all() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Frames:
+class SingleFrames:
     """F tensors of one shape, or one that stands for them."""
 
     each: Sequence[Tensor]
     count: int  # F
 
     @classmethod
-    def of(cls, x: Tensor, axis: int) -> Frames:
+    def of(cls, x: Tensor, axis: int) -> SingleFrames:
         """[.., F, ..] taken apart along `axis`."""
         if not _one_for_all.get():
             return cls(x.unbind(axis), x.shape[axis])
         shape = [*x.shape[:axis], *x.shape[axis + 1 :]]
         return cls([_marker(ONE_FRAME, x, {"axis": axis}, shape)], x.shape[axis])
 
-    def map(self, work: Callable[[Tensor], Tensor]) -> Frames:
-        return Frames([work(frame) for frame in self.each], self.count)
+    def map(self, work: Callable[[Tensor], Tensor]) -> SingleFrames:
+        return SingleFrames([work(frame) for frame in self.each], self.count)
 
     def together(self, axis: int) -> Tensor:
         """[.., F, ..], side by side along a new `axis`."""
