@@ -33,6 +33,7 @@ LAYERS: tuple[set[str], ...] = (
     {"output", "networks"},
     {"backends"},
     {"residency"},
+    {"guidance_parallel"},
     {"pipeline", "unsupported", "info", "planned"},
     {"engine"},
     {"continuing"},

@@ -29,11 +29,13 @@ from svd_engine.backends.interruptible import InterruptibleNetwork
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
+from svd_engine.guidance_parallel import OtherHalf
 from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
 from svd_engine.request import SETTINGS, Settings, check_together
 from svd_engine.residency.budget import Memory
+from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.shortage import shortage
 from svd_engine.residency.source import EngineSource, of_bundle, of_checkpoint
@@ -83,6 +85,7 @@ class VideoEngine(Steered, DiffusersNames):
         swap_networks: bool = False,
         jit_cache: str | Path | None = "auto",
         memory: Memory | None = None,
+        devices: Sequence[str | torch.device] | None = None,
     ) -> VideoEngine:
         """Open a bundle that svd-export wrote.
 
@@ -93,9 +96,11 @@ class VideoEngine(Steered, DiffusersNames):
         memory: what the process may take of a GPU's memory, or of the host's where networks run on the CPU:
         "8GiB", "0.9" of it all, "auto" of what is free, or bytes.  Each call then takes the fastest plan that
         stays below, or is refused with what would fit; None sets no limit.
+        devices: two, in place of `device`: each runs one half of guidance, at the same time, with the same
+        result.  The first does all the rest.  The bundle must have a profile of single guidance.
         Raises BundleError, BackendUnavailable, OutputError, SettingsError.
         """
-        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache, memory))
+        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache, memory, devices))
 
     @classmethod
     def from_checkpoint(
@@ -114,6 +119,7 @@ class VideoEngine(Steered, DiffusersNames):
         swap_networks: bool = False,
         reuse: Reuse | None = None,
         memory: Memory | None = None,
+        devices: Sequence[str | torch.device] | None = None,
     ) -> VideoEngine:
         """Open a checkpoint as torch modules: a name, a diffusers folder, a single file or a hub id.
 
@@ -134,6 +140,8 @@ class VideoEngine(Steered, DiffusersNames):
         stays below, or is refused with what would fit; None sets no limit.
         reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say.  Lossy: the report
         says in which.
+        devices: two, in place of `device`: each holds a denoiser and runs one half of guidance, at the same
+        time, with the same result.  The first does all the rest.
         Raises CheckpointError, BackendUnavailable, SettingsError.
         """
         return cls(
@@ -151,6 +159,7 @@ class VideoEngine(Steered, DiffusersNames):
                 lora_partial,
                 reuse,
                 memory,
+                devices,
             )
         )
 
@@ -250,7 +259,8 @@ class VideoEngine(Steered, DiffusersNames):
                     settings=settings, videos=videos,
                 )  # fmt: skip
                 stages, reusing = self._stages(plan, turn, short, observer)
-            if cold := self.residency.cold():
+            others = self.source.other_half.cold() if self.source.other_half else []
+            if cold := self.residency.cold() + others:
                 with clock.stage("compile_kernels"):
                     for network in cold:
                         turn.check()
@@ -293,6 +303,8 @@ class VideoEngine(Steered, DiffusersNames):
             return
         with self._calls.turn(closes=True):
             self.residency.close()
+            if self.source.other_half is not None:
+                self.source.other_half.close()
 
     def __enter__(self) -> VideoEngine:
         return self
@@ -350,8 +362,8 @@ class VideoEngine(Steered, DiffusersNames):
     ) -> tuple[pipeline.Stages, pipeline.Reusing | None]:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
 
-        def opened(spec: NetworkSpec) -> InterruptibleNetwork:
-            network = self.residency.network(spec)
+        def opened(spec: NetworkSpec, owner: Residency | None = None) -> InterruptibleNetwork:
+            network = (owner or self.residency).network(spec)
             return InterruptibleNetwork(network, turn.check, partial(short, spec.key), observer)
 
         profile = plan.profile
@@ -362,7 +374,11 @@ class VideoEngine(Steered, DiffusersNames):
             reusing = pipeline.Reusing(opened(shallow), ReusePolicy(self.source.reuse))
         image_encoder, vae_encoder, denoiser, *decoders = map(opened, specs)
         by_frames = {d.spec.inputs[0].shape[0]: d for d in decoders}
-        return pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames), reusing
+        other_half = None
+        if (other := self.source.other_half) is not None:
+            other_half = OtherHalf(opened(specs[2], other), other.backend.device)
+        stages = pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames, other_half)
+        return stages, reusing
 
     def _report(
         self,
@@ -396,6 +412,7 @@ class VideoEngine(Steered, DiffusersNames):
             evaluation_ms=clock.evaluations,
             reuse=self.source.reuse,
             shallow_evaluations=reusing.shallow if reusing else [],
+            exchanged_bytes=stages.other_half.exchanged_bytes if stages.other_half else 0,
             waited_ms=turn.waited_ms,
             total_ms=total_ms,
             peak_host_bytes=report.peak_host_bytes(),
@@ -415,4 +432,7 @@ def _placements(
         spec = network.spec
         name = spec.key if spec.network in placed else spec.network
         placed[name] = report.StagePlacement(**asdict(network.placement))
+    if stages.other_half is not None:
+        there = stages.other_half.network.placement
+        placed["denoiser, unconditional half"] = report.StagePlacement(**asdict(there))
     return placed

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
+from svd_engine.guidance_parallel import OtherHalf
 from svd_engine.observer import UNOBSERVED, Observer, Step
 from svd_engine.request import Settings
 from svd_engine.sampling import guiders, schedules
@@ -63,6 +64,7 @@ class Stages:
     vae_encoder: Network
     denoiser: Network
     vae_decoders: Mapping[int, Network]  # by frames of a chunk
+    other_half: OtherHalf | None = None  # of guidance, when it has a device of its own
 
 
 class Reusing:
@@ -230,12 +232,22 @@ def denoiser_call(
         """D_u + g (D_c - D_u): guidance commutes with the preconditioning, which is affine in v."""
         begin(x, sigma, "conditional", *(("unconditional",) if steering.guided else ()))
         told = {"x": x, "sigma": sigma, "time_ids": time_ids}
-        conditional = run("conditional", **told, first_latent=first_latent, embedding=embedding)
+
+        def conditional_half() -> Tensor:
+            return run("conditional", **told, first_latent=first_latent, embedding=embedding)
+
         if not steering.guided:
-            return conditional
-        conditional = conditional.clone()  # the next call writes over it
+            return conditional_half()
         nothing = {"first_latent": torch.zeros_like(first_latent), "embedding": torch.zeros_like(embedding)}
-        unconditional = run("unconditional", **told, **nothing)
+        if stages.other_half is not None:
+            conditional, unconditional = stages.other_half.beside(
+                conditional_half,
+                lambda there, inputs: in_batches(there, batch, **inputs)["denoised"],
+                changing={"x": x, "sigma": sigma}, lasting={"time_ids": time_ids, **nothing},
+            )  # fmt: skip
+        else:
+            conditional = conditional_half().clone()  # the next call writes over it
+            unconditional = run("unconditional", **told, **nothing)
         scales = steering.scales[:, :, None, None, None]
         return unconditional + scales * (conditional - unconditional)
 

@@ -104,6 +104,7 @@ class RunReport(BaseModel):
     evaluation_ms: list[float] = []  # of each evaluation of the denoiser: one or two a step
     reuse: Reuse | None = None  # between evaluations
     shallow_evaluations: list[int] = []  # that ran the shallow denoiser only, from 0
+    exchanged_bytes: int = 0  # between two devices that had half of guidance each
     seams: list[Seam] = []  # of a clip that was continued, one for each video
     waited_ms: float  # for earlier calls of the same engine
     total_ms: float  # from the end of that wait

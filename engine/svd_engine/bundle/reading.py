@@ -13,6 +13,7 @@ The manifest is read when a bundle is opened; the files of a network are hashed 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
 from svd_engine.bundle.external_data import check_external_data, read_graph
@@ -83,6 +84,19 @@ class Bundle:
                 f"--dtype {self.manifest.precision.option}",
             )
         return found
+
+    def single_profile_for(self, settings: Settings) -> Profile:
+        """As `profile_for`, one half of guidance a call.  Raises ProfileError where there is none."""
+        profile = replace(self.profile_for(settings), guidance="single")
+        if profile not in self.manifest.profiles:
+            dtype = f"--dtype {self.manifest.precision.option}"
+            raise ProfileError(
+                f"bundle {self.folder} on two devices",
+                expected="a profile of single guidance, one half a call",
+                got="; ".join(map(str, self.manifest.profiles)),
+                remedy=f"Run: {export_command(self.manifest.export_source, [profile], dtype)}",
+            )
+        return profile
 
     def specs_of(self, profile: Profile) -> list[NetworkSpec]:
         """Every network that `profile` needs, in the bundle's precision, in the order of the calls."""

@@ -83,6 +83,14 @@ def generate(
         typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to run on; auto chooses and says why."),
     ] = "auto",
     device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")] = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Two devices in place of --device, such as cuda:0,cuda:1: each runs one half of guidance, "
+            "at the same time. Same video.",
+        ),
+    ] = None,
     dtype: Annotated[
         DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
     ] = DTypeOption.auto,
@@ -170,6 +178,7 @@ def generate(
     check_name(backend)
     console.show_notices()
     check(call)  # before anything is opened
+    two = devices.split(",") if devices is not None else None
     reused = Reuse(reuse, reuse_branch or 0, reuse_threshold) if reuse is not None else None
     chosen = given_options(context, call)
     if {"sigmas", "num_inference_steps"} <= chosen:
@@ -191,7 +200,7 @@ def generate(
     if bundle is not None:
         engine = VideoEngine.from_bundle(
             bundle, backend=backend, device=device, swap_networks=swap_networks,
-            jit_cache=None if no_jit_cache else jit_cache or "auto", memory=memory,
+            jit_cache=None if no_jit_cache else jit_cache or "auto", memory=memory, devices=two,
         )  # fmt: skip
     else:
         from svd_engine.checkpoint.opening import hides_frames
@@ -202,6 +211,7 @@ def generate(
             frames=call["num_frames"] if hides_frames(checkpoint) else None, parts=parts,
             lora=scales, lora_partial=lora_partial,
             without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused, memory=memory,
+            devices=two,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
     if preset is not None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import torch
 
 from svd_engine.arguments import dtype_name, torch_dtype
-from svd_engine.backends.choose import Choice, choose_for_bundle, choose_for_checkpoint
+from svd_engine.backends.choose import (
+    Choice,
+    DeviceName,
+    choose_for_bundle,
+    choose_for_checkpoint,
+    resolve,
+)
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.backends.tensorrt.jit_cache import check_folder, default_folder
 from svd_engine.bundle.reading import Bundle
@@ -48,6 +54,7 @@ class EngineSource:
     reuse: Reuse | None = None  # between evaluations of the denoiser
     feature: Feature | None = None  # that is reused
     planner: Planner | None = None  # None: no memory budget
+    other_half: Residency | None = None  # of two devices, for the second half of guidance
 
     def plan(self, settings: Settings, videos: int) -> Plan:
         """How a call runs.  Raises SettingsError for one that the memory budget has no place for."""
@@ -63,16 +70,22 @@ def of_bundle(
     swap_networks: bool,
     jit_cache: str | Path | None,
     memory: Memory | None = None,
+    devices: Sequence[DeviceName] | None = None,
 ) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
     check_memory(memory)
+    device, second = _devices(device, devices, swap_networks=swap_networks, memory=memory)
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
     bundle = Bundle(folder)
     choice = choose_for_bundle(backend, device, bundle)
     kept = _jit_folder(jit_cache) if _compiles(choice.backend) else None
-    made = BACKENDS[choice.backend].open(bundle, choice.device, kept)
+    row = BACKENDS[choice.backend]
+    made = row.open(bundle, choice.device, kept)
+    other_half = None
+    if second is not None:
+        other_half = Resident(row.open(bundle, choose_for_bundle(row.name, second, bundle).device, kept))
     manifest = bundle.manifest
     return EngineSource(
         name=str(folder),
@@ -81,7 +94,10 @@ def of_bundle(
         residency=residency(made),
         choice=choice,
         default=manifest.profiles[0],
-        profile_for=lambda settings, _videos: bundle.profile_for(settings),
+        profile_for=lambda settings, _videos: (
+            bundle.single_profile_for(settings) if other_half else bundle.profile_for(settings)
+        ),
+        other_half=other_half,
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
         weights=lambda: list(manifest.source.weights),
         lora=manifest.source.lora,
@@ -108,6 +124,7 @@ def of_checkpoint(
     lora_partial: bool = False,
     reuse: Reuse | None = None,
     memory: Memory | None = None,
+    devices: Sequence[DeviceName] | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
     from svd_engine.networks.modules import Modules
@@ -129,6 +146,7 @@ def of_checkpoint(
         )
     residency = _residency(swap_networks)
     _check_reuse(reuse, swap_networks, memory)
+    device, second = _devices(device, devices, swap_networks=swap_networks, memory=memory, reuse=reuse)
     choice = choose_for_checkpoint(backend, device)
     for name, value in (
         ("variant", variant),
@@ -154,7 +172,12 @@ def of_checkpoint(
     if reuse is not None:
         feature = feature_of(*unet_levels(opened.configs), reuse.branch)
     modules = Modules(opened, without_rewrites, rewrites)
-    made = BACKENDS[choice.backend].open(modules, choice.device, None)
+    row = BACKENDS[choice.backend]
+    made = row.open(modules, choice.device, None)
+    other_half = None
+    if second is not None:
+        there = choose_for_checkpoint(row.name, second).device
+        other_half = Resident(row.open(Modules(opened, without_rewrites, rewrites), there, None))
     model = opened.model
     return EngineSource(
         name=opened.source,
@@ -163,7 +186,8 @@ def of_checkpoint(
         residency=residency(made),
         choice=choice,
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
-        profile_for=Profile.of_request,
+        profile_for=_single_of_request if other_half else Profile.of_request,
+        other_half=other_half,
         rewrites=modules.places,
         weights=lambda: list(chain(*modules.weight_files.values())),
         lora=opened.lora,
@@ -177,6 +201,49 @@ def of_checkpoint(
             without_rewrites, swap_networks,
         ),
     )  # fmt: skip
+
+
+def _single_of_request(settings: Settings, videos: int) -> Profile:
+    return replace(Profile.of_request(settings, videos), guidance="single")
+
+
+def _devices(
+    device: DeviceName, devices: Sequence[DeviceName] | None, **others: object
+) -> tuple[DeviceName, DeviceName | None]:
+    """The first, and the second of two.  Raises SettingsError, also beside what is not made for two."""
+    if devices is None:
+        return device, None
+    if isinstance(devices, str) or not isinstance(devices, Sequence) or len(devices) != 2:
+        raise SettingsError(
+            "devices",
+            expected="two devices, one for each half of guidance",
+            got=repr(devices),
+            remedy="Name two, such as cuda:0 and cuda:1, or a device alone.",
+        )
+    if device != "auto":
+        raise SettingsError(
+            "devices",
+            expected="no device beside it",
+            got=f"device={device!r}",
+            remedy="Leave out one of the two.",
+        )
+    first, second = map(resolve, devices)
+    if first == second and first.type == "cuda":
+        raise SettingsError(
+            "devices",
+            expected="two different GPUs",
+            got=f"{first} twice",
+            remedy=f'Pass device="{first}" to run both halves there.',
+        )
+    for name, value in others.items():
+        if value:
+            raise SettingsError(
+                "devices",
+                expected=f"no {name} beside it: it is made for networks of one device",
+                got=f"{name}={value!r}",
+                remedy="Leave out one of the two.",
+            )
+    return first, second
 
 
 def _residency(swap_networks: object) -> type[Residency]:
