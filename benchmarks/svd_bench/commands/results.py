@@ -34,8 +34,16 @@ def tiers_command(
             "svd-bench. Repeatable, for other targets and models."
         ),
     ] = None,
-    markdown: Annotated[bool, typer.Option(help="Predictions as Markdown tables.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Predictions and plans as Markdown tables.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a video.")] = 25,
+    plans: Annotated[
+        bool,
+        typer.Option(
+            "--plans",
+            help="Show in place of predictions how SVD and SVD-XT run on cards from 6 to 141 GB. Counts "
+            "networks for two minutes.",
+        ),
+    ] = False,
     run: Annotated[
         bool,
         typer.Option("--run", help="Measure under emulated memory tiers on this GPU, instead of predicting."),
@@ -68,6 +76,11 @@ def tiers_command(
     ] = None,
 ) -> None:
     """List GPUs by memory tier with latencies predicted from compiled kernels, or measure tiers (--run)."""
+    if plans:
+        if run or measured or compiled:
+            raise typer.BadParameter("--plans goes with --markdown only")
+        _plans(markdown)
+        return
     if not run:
         if any((random_weights, checkpoint, variant, tiers, backends, frames, out)):
             raise typer.BadParameter(
@@ -146,6 +159,22 @@ def _overview(measured: Path | None, compiled: list[Path] | None, markdown: bool
     videos = [whole_video(read_compiled(path)) for path in compiled] if compiled else committed_videos()
     efficiency = None if measured is None else predict.of_measured(read_results(measured), videos)
     show_tables(overview(videos, efficiency, steps), markdown)
+
+
+def _plans(markdown: bool) -> None:
+    from svd_bench.compiled.costs import DocumentCosts
+    from svd_bench.compiled.whole_video import committed
+    from svd_bench.memory.plans import plans_table, ways_of_compiled, ways_of_torch
+    from svd_engine.checkpoint.opening import random_checkpoint
+
+    all_ways = []
+    for family in FullSizeFamily:
+        checkpoint = random_checkpoint(family.value)
+        for document in (d for d in committed() if d.model == checkpoint.model.name):
+            engine = f"{document.compiler.rpartition(' ')[0]}, {document.target}"
+            all_ways.append(ways_of_compiled(checkpoint.model, engine, DocumentCosts(document)))
+        all_ways.append(ways_of_torch(checkpoint))
+    show_tables([plans_table(all_ways)], markdown)
 
 
 def _emulate(

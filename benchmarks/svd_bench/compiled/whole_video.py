@@ -21,9 +21,13 @@ _DENOISER = re.compile(r"denoiser-b1-f(\d+)-(\d+)x(\d+)-(batched|single)")
 _DECODER = re.compile(r"vae_decoder-t(\d+)-(\d+)x(\d+)")
 
 
+def committed() -> list[CompiledDocument]:
+    """The documents that svd_bench brings with it: real architectures, random weights."""
+    return [read_compiled(path) for path in sorted(DOCUMENTS.glob("svd*.json"))]
+
+
 def committed_videos() -> list[CompiledVideo]:
-    """Of the documents that svd_bench brings with it: real architectures, random weights."""
-    return [whole_video(read_compiled(path)) for path in sorted(DOCUMENTS.glob("svd*.json"))]
+    return [whole_video(document) for document in committed()]
 
 
 def whole_video(document: CompiledDocument) -> CompiledVideo:
