@@ -135,6 +135,20 @@ def test_exports_in_half_precision(family: str, frames: int, tmp_path: Path) -> 
     hold_against_the_compiler(bundle)
 
 
+@pytest.mark.longest
+@pytest.mark.parametrize("family", ["svd", "svd-xt"])
+def test_exports_in_full_precision(family: str, tmp_path: Path) -> None:
+    """576x1024, decoded whole: no network takes more memory, or a longer graph's time, for more frames."""
+    command = [sys.executable, "-c", EXPORT, "onnx", "--random-weights", family, "--dtype", "fp32"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / family)], capture_output=True, text=True, check=True
+    )
+    peak = int(re.findall(r"peak (\d+)", done.stdout)[0])
+    print(f"\n{family}, float32: peak {peak / GIB:.2f} GiB\n{done.stderr}")
+    assert peak < 8 * GIB
+    assert Bundle(tmp_path / family).manifest.profiles[0].decode_chunk == (25 if family == "svd-xt" else 14)
+
+
 COMPILED = ROOT / "benchmarks" / "svd_bench" / "results" / "compiled"
 # network -> attention: width of a head -> how many, in one kernel and as products
 FUSED = {"image_encoder": {80: 32}, "vae_encoder": {}, "denoiser": {64: 32}, "vae_decoder": {}}

@@ -81,7 +81,7 @@ def plans_table(all_ways: Sequence[Ways], memories: Sequence[int] = MEMORIES) ->
         ],
         rows,
         left=6,
-        note=f"Planned, not measured: the fastest way that stays below {AUTO_SHARE:.0%} of the card's memory, "
+        note=f"Planned, not measured: the fastest way below {AUTO_SHARE:.0%} of the card's memory, "
         "the rest being the system's.\nEvery way makes the same video. Predicted time: over that of the "
         "fastest way of the same video and engine.\nTensorRT's own compiler was not at hand: its plans say "
         "what they take when they are built (`svd-engine plan BUNDLE`).",
