@@ -17,7 +17,7 @@ from svd_engine.cli.main import main
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
-from svd_engine.networks.reuse import FullDenoiser, ShallowDenoiser
+from svd_engine.networks.reuse import ReusingDenoiser
 from svd_engine.networks.rewrites import REWRITES, apply_rewrites
 from svd_engine.observer import Observer
 from svd_engine.report import RunReport
@@ -52,7 +52,7 @@ def specs_at(tiny_checkpoint: Path, guidance: GuidanceMode, branch: int, height:
     return plain, *reusing_specs(plain, feature_of(*LEVELS, branch))
 
 
-@pytest.mark.parametrize("height", [HEIGHT, HEIGHT + 4], ids=["even", "odd"])
+@pytest.mark.parametrize("height", [HEIGHT, HEIGHT + 2], ids=["even", "odd"])
 @pytest.mark.parametrize("rewritten", [True, False])
 @pytest.mark.parametrize("guidance", ["batched", "single"])
 @pytest.mark.parametrize("branch", [0, 1, 2])
@@ -64,23 +64,23 @@ def test_with_a_feature_of_the_same_inputs_both_are_the_denoiser(
     plain, full, shallow = specs_at(tiny_checkpoint, guidance, branch, height)
     network = copy.deepcopy(unet)
     if rewritten:
-        apply_rewrites(network)
+        apply_rewrites(network, ["phase-upsample"] if height % 4 else [])  # which wants even latents
     inputs = example_inputs(plain)
     expected = (GuidedDenoiser if guidance == "batched" else Denoiser)(network)(**inputs)
-    denoised, feature = FullDenoiser(network, full.kept)(**inputs)
+    denoised, feature = ReusingDenoiser(network, full.kept)(**inputs)
     assert feature.shape == full.outputs[1].shape == shallow.inputs[-1].shape
     tolerance = 1e-6 if rewritten else 5e-5  # diffusers' own forward rounds otherwise, at values of 30
     torch.testing.assert_close(denoised, expected, rtol=0, atol=tolerance)
-    again = ShallowDenoiser(network, shallow.kept)(**inputs, feature=feature)
+    again = ReusingDenoiser(network, shallow.kept)(**inputs, feature=feature)
     torch.testing.assert_close(again, expected, rtol=0, atol=tolerance)
-    assert not torch.equal(ShallowDenoiser(network, shallow.kept)(**inputs, feature=0 * feature), expected)
+    assert not torch.equal(ReusingDenoiser(network, shallow.kept)(**inputs, feature=0 * feature), expected)
 
 
 @torch.no_grad()
 def test_a_shallow_denoiser_runs_the_outermost_modules_only(tiny_checkpoint: Path, unet: nn.Module) -> None:
     _, full, shallow = specs_at(tiny_checkpoint, "single", 0)
     network = copy.deepcopy(unet)
-    module = ShallowDenoiser(network, shallow.kept)
+    module = ReusingDenoiser(network, shallow.kept)
     ran: list[str] = []
     for name, part in network.named_modules():
         if name.split(".")[-2:-1] == ["resnets"]:
@@ -98,8 +98,8 @@ def test_torch_compile_takes_both_whole(tiny_checkpoint: Path, unet: nn.Module) 
     _, full, shallow = specs_at(tiny_checkpoint, "batched", 0)
     network = copy.deepcopy(unet)
     apply_rewrites(network)
-    for spec, kind in ((full, FullDenoiser), (shallow, ShallowDenoiser)):
-        module, inputs = kind(network, spec.kept), example_inputs(spec)
+    for spec in (full, shallow):
+        module, inputs = ReusingDenoiser(network, spec.kept), example_inputs(spec)
         traced = torch.compile(module, fullgraph=True, dynamic=False, backend="eager")
         torch.testing.assert_close(traced(**inputs), module(**inputs), rtol=0, atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_one_checkpoint_serves_all_three_with_the_same_weights(tiny_checkpoint: 
 
 def test_another_unet_is_refused() -> None:
     with pytest.raises(BackendUnavailable, match="reuse: expected diffusers' UNet, got Linear is not"):
-        FullDenoiser(nn.Linear(1, 1), 2)
+        ReusingDenoiser(nn.Linear(1, 1), 2)
 
 
 # SVD's UNet: DeepCache's branch 0 enters up_blocks.3 at resnet 1, with 320 channels; branch 2 the block below
@@ -190,7 +190,7 @@ def test_a_call_reuses_and_says_where(tiny_checkpoint: Path, guided: bool) -> No
         again = engine(IMAGE, generator=seeded(), **call)
     assert [name for name in ran if "denoiser" in name] == ["denoiser", "shallow_denoiser"] * 2 + ["denoiser"]
     report = RunReport.model_validate_json(made.report.model_dump_json())
-    assert report.reuse == Reuse(2)
+    assert report.reuse == Reuse(2, branch=0)
     assert report.shallow_evaluations == [1, 3]
     assert list(report.stages) == [
         "image_encoder", "vae_encoder", "denoiser", "shallow_denoiser", "vae_decoder",

@@ -112,13 +112,17 @@ def generate(
         int | None,
         typer.Option(
             metavar="N",
-            help="Run the whole denoiser of a checkpoint in one of N evaluations only, and in the others its "
-            "outermost part on what that one left: faster, lossy. Off by default.",
+            help="Run the whole denoiser in one of N evaluations only, and in the others its outermost part "
+            "on what that one left: faster, lossy. Off by default. A bundle is exported for it "
+            "(svd-export onnx --reuse-branch).",
         ),
     ] = None,
     reuse_branch: Annotated[
         int | None,
-        typer.Option(help="With --reuse: how much the others run, DeepCache's branch; default 0, the least."),
+        typer.Option(
+            help="With --reuse: how much the others run, DeepCache's branch; default 0, the least, or the "
+            "bundle's own."
+        ),
     ] = None,
     reuse_threshold: Annotated[
         float | None,
@@ -154,8 +158,6 @@ def generate(
         )
     if reuse is None and (reuse_branch is not None or reuse_threshold is not None):
         raise typer.BadParameter("--reuse-branch and --reuse-threshold belong to --reuse N")
-    if bundle is not None and reuse is not None:
-        raise typer.BadParameter("--reuse belongs to --checkpoint; the denoiser of a bundle is one network")
     if jit_cache is not None and no_jit_cache:
         raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
     compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
@@ -170,7 +172,7 @@ def generate(
     check_name(backend)
     console.show_notices()
     check(call)  # before anything is opened
-    reused = Reuse(reuse, reuse_branch or 0, reuse_threshold) if reuse is not None else None
+    reused = Reuse(reuse, reuse_branch, reuse_threshold) if reuse is not None else None
     chosen = given_options(context, call)
     if {"sigmas", "num_inference_steps"} <= chosen:
         raise typer.BadParameter("pass either --steps or --sigmas")
@@ -191,7 +193,7 @@ def generate(
     if bundle is not None:
         engine = VideoEngine.from_bundle(
             bundle, backend=backend, device=device, swap_networks=swap_networks,
-            jit_cache=None if no_jit_cache else jit_cache or "auto", memory=memory,
+            jit_cache=None if no_jit_cache else jit_cache or "auto", reuse=reused, memory=memory,
         )  # fmt: skip
     else:
         from svd_engine.checkpoint.opening import hides_frames

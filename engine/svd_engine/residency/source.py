@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -63,13 +63,16 @@ def of_bundle(
     swap_networks: bool,
     jit_cache: str | Path | None,
     memory: Memory | None = None,
+    reuse: Reuse | None = None,
 ) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
     check_memory(memory)
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
+    _check_reuse(reuse, swap_networks, memory)
     bundle = Bundle(folder)
+    feature = bundle.feature(reuse) if reuse else None
     choice = choose_for_bundle(backend, device, bundle)
     kept = _jit_folder(jit_cache) if _compiles(choice.backend) else None
     made = BACKENDS[choice.backend].open(bundle, choice.device, kept)
@@ -86,6 +89,8 @@ def of_bundle(
         weights=lambda: list(manifest.source.weights),
         lora=manifest.source.lora,
         without_rewrites=manifest.without_rewrites,
+        reuse=_settled(reuse, feature),
+        feature=feature,
         planner=None
         if memory is None
         else planner_of_bundle(
@@ -152,7 +157,7 @@ def of_checkpoint(
         opened = open_checkpoint(opened, variant, frames, parts, lora, lora_partial)
     feature = None
     if reuse is not None:
-        feature = feature_of(*unet_levels(opened.configs), reuse.branch)
+        feature = feature_of(*unet_levels(opened.configs), reuse.branch or 0)
     modules = Modules(opened, without_rewrites, rewrites)
     made = BACKENDS[choice.backend].open(modules, choice.device, None)
     model = opened.model
@@ -168,7 +173,7 @@ def of_checkpoint(
         weights=lambda: list(chain(*modules.weight_files.values())),
         lora=opened.lora,
         without_rewrites=without_rewrites,
-        reuse=reuse,
+        reuse=_settled(reuse, feature),
         feature=feature,
         planner=None
         if memory is None
@@ -212,6 +217,11 @@ def _check_reuse(reuse: object, swap_networks: bool, memory: Memory | None) -> N
             got=f"memory={memory!r}",
             remedy="Leave out one of the two.",
         )
+
+
+def _settled(reuse: Reuse | None, feature: Feature | None) -> Reuse | None:
+    """With the branch that it has here."""
+    return replace(reuse, branch=feature.branch) if reuse and feature else None
 
 
 def _compiles(backend: str) -> bool:
