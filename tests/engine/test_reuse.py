@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from svd_engine import BackendUnavailable, CheckpointError, Reuse, SettingsError, VideoEngine
+from svd_engine.backends.torch.compiled import CompiledBackend
+from svd_engine.backends.torch.eager import EagerBackend
 from svd_engine.checkpoint.configs import unet_levels
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.cli.main import main
@@ -92,16 +95,16 @@ def test_a_shallow_denoiser_runs_the_outermost_modules_only(tiny_checkpoint: Pat
     assert full.kept == 2
 
 
-@torch.no_grad()
-def test_torch_compile_takes_both_whole(tiny_checkpoint: Path, unet: nn.Module) -> None:
-    """Traced without a graph break; the compiler's code is not run."""
+def test_torch_compile_takes_both_whole(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the compiled backend runs them, traced without a graph break; the compiler's code is not run."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     _, full, shallow = specs_at(tiny_checkpoint, "batched", 0)
-    network = copy.deepcopy(unet)
-    apply_rewrites(network)
+    modules = Modules(open_checkpoint(str(tiny_checkpoint)), rewrites=REWRITES)
     for spec in (full, shallow):
-        module, inputs = ReusingDenoiser(network, spec.kept), example_inputs(spec)
-        traced = torch.compile(module, fullgraph=True, dynamic=False, backend="eager")
-        torch.testing.assert_close(traced(**inputs), module(**inputs), rtol=0, atol=1e-6)
+        inputs = example_inputs(spec)
+        expected = EagerBackend(modules, torch.device("cpu")).open(spec)(**inputs)
+        traced = CompiledBackend(modules, torch.device("cpu")).open(spec)(**inputs)
+        torch.testing.assert_close(traced, expected, rtol=0, atol=1e-6)
 
 
 def test_one_checkpoint_serves_all_three_with_the_same_weights(tiny_checkpoint: Path) -> None:
@@ -203,6 +206,16 @@ def test_a_call_reuses_and_says_where(tiny_checkpoint: Path, guided: bool) -> No
     assert made.frames.isfinite().all()
 
 
+def test_swapped_networks_reuse_too(tiny_checkpoint: Path) -> None:
+    with opened(tiny_checkpoint, Reuse(2)) as engine:
+        expected = engine(IMAGE, generator=seeded(), **CALL)
+    where = {"backend": "eager", "device": "cpu", "swap_networks": True}
+    with VideoEngine.from_checkpoint(str(tiny_checkpoint), reuse=Reuse(2), **where) as engine:
+        made = engine(IMAGE, generator=seeded(), **CALL)
+    assert torch.equal(made.frames, expected.frames)
+    assert made.report.shallow_evaluations == [1, 3]
+
+
 def test_where_nothing_is_reused_the_video_is_the_same(tiny_checkpoint: Path) -> None:
     with opened(tiny_checkpoint) as plain, opened(tiny_checkpoint, Reuse(9, threshold=0)) as engine:
         exact = plain(IMAGE, generator=seeded(), **CALL)
@@ -256,7 +269,6 @@ def test_numbers_out_of_range(arguments: dict[str, Any], message: str) -> None:
             {"reuse": 2},
             r"reuse: expected None, or an svd_engine.Reuse, got 2. Pass svd_engine.Reuse\(interval",
         ),
-        ({"reuse": Reuse(2), "swap_networks": True}, "reuse: expected networks that stay in memory"),
         ({"reuse": Reuse(2), "memory": "8GiB"}, "reuse: expected no memory budget"),
         ({"reuse": Reuse(2, branch=3)}, "reuse branch: expected 0 to 2 for this checkpoint, got 3"),
     ],
@@ -285,7 +297,6 @@ def test_the_command_reuses_and_says_so(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--bundle", "b", "--reuse", "2"), "--reuse belongs to --checkpoint"),
         (("--checkpoint", "c", "--reuse-branch", "1"), "belong to --reuse N"),
         (("--checkpoint", "c", "--reuse-threshold", "1"), "belong to --reuse N"),
         (("--checkpoint", "c", "--reuse", "1"), "reuse interval: expected a whole number of at least 2"),

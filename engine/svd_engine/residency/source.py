@@ -70,7 +70,7 @@ def of_bundle(
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
-    _check_reuse(reuse, swap_networks, memory)
+    _check_reuse(reuse, memory)
     bundle = Bundle(folder)
     feature = bundle.feature(reuse) if reuse else None
     choice = choose_for_bundle(backend, device, bundle)
@@ -133,7 +133,7 @@ def of_checkpoint(
             remedy='Pass a list, such as ["fused-qkv"].',
         )
     residency = _residency(swap_networks)
-    _check_reuse(reuse, swap_networks, memory)
+    _check_reuse(reuse, memory)
     choice = choose_for_checkpoint(backend, device)
     for name, value in (
         ("variant", variant),
@@ -193,22 +193,15 @@ def _residency(swap_networks: object) -> type[Residency]:
     return Swapped if swap_networks else Resident
 
 
-def _check_reuse(reuse: object, swap_networks: bool, memory: Memory | None) -> None:
-    """Raises SettingsError for what is no `Reuse`; beside swapped networks, two of which take turns; and
-    beside a memory budget, whose planner does not know the second denoiser."""
+def _check_reuse(reuse: object, memory: Memory | None) -> None:
+    """Raises SettingsError for what is no `Reuse`, and beside a memory budget, whose planner does not know
+    the second denoiser."""
     if reuse is not None and not isinstance(reuse, Reuse):
         raise SettingsError(
             "reuse",
             expected="None, or an svd_engine.Reuse",
             got=repr(reuse),
             remedy="Pass svd_engine.Reuse(interval=2).",
-        )
-    if reuse is not None and swap_networks:
-        raise SettingsError(
-            "reuse",
-            expected="networks that stay in memory: two denoisers take turns at every step",
-            got="swap_networks",
-            remedy="Leave out one of the two.",
         )
     if reuse is not None and memory is not None:
         raise SettingsError(
