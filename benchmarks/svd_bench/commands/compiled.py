@@ -61,7 +61,7 @@ def compiled_command(
     from svd_engine.spec.tables import NETWORKS
     from svd_engine.values import one_of
 
-    wanted = network or None
+    wanted = network or None  # all
     for name in network or ():
         one_of("network", name, NETWORKS)
     if out is not None:
