@@ -84,6 +84,7 @@ class VideoEngine(Steered, DiffusersNames):
         device: str | torch.device = "auto",
         swap_networks: bool = False,
         jit_cache: str | Path | None = "auto",
+        reuse: Reuse | None = None,
         memory: Memory | None = None,
         devices: Sequence[str | torch.device] | None = None,
     ) -> VideoEngine:
@@ -93,14 +94,17 @@ class VideoEngine(Steered, DiffusersNames):
         "auto".  swap_networks: hold one network in memory at a time, opened for its stage and closed after
         it.  jit_cache: folder that keeps the kernels which tensorrt-rtx compiles on this GPU at the first
         launch; "auto" is the user's cache folder, None keeps none.  Other backends compile nothing then.
+        reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say, over a bundle that
+        was exported with `--reuse-branch`.  Lossy: the report says in which.
         memory: what the process may take of a GPU's memory, or of the host's where networks run on the CPU:
         "8GiB", "0.9" of it all, "auto" of what is free, or bytes.  Each call then takes the fastest plan that
         stays below, or is refused with what would fit; None sets no limit.
         devices: two, in place of `device`: each runs one half of guidance, at the same time, with the same
         result.  The first does all the rest.  The bundle must have a profile of single guidance.
-        Raises BundleError, BackendUnavailable, OutputError, SettingsError.
+        Raises BundleError, BackendUnavailable, OutputError, SettingsError (ProfileError for reuse that the
+        bundle does not hold).
         """
-        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache, memory, devices))
+        return cls(of_bundle(folder, backend, device, swap_networks, jit_cache, memory, reuse, devices))
 
     @classmethod
     def from_checkpoint(

@@ -106,6 +106,14 @@ def onnx(
     decode_chunk: Annotated[
         list[int] | None, typer.Option(help="Frames per decoder call; default all. Repeatable.")
     ] = None,
+    reuse_branch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="B",
+            help="Add what `svd-engine generate --reuse N` runs: a full and a shallow denoiser over the same "
+            "weights. B is how much the shallow one runs, DeepCache's branch; 0 is the least.",
+        ),
+    ] = None,
     without_rewrite: Annotated[
         list[str] | None, typer.Option(help="Switch off an exact rewrite. Repeatable.")
     ] = None,
@@ -141,7 +149,9 @@ def onnx(
         [g.value for g in guidance or [GuidanceOption.batched]], decode_chunk or [None],
     )  # fmt: skip
     chosen = dtype or (ExportDType.fp32 if checkpoint == "demo" else ExportDType.fp16)
-    manifest = export_bundle(opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress())
+    manifest = export_bundle(
+        opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress(), reuse_branch
+    )
     size = sum(entry.bytes for entry in manifest.files.values())
     typer.echo(
         f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.precision}"

@@ -124,7 +124,8 @@ def tensorrt(
     networks: Annotated[
         list[str] | None,
         typer.Option(
-            help="Network: image_encoder, vae_encoder, denoiser or vae_decoder; default all. Repeatable."
+            help="Network: image_encoder, vae_encoder, denoiser, shallow_denoiser or vae_decoder; default "
+            "all. Repeatable."
         ),
     ] = None,
     workspace: Annotated[
@@ -157,7 +158,6 @@ def tensorrt(
     from svd_engine.bundle.reading import Bundle
     from svd_engine.cli import console
     from svd_engine.report import peak_host_bytes
-    from svd_engine.spec.tables import NETWORKS
     from svd_export.tensorrt_builder import BuildOptions
     from svd_export.to_tensorrt import build_plans
 
@@ -174,7 +174,7 @@ def tensorrt(
     started = time.monotonic()
     try:
         plans = build_plans(
-            opened, options, networks or NETWORKS, timing_cache,
+            opened, options, networks or None, timing_cache,
             lambda line: typer.echo(f"[{time.monotonic() - started:6.1f} s] {line}", err=True),
             flavour.value if flavour else None, target,
         )  # fmt: skip

@@ -32,6 +32,7 @@ from svd_engine.bundle.manifest import (
     Runtime,
     check_profile,
 )
+from svd_engine.checkpoint.configs import unet_levels
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.cli import console
 from svd_engine.errors import ExportError
@@ -40,9 +41,11 @@ from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.networks.single_frames import one_for_all
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import SHALLOW, feature_of, reusing_specs
 from svd_engine.spec.tables import NETWORKS, specs_of
 from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.spec.weights import WeightFile
+from svd_engine.values import at_least
 from svd_export import forms
 from svd_export.manifest_file import as_json, file_entry
 from svd_export.placing import placed
@@ -60,24 +63,31 @@ def export_bundle(
     dtype: torch.dtype,
     without_rewrites: Collection[str] = (),
     progress: Say = lambda line: None,
+    reuse_branch: int | None = None,
 ) -> Manifest:
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
     `dtype` decides which runtimes it has graphs for, see `forms`.  `progress` is told each network as its
-    work begins.  Raises SettingsError for a profile out of bounds, ExportError when the place is taken or
+    work begins.  reuse_branch: also a full and a shallow denoiser of every profile, see `spec.reuse`.
+    Raises SettingsError for a profile or a branch out of bounds, ExportError when the place is taken or
     cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
     """
     architecture, precision = checkpoint.model.architecture, Precision.of(dtype_name(dtype))
+    feature = None
+    if reuse_branch is not None:
+        feature = feature_of(*unet_levels(checkpoint.configs), at_least("reuse branch", reuse_branch, 0))
     for profile in profiles:
-        check_profile(profile, architecture)
+        check_profile(profile, architecture, feature)
     rewrites = rewrites_for("onnxruntime", forms.device_of(dtype))
     modules = Modules(checkpoint, without_rewrites, rewrites)
-    specs = dict.fromkeys(chain(*(specs_of(p, architecture, precision) for p in profiles)))
+    of_profiles = [specs_of(p, architecture, precision) for p in profiles]
+    reusing = [reusing_specs(specs[2], feature) for specs in of_profiles] if feature else []
+    specs = dict.fromkeys(chain(*of_profiles, *reusing))
     with placed(folder) as aside:
         entries: list[NetworkEntry] = []
-        for network in NETWORKS:
-            of_network = [spec for spec in specs if spec.network == network]
-            with WeightsFile(aside / f"{network}.bin") as weights:
+        for name in dict.fromkeys(map(weights_name, NETWORKS)):
+            of_network = [spec for spec in specs if weights_name(spec.network) == name]
+            with WeightsFile(aside / f"{name}.bin") as weights:
                 for spec in of_network:
                     progress(spec.key)
                     entries.append(export_network(modules, spec, weights, forms.runtimes_of(dtype)))
@@ -91,6 +101,7 @@ def export_bundle(
             precision=precision,
             opset=forms.OPSET,
             profiles=tuple(profiles),
+            reuse=feature,
             networks=tuple(entries),
             files={path.name: file_entry(path) for path in sorted(aside.iterdir())},
             rewrites=tuple(
@@ -104,6 +115,11 @@ def export_bundle(
         console.write_text(aside / SCHEMA, json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
         console.write_text(aside / MANIFEST, as_json(manifest))
     return manifest
+
+
+def weights_name(network: str) -> str:
+    """Of the file that holds a network's weights, which all denoisers share."""
+    return "denoiser" if network == SHALLOW else network
 
 
 def source_of(checkpoint: Checkpoint, weights: Iterable[WeightFile]) -> CheckpointSource:

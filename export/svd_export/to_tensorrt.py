@@ -45,25 +45,25 @@ class Order:
 def build_plans(
     bundle: Bundle,
     options: BuildOptions = DEFAULT,
-    networks: Collection[str] = NETWORKS,
+    networks: Collection[str] | None = None,
     timing_cache: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
     flavour: str | None = None,
     target: str | None = None,
 ) -> list[PlanEntry]:
-    """Builds what is missing of `networks` ("denoiser", say) and gives the plans of all of them.
+    """Builds what is missing of `networks` ("denoiser", say; None is all) and gives the plans of all of them.
 
     flavour: "tensorrt" or "tensorrt-rtx"; None takes the one installed, or with both the one for the card
     here.  target: "here", "portable" or "sm86,sm89"; None is the card here, or portable without one.  The
     timing cache lies beside the plans, and is keyed like them, unless a file is named.
 
-    Raises SettingsError for a network, flavour, target or option that is none, BackendUnavailable without
-    the flavour or a GPU that it needs, ExportError when a plan cannot be built or written, BundleError when
-    the bundle is damaged or holds no graphs for TensorRT.
+    Raises SettingsError for a network, flavour, target or option that is none, ProfileError for a network
+    that the bundle has not, BackendUnavailable without the flavour or a GPU that it needs, ExportError when a
+    plan cannot be built or written, BundleError when the bundle is damaged or holds no graphs for TensorRT.
     """
-    for name in networks:
+    for name in networks or ():
         one_of("network", name, NETWORKS)
-    entries = [entry for entry in bundle.manifest.networks if entry.spec.network in networks]
+    entries = bundle.entries(networks)
     for entry in entries:
         bundle.graph_name(entry.spec, "tensorrt")  # refused at once where there is none
     order = _order(options, timing_cache, flavour, target, progress)

@@ -292,8 +292,10 @@ def test_the_child_needs_no_gpu_and_prints_one_document(tiny_half_bundle: Path) 
 
 
 RESULTS = ROOT / "benchmarks" / "svd_bench" / "results" / "compiled"
-# README.md: svd-bench compiled BUNDLE; docs/tensorrt.md: svd-bench forms BUNDLE --network NETWORK
-PAGES = {"README.md": "svd-xt-sm89.json", "docs/tensorrt.md": "forms-*.json"}
+# svd-bench compiled BUNDLE; svd-bench forms BUNDLE --network NETWORK; docs/reuse.md has its command
+PAGES = {
+    "README.md": "svd-xt-sm89.json", "docs/tensorrt.md": "forms-*.json", "docs/reuse.md": "reuse-*.json"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
-from diffusers.models.unets.unet_3d_blocks import UpBlockTemporalDecoder
+from diffusers.models.unets.unet_3d_blocks import UpBlockSpatioTemporal, UpBlockTemporalDecoder
 from torch import nn
 
 from svd_engine.networks.rewrites import (
@@ -41,6 +41,10 @@ class OtherTransformer(TransformerSpatioTemporalModel):
     pass
 
 
+class OtherBlock(UpBlockSpatioTemporal):
+    pass
+
+
 class OtherResBlock(SpatioTemporalResBlock):
     pass
 
@@ -62,6 +66,7 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "resnet": lambda unet: unet.down_blocks[0].resnets[0],
     "resnet.spatial": lambda unet: PARTS["resnet"](unet).spatial_res_block,
     "resnet.temporal": lambda unet: PARTS["resnet"](unet).temporal_res_block,
+    "block": lambda unet: unet.up_blocks[0],
     "upsampler": lambda unet: unet.up_blocks[0].upsamplers[0],
 }
 PLACES = {  # rewritten when nothing stands in the way
@@ -90,6 +95,7 @@ CASES: list[tuple[str, str, dict[str, Any], int, str]] = [
     (TOKEN, "temporal.attn2", {"processor": OtherProcessor()}, 2, "its processor is OtherProcessor"),
     (TOKEN, "unet", {"__class__": OtherUnet}, 12, "OtherUnet is not diffusers' UNetSpatioTemporal"),
     (TOKEN, "transformer", {"__class__": OtherTransformer}, 12, "OtherTransformer has a forward of its own"),
+    (TOKEN, "block", {"__class__": OtherBlock}, 12, "OtherBlock has a forward of its own"),
     (POSITIONS, "unet", {"__class__": OtherUnet}, 6, "OtherUnet is not diffusers' UNetSpatioTemporal"),
     (CONV, "resnet.temporal", {"conv1": nn.Conv3d(32, 32, 3, padding=1)}, 2, "(3, 3, 3) mixes pixels"),
     (CONV, "resnet.temporal", {"conv2": over_frames(groups=2)}, 2, "it has a stride, a dilation or groups"),

@@ -20,6 +20,7 @@ from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.network import Network, Placement
 from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import Feature, reusing_specs
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
@@ -72,6 +73,26 @@ def specs(tiny_checkpoint: Path) -> dict[str, NetworkSpec]:
     architecture = open_checkpoint(str(tiny_checkpoint)).model.architecture
     profile = Profile(FRAMES, HEIGHT, WIDTH, decode_chunk=FRAMES)
     return {s.network: s for s in specs_of(profile, architecture, FLOAT32)}
+
+
+def test_denoisers_that_reuse_stay_beside_each_other(specs: dict[str, NetworkSpec]) -> None:
+    """They take turns at every evaluation, over the same weights."""
+    full, shallow = reusing_specs(specs["denoiser"], Feature(2, 32, 1))
+    backend = NotedBackend(movable=True)
+    residency = Swapped(backend)
+    networks = [
+        residency.network(spec) for spec in (specs["vae_encoder"], full, shallow, specs["vae_decoder"])
+    ]
+    backend.events.clear()
+    encoder, first, second, decoder = networks
+    for network in (encoder, first, second, first, second, decoder):
+        network(**zeros(network.spec))
+    assert [event for event in backend.events if event[0] != "run"] == [
+        ("to device", "vae_encoder"), ("to host", "vae_encoder"),
+        ("to device", "denoiser"), ("to device", "shallow_denoiser"),
+        ("to host", "shallow_denoiser"), ("to host", "denoiser"), ("to device", "vae_decoder"),
+    ]  # fmt: skip
+    residency.close()
 
 
 def zeros(spec: NetworkSpec) -> dict[str, Tensor]:

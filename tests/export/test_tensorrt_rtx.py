@@ -19,10 +19,19 @@ import torch
 from svd_engine import info
 from svd_engine.bundle.flavours import TENSORRT_RTX, sm
 from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.configs import unet_levels
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.install import install_line
+from svd_engine.networks.modules import Modules
+from svd_engine.networks.rewrites import rewrites_for
+from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
-from svd_export.to_onnx import export_bundle
+from svd_engine.spec.reuse import feature_of, reusing_specs
+from svd_engine.spec.tables import denoiser
+from svd_export.compiled import compile_graph, parse_errors
+from svd_export.graph_check import check_graph
+from svd_export.to_onnx import export_bundle, export_network
+from svd_export.weights import WeightsFile
 from tests.export.conftest import NETWORKS, half, plans
 from tests.support import damage
 from tests.support.commands import start
@@ -119,6 +128,26 @@ def test_a_graph_that_it_refuses(folder: Path) -> None:
     assert "a graph that TensorRT's parser takes, got" in err
     assert "softmax precision" in err
     assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
+
+
+def test_denoisers_that_reuse(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Both graphs are taken as they are, for Turing too, and the shallow one is the smaller engine."""
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    plain = denoiser(
+        Profile(2, 32, 16, 1, "single", 2), checkpoint.model.architecture, Precision.of("float16")
+    )
+    specs = reusing_specs(plain, feature_of(*unet_levels(checkpoint.configs), 0))
+    modules = Modules(checkpoint, rewrites=rewrites_for("onnxruntime", "cuda"))
+    with WeightsFile(tmp_path / "denoiser.bin") as weights:
+        graphs = [
+            tmp_path / export_network(modules, s, weights, ["tensorrt"]).graphs["tensorrt"] for s in specs
+        ]
+    for graph in graphs:
+        assert check_graph(graph, "11", "sm75").findings == ()
+        assert parse_errors(graph) == ()
+    full, shallow = (compile_graph(graph, "sm75") for graph in graphs)
+    assert shallow.total.kernels < full.total.kernels / 2
+    assert shallow.weights_bytes < full.weights_bytes / 2
 
 
 def until_building(process: subprocess.Popen[str], network: str) -> None:

@@ -20,7 +20,10 @@ def compiled_command(
     ] = "sm89",
     network: Annotated[
         list[str] | None,
-        typer.Option(help="image_encoder, vae_encoder, denoiser, vae_decoder; default all. Repeatable."),
+        typer.Option(
+            help="image_encoder, vae_encoder, denoiser, shallow_denoiser, vae_decoder; default all. "
+            "Repeatable."
+        ),
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="Another bundle, or a document of it: show what changed.")
@@ -58,8 +61,8 @@ def compiled_command(
     from svd_engine.spec.tables import NETWORKS
     from svd_engine.values import one_of
 
-    wanted = network or NETWORKS
-    for name in wanted:
+    wanted = network or None  # all
+    for name in network or ():
         one_of("network", name, NETWORKS)
     if out is not None:
         out_folder(out)

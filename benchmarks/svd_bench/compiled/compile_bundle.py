@@ -29,27 +29,27 @@ AttentionForm = Literal["operator", "products"]
 
 
 def compile_bundle(
-    folder: Path, target: str, networks: Collection[str], progress: Progress
+    folder: Path, target: str, networks: Collection[str] | None, progress: Progress
 ) -> CompiledDocument:
-    """Network by network, each in a process of its own.
+    """Network by network, each in a process of its own; None is all.
 
-    Raises what `compiled_in_child` and `capability` do, and BundleError without graphs for TensorRT.
+    Raises what `compiled_in_child` and `capability` do, BundleError without graphs for TensorRT, ProfileError
+    for a network that is not there.
     """
     capability(target)  # refused before minutes are spent
     bundle = Bundle(folder)
     made = []
-    for entry in bundle.manifest.networks:
-        if entry.spec.network in networks:
-            progress(f"{entry.spec.key}: compiling for {target}")
-            graph = bundle.graph(entry.spec, "tensorrt").absolute()
-            made.append(compiled_in_child(CompileCase(network=entry.spec.key, graph=graph, target=target)))
+    for entry in bundle.entries(networks):
+        progress(f"{entry.spec.key}: compiling for {target}")
+        graph = bundle.graph(entry.spec, "tensorrt").absolute()
+        made.append(compiled_in_child(CompileCase(network=entry.spec.key, graph=graph, target=target)))
     return document_of(bundle, target, made)
 
 
-def keys_of(folder: Path, networks: Collection[str]) -> list[str]:
-    """What `compile_bundle` would compile.  Raises BundleError, also without graphs for TensorRT."""
+def keys_of(folder: Path, networks: Collection[str] | None) -> list[str]:
+    """What `compile_bundle` would compile.  Raises as it does."""
     bundle = Bundle(folder)
-    specs = [entry.spec for entry in bundle.manifest.networks if entry.spec.network in networks]
+    specs = [entry.spec for entry in bundle.entries(networks)]
     for spec in specs:
         bundle.graph_name(spec, "tensorrt")
     return [spec.key for spec in specs]

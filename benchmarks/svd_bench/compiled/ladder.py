@@ -28,7 +28,7 @@ BARE = "no rewrites"
 
 
 def compile_ladder(
-    folder: Path, target: str, networks: Collection[str], progress: Progress
+    folder: Path, target: str, networks: Collection[str] | None, progress: Progress
 ) -> CompiledDocument:
     """Every rung of the networks of the bundle that rewrites change, from the bottom up.
 
@@ -38,9 +38,7 @@ def compile_ladder(
     bundle = Bundle(folder)
     checkpoint = exported_from(bundle)
     made = []
-    for entry in bundle.manifest.networks:
-        if entry.spec.network not in networks:
-            continue
+    for entry in bundle.entries(networks):
         bundle.graph_name(entry.spec, "tensorrt")
         for note, without in rungs(found(bundle, entry)):
             name = f"{entry.spec.key}: {note}"

@@ -82,15 +82,15 @@ def measure_reuse(
         subject.engine.close()
     full_size = random_checkpoint("svd-xt")
     shares = {
-        reuse.branch: (
-            shallow_share(checkpoint, (frames, height, width), reuse.branch),
-            shallow_share(full_size, (25, 576, 1024), reuse.branch),
+        reuse.branch or 0: (
+            shallow_share(checkpoint, (frames, height, width), reuse.branch or 0),
+            shallow_share(full_size, (25, 576, 1024), reuse.branch or 0),
         )
         for reuse in SETTINGS
     }
     whole = pictures(shown[0])
     rows = [
-        reused(reuse, whole, output, [times[index] / times[0] for times in rounds], shares[reuse.branch])
+        reused(reuse, whole, output, [times[index] / times[0] for times in rounds], shares[reuse.branch or 0])
         for index, (reuse, output) in enumerate(zip(SETTINGS, shown[1:], strict=True), start=1)
     ]
     return ReuseDocument(
@@ -112,7 +112,7 @@ def reused(
     report = output.report
     return Reused(
         interval=reuse.interval,
-        branch=reuse.branch,
+        branch=reuse.branch or 0,
         threshold=reuse.threshold,
         evaluations=len(report.evaluation_ms),
         shallow=len(report.shallow_evaluations),

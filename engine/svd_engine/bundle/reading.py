@@ -4,7 +4,7 @@
     manifest.schema.json      the same schema for readers in other languages
     <network key>.onnx        one graph per network and static shape, as ONNX Runtime wants it
     <network key>.tensorrt.onnx   the same network as TensorRT wants it; half precision only
-    <network>.bin             that network's weights, shared by all its graphs
+    <network>.bin             that network's weights, shared by all its graphs; one for all denoisers
     <network key>.*.plan      a TensorRT engine of one graph, for one machine; `plans` knows which
 
 The manifest is read when a bundle is opened; the files of a network are hashed before they are loaded.
@@ -13,6 +13,7 @@ The manifest is read when a bundle is opened; the files of a network are hashed 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
@@ -31,7 +32,8 @@ from svd_engine.errors import BundleError, ProfileError
 from svd_engine.request import SETTINGS, Settings
 from svd_engine.shell import quoted
 from svd_engine.spec.profile import Profile
-from svd_engine.spec.tables import specs_of
+from svd_engine.spec.reuse import Feature, Reuse, reusing_specs
+from svd_engine.spec.tables import NETWORKS, specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
 ABSENT = "no such file"
@@ -81,7 +83,7 @@ class Bundle:
                 got=f"{s.frames} frames of {s.height}x{s.width}{decoded}",
                 remedy=f"Ask for one of these, or run: svd-export onnx {self.manifest.export_source} "
                 f"-o NEW_BUNDLE --frames {s.frames} --height {s.height} --width {s.width}{flag} "
-                f"--dtype {self.manifest.precision.option}",
+                f"{self._reuse_option()}--dtype {self.manifest.precision.option}",
             )
         return found
 
@@ -99,8 +101,38 @@ class Bundle:
         return profile
 
     def specs_of(self, profile: Profile) -> list[NetworkSpec]:
-        """Every network that `profile` needs, in the bundle's precision, in the order of the calls."""
-        return specs_of(profile, self.manifest.model.architecture, self.manifest.precision)
+        """Every network of `profile`, in the bundle's precision: those of a plain call in its order, then the
+        full and the shallow denoiser of a bundle with reuse."""
+        specs = specs_of(profile, self.manifest.model.architecture, self.manifest.precision)
+        return [*specs, *(reusing_specs(specs[2], self.manifest.reuse) if self.manifest.reuse else ())]
+
+    def feature(self, reuse: Reuse) -> Feature:
+        """What the bundle's denoisers reuse.  Raises ProfileError where it is nothing or another branch's."""
+        feature, branch = self.manifest.reuse, reuse.branch
+        if feature is not None and branch in (None, feature.branch):
+            return feature
+        command = self._export_command(f"--dtype {self.manifest.precision.option}", branch or 0)
+        raise ProfileError(
+            f"reuse with bundle {self.folder}",
+            expected=f"branch {feature.branch}, which it was exported with"
+            if feature
+            else "a bundle with a full and a shallow denoiser",
+            got=f"branch {branch}" if feature else "the plain one alone",
+            remedy=f"Leave out the branch, or run: {command}" if feature else f"Run: {command}",
+        )
+
+    def entries(self, networks: Collection[str] | None = None) -> list[NetworkEntry]:
+        """Of networks by name ("denoiser"); None is all.  Raises ProfileError for one that is not there."""
+        held = {entry.spec.network for entry in self.manifest.networks}
+        if missing := [name for name in networks or () if name not in held]:
+            raise ProfileError(
+                f"networks of bundle {self.folder}",
+                expected=f"some of {', '.join(name for name in NETWORKS if name in held)}",
+                got=", ".join(missing),
+                remedy="Ask for these; `svd-export onnx CHECKPOINT -o BUNDLE --reuse-branch 0` exports a "
+                "shallow denoiser.",
+            )
+        return [e for e in self.manifest.networks if networks is None or e.spec.network in networks]
 
     def entry(self, spec: NetworkSpec) -> NetworkEntry:
         """Raises BundleError when the manifest's table differs from `spec`."""
@@ -150,9 +182,16 @@ class Bundle:
         option = f" --flavour {flavour}" if flavour else ""
         return f"svd-export tensorrt {quoted(self.folder)}{option}"
 
-    def _export_command(self, changes: str) -> str:
-        """Makes this bundle again with `changes`."""
+    def _export_command(self, changes: str, branch: int | None = None) -> str:
+        """Makes this bundle again with `changes`, and with reuse of another `branch`."""
+        changes = self._reuse_option(branch) + changes
         return export_command(self.manifest.export_source, self.manifest.profiles, changes)
+
+    def _reuse_option(self, branch: int | None = None) -> str:
+        """Of the export: for `branch`, or else for what the bundle has; empty for no reuse."""
+        own = self.manifest.reuse
+        branch = own.branch if branch is None and own else branch
+        return "" if branch is None else f"--reuse-branch {branch} "
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""
@@ -256,7 +295,8 @@ class Bundle:
 
 def _described(spec: NetworkSpec) -> str:
     """A table, and what its tensors do not say."""
-    return ", ".join(filter(None, (spec.table, str(spec.precision), spec.guidance)))
+    kept = f"{spec.kept} resnets kept" if spec.kept else None
+    return ", ".join(filter(None, (spec.table, str(spec.precision), spec.guidance, kept)))
 
 
 def sha256_of(path: Path) -> str:

@@ -120,13 +120,17 @@ def generate(
         int | None,
         typer.Option(
             metavar="N",
-            help="Run the whole denoiser of a checkpoint in one of N evaluations only, and in the others its "
-            "outermost part on what that one left: faster, lossy. Off by default.",
+            help="Run the whole denoiser in one of N evaluations only, and in the others its outermost part "
+            "on what that one left: faster, lossy. Off by default. A bundle is exported for it "
+            "(svd-export onnx --reuse-branch).",
         ),
     ] = None,
     reuse_branch: Annotated[
         int | None,
-        typer.Option(help="With --reuse: how much the others run, DeepCache's branch; default 0, the least."),
+        typer.Option(
+            help="With --reuse: how much the others run, DeepCache's branch; default 0, the least, or the "
+            "bundle's own."
+        ),
     ] = None,
     reuse_threshold: Annotated[
         float | None,
@@ -162,8 +166,6 @@ def generate(
         )
     if reuse is None and (reuse_branch is not None or reuse_threshold is not None):
         raise typer.BadParameter("--reuse-branch and --reuse-threshold belong to --reuse N")
-    if bundle is not None and reuse is not None:
-        raise typer.BadParameter("--reuse belongs to --checkpoint; the denoiser of a bundle is one network")
     if jit_cache is not None and no_jit_cache:
         raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
     compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
@@ -179,7 +181,7 @@ def generate(
     console.show_notices()
     check(call)  # before anything is opened
     two = devices.split(",") if devices is not None else None
-    reused = Reuse(reuse, reuse_branch or 0, reuse_threshold) if reuse is not None else None
+    reused = Reuse(reuse, reuse_branch, reuse_threshold) if reuse is not None else None
     chosen = given_options(context, call)
     if {"sigmas", "num_inference_steps"} <= chosen:
         raise typer.BadParameter("pass either --steps or --sigmas")
@@ -200,7 +202,8 @@ def generate(
     if bundle is not None:
         engine = VideoEngine.from_bundle(
             bundle, backend=backend, device=device, swap_networks=swap_networks,
-            jit_cache=None if no_jit_cache else jit_cache or "auto", memory=memory, devices=two,
+            jit_cache=None if no_jit_cache else jit_cache or "auto", reuse=reused, memory=memory,
+            devices=two,
         )  # fmt: skip
     else:
         from svd_engine.checkpoint.opening import hides_frames

@@ -21,7 +21,6 @@ from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewri
 from svd_engine.networks.streamed_decoder import StreamedDecoder
 from svd_engine.spec.precision import DType
 from svd_engine.spec.profile import GuidanceMode
-from svd_engine.spec.reuse import ReusingSpec
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 from svd_engine.spec.weights import WeightFile
 
@@ -41,19 +40,15 @@ _WRAPPERS: Mapping[tuple[str, GuidanceMode | None], Callable[[nn.Module], nn.Mod
     ("vae_decoder", None): VaeDecoder,
 }
 # of networks that one module serves, at any shape
-_Kind = tuple[str, GuidanceMode | None, DType, int, int | None]
+_Kind = tuple[str, GuidanceMode | None, DType, int | None, int | None]
 
 
 def wrap(spec: NetworkSpec, component: nn.Module) -> nn.Module:
     """A component, as a checkpoint has it, as the network of a row of the table: its tensors in and out."""
-    if isinstance(spec, ReusingSpec):
-        from svd_engine.networks.reuse import (
-            FullDenoiser,
-            ShallowDenoiser,
-        )  # diffusers' UNet is slow to import
+    if spec.kept:
+        from svd_engine.networks.reuse import ReusingDenoiser  # diffusers' UNet is slow to import
 
-        kind = FullDenoiser if spec.network == "denoiser" else ShallowDenoiser
-        return kind(component, spec.kept)
+        return ReusingDenoiser(component, spec.kept)
     if isinstance(spec, StreamedSpec):
         return StreamedDecoder(component, spec.slice_frames)
     return _WRAPPERS[spec.network, spec.guidance](component)
@@ -93,9 +88,8 @@ class Modules:
                 got=f"{precision.weights} and {precision.activations}",
                 remedy='Use dtype="fp16", "bf16" or "fp32".',
             )
-        kept = spec.kept if isinstance(spec, ReusingSpec) else 0
         slice_frames = spec.slice_frames if isinstance(spec, StreamedSpec) else None
-        kind = (spec.network, spec.guidance, precision.weights, kept, slice_frames)
+        kind = (spec.network, spec.guidance, precision.weights, spec.kept, slice_frames)
         if kind not in self._networks:
             component = self._component(COMPONENT_OF[spec.network], precision.weights)
             self._networks[kind] = wrap(spec, component).eval()

@@ -1,29 +1,19 @@
-"""Full and shallow denoiser over the same UNet: see `spec.reuse`.
-
-Letters in shapes: B videos, G halves of guidance in a call, F frames, C channels, h w latent pixels.
-"""
+"""The denoiser in two: one that leaves a feature of its UNet, one that goes on from it.  See `spec.reuse`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from svd_engine.errors import BackendUnavailable
 from svd_engine.networks.denoiser import Denoiser, guided, preconditioned
-from svd_engine.networks.rewrites._forwards import adopt, attends, obstacle_to_adoption, odd
-
-Down = Callable[[Tensor], Tensor]
-Up = Callable[[Tensor, list[Tensor]], Tensor]  # (x, skips), of which it takes the last
+from svd_engine.networks.rewrites._forwards import UNetPath, adopt, obstacle_to_adoption
 
 
-class FullDenoiser(Denoiser):
-    """D(x; sigma), guided where it is given scales, and the feature [B,G,F,C,h,w] in float32.
+class ReusingDenoiser(Denoiser):
+    """Full or shallow denoiser, by what it is given; both halves of guidance where it is given scales.
 
-    Raises BackendUnavailable for a UNet that is not diffusers' own.
+    kept: modules of the upward path that the shallow one runs.  Raises BackendUnavailable for a UNet that is
+    not diffusers' own.
     """
 
     def __init__(self, unet: nn.Module, kept: int) -> None:
@@ -36,142 +26,28 @@ class FullDenoiser(Denoiser):
         adopt(unet)
         self.kept = kept
 
-    def forward(  # type: ignore[override]  # two outputs
+    def forward(  # type: ignore[override]  # two outputs, where there is no feature yet
         self,
-        x: Tensor,
+        x: Tensor,  # [B, F, 4, h, w]
         sigma: Tensor,
         first_latent: Tensor,
         embedding: Tensor,
         time_ids: Tensor,
-        guidance: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        told = self.told(x, sigma, first_latent, embedding, time_ids, guidance)
-        path = UNetPath(self.unet, **told)
-        out = path.begin()
-        skips = [out]
-        for down in path.down():
-            out = down(out)
-            skips.append(out)
-        out = path.middle(out)
-        ups = list(path.up())
-        for up in ups[: -self.kept]:
-            out = up(out, skips)
-        feature = out  # [G*B*F, C, h, w]
-        for up in ups[-self.kept :]:
-            out = up(out, skips)
-        state = feature.unflatten(0, (-1, *x.shape[:2])).transpose(0, 1)  # [B, G, F, C, h, w]
-        return preconditioned(guided(path.end(out).float(), guidance), x, sigma), state.float()
-
-    def told(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        first_latent: Tensor,
-        embedding: Tensor,
-        time_ids: Tensor,
-        guidance: Tensor | None,
-    ) -> dict[str, Any]:
-        """What the UNet is given: one half of guidance, or both where there are scales."""
-        if guidance is None:
-            return self.unet_inputs(x, sigma, first_latent, embedding, time_ids)
-        return self.unet_inputs(*self.both_halves(x, sigma, first_latent, embedding, time_ids))
-
-
-class ShallowDenoiser(FullDenoiser):
-    """D(x; sigma) with the deep part of the UNet as an earlier evaluation left it in `feature`."""
-
-    def forward(  # type: ignore[override]  # one more input
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        first_latent: Tensor,
-        embedding: Tensor,
-        time_ids: Tensor,
-        feature: Tensor,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        told = self.told(x, sigma, first_latent, embedding, time_ids, guidance)
-        path = UNetPath(self.unet, **told)
-        out = path.begin()
-        skips = [out]
-        for _, down in zip(range(self.kept - 1), path.down(), strict=False):
-            out = down(out)
-            skips.append(out)
-        out = feature.transpose(0, 1).flatten(0, 2).to(self.dtype)  # [G*B*F, C, h, w]
-        for up in list(path.up())[-self.kept :]:
-            out = up(out, skips)
-        return preconditioned(guided(path.end(out).float(), guidance), x, sigma)
-
-
-class UNetPath:
-    """The forward of `VideoUNet`, a resnet at a time: a step down leaves a skip, a step up takes the last."""
-
-    def __init__(
-        self,
-        unet: Any,  # a VideoUNet
-        sample: Tensor,  # [B, F, C, h, w]
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        added_time_ids: Tensor,
-    ) -> None:
-        batch, frames = sample.shape[:2]
-        embedding = unet.embed(sample, timestep, added_time_ids)
-        projections = unet.timestep_projections
-        self.unet, self.sample = unet, sample
-        self.temb: Any = (
-            embedding.expand(batch, -1).repeat_interleave(frames, 0)
-            if projections is None
-            else projections(embedding)
-        )
-        self.indicator = sample.new_zeros(batch, frames)
-        self.context = encoder_hidden_states
-        self.sized = odd(sample, unet.num_upsamplers)
-
-    def begin(self) -> Tensor:
-        first: Tensor = self.unet.conv_in(self.sample.flatten(0, 1))  # [B*F, C, h, w] from here on
-        return first
-
-    def down(self) -> Iterator[Down]:
-        for block in self.unet.down_blocks:
-            for index in range(len(block.resnets)):
-                yield partial(self._module, block, index)
-            yield from block.downsamplers or ()
-
-    def middle(self, x: Tensor) -> Tensor:
-        out: Tensor = self.unet.mid_block(
-            hidden_states=x,
-            temb=self.temb,
-            encoder_hidden_states=self.context,
-            image_only_indicator=self.indicator,
-        )
-        return out
-
-    def up(self) -> Iterator[Up]:
-        for block in self.unet.up_blocks:
-            for index in range(len(block.resnets)):
-                yield partial(self._up, block, index)
-
-    def end(self, x: Tensor) -> Tensor:
-        unet = self.unet
-        v = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
-        video: Tensor = v.unflatten(0, self.sample.shape[:2])
-        return video
-
-    def _up(self, block: Any, index: int, x: Tensor, skips: list[Tensor]) -> Tensor:
-        x = self._module(block, index, torch.cat([x, skips.pop()], dim=1))
-        if index + 1 == len(block.resnets):
-            size = tuple(skips[-1].shape[2:]) if skips and self.sized else None
-            for upsampler in block.upsamplers or ():
-                x = upsampler(x, size)
-        return x
-
-    def _module(self, block: Any, index: int, x: Tensor) -> Tensor:
-        out: Tensor = block.resnets[index](x, self.temb, image_only_indicator=self.indicator)
-        if attends(block):
-            (out,) = block.attentions[index](
-                out,
-                encoder_hidden_states=self.context,
-                image_only_indicator=self.indicator,
-                return_dict=False,
-            )
-        return out
+        guidance: Tensor | None = None,  # [B, F]
+        feature: Tensor | None = None,  # [B, G, F, C, h', w'], G halves of guidance
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """D(x; sigma), and the feature in float32 unless there is one to go on from."""
+        told = (x, sigma, first_latent, embedding, time_ids)
+        halves = told if guidance is None else self.both_halves(*told)
+        path = UNetPath(self.unet, **self.unet_inputs(*halves))
+        if feature is not None:
+            _, skips = path.down(self.kept - 1)
+            inner = feature.transpose(0, 1).flatten(0, 2).to(self.dtype)  # [G*B*F, C, h', w']
+        else:
+            out, skips = path.down()
+            inner = path.up(path.middle(out), skips, end=-self.kept)
+        v = path.end(path.up(inner, skips, first=-self.kept)).float()
+        denoised = preconditioned(guided(v, guidance), x, sigma)
+        if feature is not None:
+            return denoised
+        return denoised, inner.unflatten(0, (-1, *x.shape[:2])).transpose(0, 1).float()

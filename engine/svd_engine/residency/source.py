@@ -70,15 +70,18 @@ def of_bundle(
     swap_networks: bool,
     jit_cache: str | Path | None,
     memory: Memory | None = None,
+    reuse: Reuse | None = None,
     devices: Sequence[DeviceName] | None = None,
 ) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
     check_memory(memory)
-    device, second = _devices(device, devices, swap_networks=swap_networks, memory=memory)
+    device, second = _devices(device, devices, swap_networks=swap_networks, memory=memory, reuse=reuse)
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
+    _check_reuse(reuse, memory)
     bundle = Bundle(folder)
+    feature = bundle.feature(reuse) if reuse else None
     choice = choose_for_bundle(backend, device, bundle)
     kept = _jit_folder(jit_cache) if _compiles(choice.backend) else None
     row = BACKENDS[choice.backend]
@@ -102,6 +105,8 @@ def of_bundle(
         weights=lambda: list(manifest.source.weights),
         lora=manifest.source.lora,
         without_rewrites=manifest.without_rewrites,
+        reuse=_settled(reuse, feature),
+        feature=feature,
         planner=None
         if memory is None
         else planner_of_bundle(
@@ -145,7 +150,7 @@ def of_checkpoint(
             remedy='Pass a list, such as ["fused-qkv"].',
         )
     residency = _residency(swap_networks)
-    _check_reuse(reuse, swap_networks, memory)
+    _check_reuse(reuse, memory)
     device, second = _devices(device, devices, swap_networks=swap_networks, memory=memory, reuse=reuse)
     choice = choose_for_checkpoint(backend, device)
     for name, value in (
@@ -170,7 +175,7 @@ def of_checkpoint(
         opened = open_checkpoint(opened, variant, frames, parts, lora, lora_partial)
     feature = None
     if reuse is not None:
-        feature = feature_of(*unet_levels(opened.configs), reuse.branch)
+        feature = feature_of(*unet_levels(opened.configs), reuse.branch or 0)
     modules = Modules(opened, without_rewrites, rewrites)
     row = BACKENDS[choice.backend]
     made = row.open(modules, choice.device, None)
@@ -192,7 +197,7 @@ def of_checkpoint(
         weights=lambda: list(chain(*modules.weight_files.values())),
         lora=opened.lora,
         without_rewrites=without_rewrites,
-        reuse=reuse,
+        reuse=_settled(reuse, feature),
         feature=feature,
         planner=None
         if memory is None
@@ -255,22 +260,15 @@ def _residency(swap_networks: object) -> type[Residency]:
     return Swapped if swap_networks else Resident
 
 
-def _check_reuse(reuse: object, swap_networks: bool, memory: Memory | None) -> None:
-    """Raises SettingsError for what is no `Reuse`; beside swapped networks, two of which take turns; and
-    beside a memory budget, whose planner does not know the second denoiser."""
+def _check_reuse(reuse: object, memory: Memory | None) -> None:
+    """Raises SettingsError for what is no `Reuse`, and beside a memory budget, whose planner does not know
+    the second denoiser."""
     if reuse is not None and not isinstance(reuse, Reuse):
         raise SettingsError(
             "reuse",
             expected="None, or an svd_engine.Reuse",
             got=repr(reuse),
             remedy="Pass svd_engine.Reuse(interval=2).",
-        )
-    if reuse is not None and swap_networks:
-        raise SettingsError(
-            "reuse",
-            expected="networks that stay in memory: two denoisers take turns at every step",
-            got="swap_networks",
-            remedy="Leave out one of the two.",
         )
     if reuse is not None and memory is not None:
         raise SettingsError(
@@ -279,6 +277,11 @@ def _check_reuse(reuse: object, swap_networks: bool, memory: Memory | None) -> N
             got=f"memory={memory!r}",
             remedy="Leave out one of the two.",
         )
+
+
+def _settled(reuse: Reuse | None, feature: Feature | None) -> Reuse | None:
+    """With the branch that it has here."""
+    return replace(reuse, branch=feature.branch) if reuse and feature else None
 
 
 def _compiles(backend: str) -> bool:

@@ -1,8 +1,8 @@
 """One network in device memory at a time: for cards that cannot hold all four beside each other.
 
-A call of a network sends away the one that was there, so a video brings each network once, and the next
-video brings them again.  Networks of a movable backend wait in host memory; others are opened by their call
-and closed by another's.
+A full and a shallow denoiser, which take turns at every evaluation, count as one.  A call of a network sends
+away the one that was there, so a video brings each network once, and the next video brings them again.
+Networks of a movable backend wait in host memory; others are opened by their call and closed by another's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Swapped(Residency):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
-        self._present: SwappedNetwork | None = None
+        self._present: list[SwappedNetwork] = []  # one, or denoisers that reuse
 
     @staticmethod
     def held_weights(costs: Sequence[NetworkCost], running: NetworkCost) -> Mapping[str, int]:  # noqa: ARG004
@@ -36,15 +36,15 @@ class Swapped(Residency):
         return SwappedNetwork(spec, self)
 
     def bring(self, network: SwappedNetwork) -> Network:
-        """The opened network, on the device, and no other there."""
-        if self._present is not network:
-            if self._present is not None:
-                self._present.leave()
-            self._present = network
+        """The opened network, on the device, and no other there but the one that it takes turns with."""
+        if network not in self._present:
+            while self._present and not (self._present[-1].spec.kept and network.spec.kept):
+                self._present.pop().leave()
+            self._present.append(network)
         return network.enter()
 
     def close(self) -> None:
-        self._present = None
+        self._present.clear()
         super().close()
 
 

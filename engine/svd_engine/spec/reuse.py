@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from svd_engine.errors import SettingsError
+from svd_engine.spec.bounds import Channels, Kept, PixelScale
 from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 from svd_engine.values import at_least, finite
+
+SHALLOW = "shallow_denoiser"  # its network's name
 
 
 @dataclass(frozen=True)
@@ -22,19 +26,20 @@ class Reuse:
     """How much is reused.  Raises SettingsError for a value out of range.
 
     interval: of so many evaluations one is full, the first; 2 or more.  branch: DeepCache's number, 0 for the
-    shallowest; a higher one computes more and errs less.  threshold: reuse only while the input of the UNet,
-    scaled to variance 1, has changed by less than this since the last full evaluation (sum of the relative
-    mean absolute changes from one evaluation to the next, as TeaCache, https://arxiv.org/abs/2411.19108,
-    counts them); None reuses by the interval alone.
+    shallowest; a higher one computes more and errs less; None is a bundle's own, and 0 over a checkpoint.
+    threshold: reuse only while the input of the UNet, scaled to variance 1, has changed by less than this
+    since the last full evaluation (sum of the relative mean absolute changes from one evaluation to the next,
+    as TeaCache, https://arxiv.org/abs/2411.19108, counts them); None reuses by the interval alone.
     """
 
     interval: int
-    branch: int = 0
+    branch: int | None = None
     threshold: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", at_least("reuse interval", self.interval, 2))
-        object.__setattr__(self, "branch", at_least("reuse branch", self.branch, 0))
+        if self.branch is not None:
+            object.__setattr__(self, "branch", at_least("reuse branch", self.branch, 0))
         if self.threshold is not None:
             object.__setattr__(self, "threshold", finite("reuse threshold", self.threshold, 0.0))
 
@@ -43,16 +48,14 @@ class Reuse:
 class Feature:
     """Where the shallow end of the upward path begins.  kept: resnets of that end, with what follows each."""
 
-    kept: int
-    channels: int
-    downscale: int  # of latent pixels
+    kept: Kept
+    channels: Channels
+    downscale: PixelScale  # of latent pixels
 
-
-@dataclass(frozen=True)
-class ReusingSpec(NetworkSpec):
-    """A denoiser that gives the feature ("denoiser"), or takes it ("shallow_denoiser")."""
-
-    kept: int = 0
+    @property
+    def branch(self) -> int:
+        """DeepCache's number."""
+        return self.kept - 2
 
 
 def feature_of(channels: Sequence[int], layers: int, branch: int) -> Feature:
@@ -77,15 +80,13 @@ def feature_of(channels: Sequence[int], layers: int, branch: int) -> Feature:
     return Feature(kept, channels[before], 2**level)
 
 
-def reusing_specs(denoiser: NetworkSpec, feature: Feature) -> tuple[ReusingSpec, ReusingSpec]:
-    """Full and shallow denoiser of the shapes of a plain one."""
+def reusing_specs(denoiser: NetworkSpec, feature: Feature) -> tuple[NetworkSpec, NetworkSpec]:
+    """Full and shallow denoiser of the shapes of a plain one: one gives the feature, the other takes it."""
     batch, frames, _, height, width = denoiser.inputs[0].shape
     halves = 2 if denoiser.guidance == "batched" else 1
-    size = (height // feature.downscale, width // feature.downscale)
+    size = (ceil(height / feature.downscale), ceil(width / feature.downscale))
     state = TensorSpec("feature", (batch, halves, frames, feature.channels, *size))
     key, common = f"{denoiser.key}-reuse{feature.kept}", (denoiser.precision, denoiser.guidance, feature.kept)
-    full = ReusingSpec("denoiser", f"full_{key}", denoiser.inputs, (*denoiser.outputs, state), *common)
-    shallow = ReusingSpec(
-        "shallow_denoiser", f"shallow_{key}", (*denoiser.inputs, state), denoiser.outputs, *common
-    )
+    full = NetworkSpec("denoiser", f"full_{key}", denoiser.inputs, (*denoiser.outputs, state), *common)
+    shallow = NetworkSpec(SHALLOW, f"shallow_{key}", (*denoiser.inputs, state), denoiser.outputs, *common)
     return full, shallow

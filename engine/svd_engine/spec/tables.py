@@ -13,9 +13,10 @@ from svd_engine.spec.bounds import TENSOR_VALUES, VIDEO_PIXELS
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import SHALLOW, Feature, reusing_specs
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec, TensorSpec
 
-NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
+NETWORKS = ("image_encoder", "vae_encoder", "denoiser", SHALLOW, "vae_decoder")
 
 
 def image_encoder(profile: Profile, arch: Architecture, precision: Precision) -> NetworkSpec:
@@ -104,12 +105,16 @@ def specs_of(
     ]
 
 
-def too_large(profile: Profile, arch: Architecture) -> str:
-    """What in `profile` is larger than a bundle may ask for, each number alone being in range; else empty."""
+def too_large(profile: Profile, arch: Architecture, feature: Feature | None = None) -> str:
+    """What in `profile` is larger than a bundle may ask for, each number alone being in range; else empty.
+
+    feature: that its denoisers reuse.
+    """
     pixels = profile.batch * profile.frames * profile.height * profile.width
     if pixels > VIDEO_PIXELS:
         return f"{pixels:,} pixels in one call ({profile}), at most {VIDEO_PIXELS:,}"
-    for spec in specs_of(profile, arch, FLOAT32):  # of any precision: shapes are the same
+    specs = specs_of(profile, arch, FLOAT32)  # of any precision: shapes are the same
+    for spec in (*specs, *(reusing_specs(specs[2], feature) if feature else ())):
         for tensor in (*spec.inputs, *spec.outputs):
             if prod(tensor.shape) > TENSOR_VALUES:
                 return f"{prod(tensor.shape):,} values in {tensor} of {spec.key}, at most {TENSOR_VALUES:,}"

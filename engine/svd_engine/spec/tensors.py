@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from svd_engine.spec.bounds import Side
+from svd_engine.spec.bounds import Kept, Side
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import GuidanceMode
 
@@ -35,6 +35,7 @@ class NetworkSpec:
     outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=64)]
     precision: Precision
     guidance: GuidanceMode | None = None  # of a denoiser
+    kept: Kept | None = None  # of one that leaves or takes a feature: see `spec.reuse`
 
     @property
     def table(self) -> str:

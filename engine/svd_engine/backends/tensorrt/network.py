@@ -30,12 +30,13 @@ from svd_engine.bundle.plans import build_remedy, fitting_plan
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.spec.network import Network, Placement
+from svd_engine.spec.reuse import SHALLOW
 from svd_engine.spec.tensors import NetworkSpec, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt
 
-RECORDED = ("denoiser",)  # the only network that is called many times in a row
+RECORDED = ("denoiser", SHALLOW)  # the only ones that a call runs many times
 DTYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 REPORT = "Report this with TensorRT's version and the GPU's name."
 

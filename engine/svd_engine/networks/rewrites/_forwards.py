@@ -3,31 +3,51 @@
 The modules stay diffusers' and keep every weight; only their class changes, to one with a forward in
 which the encoder's tokens travel once per video (diffusers repeats them per frame, and again per pixel)
 and a timestep may travel as finished projections.  Same calls, same results, no identity of its own.
-Source: UNetSpatioTemporalConditionModel.forward and TransformerSpatioTemporalModel.forward.
+Source: UNetSpatioTemporalConditionModel.forward, those of its blocks, and
+TransformerSpatioTemporalModel.forward.
 
 Letters in shapes: B videos, F frames, h w latent pixels, C channels, L context tokens, D their size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+from diffusers.models.unets.unet_3d_blocks import (
+    CrossAttnDownBlockSpatioTemporal,
+    CrossAttnUpBlockSpatioTemporal,
+    DownBlockSpatioTemporal,
+    UpBlockSpatioTemporal,
+)
 from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
 from torch import Tensor, nn
 
+BLOCKS = (  # whose modules `UNetPath` calls one by one
+    CrossAttnDownBlockSpatioTemporal,
+    CrossAttnUpBlockSpatioTemporal,
+    DownBlockSpatioTemporal,
+    UpBlockSpatioTemporal,
+)
 
-def obstacle_to_adoption(network: nn.Module) -> str | None:
-    """Why `network` cannot take the forwards below: it is not diffusers' UNet, or has its own forward."""
+
+def obstacle_to_adoption(network: Any) -> str | None:
+    """Why a module cannot take the forwards below: it is not diffusers' UNet, or has its own forward."""
     known = (UNetSpatioTemporalConditionModel, VideoUNet)
     if type(network) not in known:
         return f"{type(network).__name__} is not diffusers' UNetSpatioTemporalConditionModel"
-    for part in network.modules():
-        if isinstance(part, TransformerSpatioTemporalModel) and not _known(part):
-            return f"{type(part).__name__} has a forward of its own"
-    return None
+    others = [block for block in (*network.down_blocks, *network.up_blocks) if type(block) not in BLOCKS]
+    others += [
+        part
+        for part in network.modules()
+        if isinstance(part, TransformerSpatioTemporalModel) and not _known(part)
+    ]
+    return f"{type(others[0]).__name__} has a forward of its own" if others else None
 
 
 def _known(transformer: TransformerSpatioTemporalModel) -> bool:
@@ -60,29 +80,9 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
         added_time_ids: Tensor,  # [B, 3], or [1, 3] for all
         return_dict: bool = True,
     ) -> Any:
-        batch, frames = sample.shape[:2]
-        embedding = self.embed(sample, timestep, added_time_ids)  # [B, E], or [1, E]
-        temb: Any = (
-            embedding.expand(batch, -1).repeat_interleave(frames, 0)
-            if self.timestep_projections is None
-            else self.timestep_projections(embedding)
-        )
-        common = {"temb": temb, "image_only_indicator": sample.new_zeros(batch, frames)}
-        attending = common | {"encoder_hidden_states": encoder_hidden_states}
-
-        x = self.conv_in(sample.flatten(0, 1))  # [B*F, C, h, w] from here on
-        skips = (x,)
-        for block in self.down_blocks:
-            x, states = block(hidden_states=x, **(attending if attends(block) else common))
-            skips += states
-        x = self.mid_block(hidden_states=x, **attending)
-        for block in self.up_blocks:
-            skips, own = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
-            size = tuple(skips[-1].shape[2:]) if skips and odd(sample, self.num_upsamplers) else None
-            passed = attending if attends(block) else common
-            x = block(hidden_states=x, res_hidden_states_tuple=own, upsample_size=size, **passed)
-        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
-        x = x.unflatten(0, (batch, frames))
+        path = UNetPath(self, sample, timestep, encoder_hidden_states, added_time_ids)
+        x, skips = path.down()
+        x = path.end(path.up(path.middle(x), skips))
         return UNetSpatioTemporalConditionOutput(sample=x) if return_dict else (x,)
 
     def embed(self, sample: Tensor, timestep: Tensor | float, added_time_ids: Tensor) -> Tensor:
@@ -95,6 +95,90 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
         ids = self.add_time_proj(added_time_ids.flatten()).reshape(len(added_time_ids), -1).to(sample.dtype)
         embedding: Tensor = self.time_embedding(t) + self.add_embedding(ids)
         return embedding
+
+
+class UNetPath:
+    """One evaluation of a `VideoUNet`, a module at a time: one down leaves a skip, one up takes the last.
+
+    A module is a resnet with the attention and, of an upward block's last, the upsampler behind it; or a
+    downsampler.
+    """
+
+    def __init__(
+        self,
+        unet: Any,  # a VideoUNet
+        sample: Tensor,  # [B, F, channels, h, w]
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        added_time_ids: Tensor,
+    ) -> None:
+        batch, frames = sample.shape[:2]
+        embedding = unet.embed(sample, timestep, added_time_ids)  # [B, E], or [1, E]
+        projections = unet.timestep_projections
+        self.temb: Any = (
+            embedding.expand(batch, -1).repeat_interleave(frames, 0)
+            if projections is None
+            else projections(embedding)
+        )
+        self.unet, self.sample, self.context = unet, sample, encoder_hidden_states
+        self.indicator = sample.new_zeros(batch, frames)
+
+    def down(self, modules: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The sample through the downward path, or its first `modules`, and all skips on the way."""
+        x = self.unet.conv_in(self.sample.flatten(0, 1))  # [B*F, C, h, w] from here on
+        skips = [x]
+        for module in islice(self._down_modules(), modules):
+            x = module(x)
+            skips.append(x)
+        return x, skips
+
+    def middle(self, x: Tensor) -> Tensor:
+        out: Tensor = self.unet.mid_block(
+            hidden_states=x,
+            temb=self.temb,
+            encoder_hidden_states=self.context,
+            image_only_indicator=self.indicator,
+        )
+        return out
+
+    def up(self, x: Tensor, skips: list[Tensor], first: int = 0, end: int | None = None) -> Tensor:
+        """`x` through the upward path, or its modules from `first` to before `end`; uses up `skips`."""
+        places = [(block, index) for block in self.unet.up_blocks for index in range(len(block.resnets))]
+        for block, index in places[first:end]:
+            x = self._resnet(block, index, torch.cat([x, skips.pop()], dim=1))
+            if index + 1 == len(block.resnets):
+                x = self._upsampled(block, x, skips)
+        return x
+
+    def end(self, x: Tensor) -> Tensor:
+        """The UNet's output [B, F, channels, h, w]."""
+        unet = self.unet
+        out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+        video: Tensor = out.unflatten(0, self.sample.shape[:2])
+        return video
+
+    def _down_modules(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        for block in self.unet.down_blocks:
+            for index in range(len(block.resnets)):
+                yield partial(self._resnet, block, index)
+            yield from block.downsamplers or ()
+
+    def _resnet(self, block: Any, index: int, x: Tensor) -> Tensor:
+        out: Tensor = block.resnets[index](x, self.temb, image_only_indicator=self.indicator)
+        if attends(block):
+            (out,) = block.attentions[index](
+                out,
+                encoder_hidden_states=self.context,
+                image_only_indicator=self.indicator,
+                return_dict=False,
+            )
+        return out
+
+    def _upsampled(self, block: Any, x: Tensor, skips: list[Tensor]) -> Tensor:
+        size = tuple(skips[-1].shape[2:]) if skips and odd(self.sample, self.unet.num_upsamplers) else None
+        for upsampler in block.upsamplers or ():
+            x = upsampler(x, size)
+        return x
 
 
 class VideoTransformer(TransformerSpatioTemporalModel):  # type: ignore[misc]  # diffusers is untyped
