@@ -29,6 +29,7 @@ from svd_engine.cli.options import (
     lora_of,
     parts_of,
 )
+from svd_engine.cli.serve import serve
 from svd_engine.install import install_line
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from svd_engine.output import VideoOutput
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app.command()(serve)
 
 
 @app.callback()
