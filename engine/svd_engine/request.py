@@ -172,9 +172,7 @@ class Settings:
     ] = "stretch"  # as diffusers does
     steps: Annotated[
         int,
-        Parameter(
-            Whole(1), "Denoising steps", name="num_inference_steps", option="--steps", usual=(1, 50)
-        ),
+        Parameter(Whole(1), "Denoising steps", name="num_inference_steps", option="--steps", usual=(1, 50)),
     ] = 25
     sigmas: Annotated[
         tuple[float, ...] | None,

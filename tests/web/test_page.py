@@ -208,7 +208,9 @@ def test_a_page_that_is_closed_ends_its_job_and_leaves_no_file(site: Site, visit
     upload(page)
     press(page, "Generate")
     page.wait_for_function(PLAYS)
-    (left,) = [v for v in site.server.page.visits.values() if v.job and v.job.status is Status.DONE and v.videos]
+    (left,) = [
+        v for v in site.server.page.visits.values() if v.job and v.job.status is Status.DONE and v.videos
+    ]
     expect(page.locator("#download-zip:not([disabled])")).to_be_visible(timeout=MS)
     gate = site.hold("denoiser", run=2)
     press(page, "Again with another seed")

@@ -41,7 +41,9 @@ class Page:
     def __init__(self, models: Mapping[str, VideoEngine], service: JobService, folder: Path) -> None:
         self.models, self.service, self.folder = models, service, folder
         self.visits: dict[str, Visit] = {}  # by Gradio's name of a page that is open
-        with gr.Blocks(title="svd-engine", analytics_enabled=False, delete_cache=CACHE_SECONDS) as self.blocks:
+        with gr.Blocks(
+            title="svd-engine", analytics_enabled=False, delete_cache=CACHE_SECONDS
+        ) as self.blocks:
             gr.Markdown("# svd-engine\nA photograph in, a short video out.")
             with gr.Row():
                 with gr.Column(min_width=300):
@@ -110,9 +112,7 @@ class Page:
         self.generate.click(**making)
         self.again.click(_another_seed, None, self.seed, **aside).then(**making)
         self.stop.click(self._cancel, None, None, **aside)
-        self.model.change(
-            self._choose, self.model, [self.model, *self.settings], preprocess=False, **aside
-        )
+        self.model.change(self._choose, self.model, [self.model, *self.settings], preprocess=False, **aside)
         self.blocks.unload(self._leave)
 
     async def _generate(

@@ -14,7 +14,7 @@ from svd_engine.engine import VideoEngine
 from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.install import install_line
 from svd_engine.serving.jobs import JobService
-from svd_engine.values import at_least
+from svd_engine.values import at_least, finite
 
 MAX_UPLOAD_BYTES = 50 * 2**20
 Credentials = tuple[str, str]  # user, password
@@ -110,13 +110,14 @@ def read_credentials(text: str) -> Credentials:
 
 def free_port(host: str, port: int) -> int:
     """The port itself, or any free one for 0.  Raises SettingsError."""
+    port = int(finite("port", port, 0, 65_535))
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return int(probe.getsockname()[1])
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise SettingsError(
             f"address {host}:{port}",
             expected="one that is free and of this machine",

@@ -26,7 +26,7 @@ from svd_engine.serving.jobs import Job
 from svd_engine.serving.one_video import Status
 from svd_engine.serving.watch import Progress
 
-log = logging.getLogger("svd_engine.notices")
+log = logging.getLogger(__name__)
 
 PREVIEW_MS = 125  # a frame
 STAGES = {

@@ -45,7 +45,10 @@ class Visit:
             )
         if photograph is None:
             raise ImageError(
-                "photograph", expected="one", got="none", remedy="Drop one on the page, paste it, or choose it."
+                "photograph",
+                expected="one",
+                got="none",
+                remedy="Drop one on the page, paste it, or choose it.",
             )
         image = decode_image(photograph.read_bytes())
         request = VideoRequest(image, seed, preview_every=1, arguments={**arguments, "output_type": "pt"})
