@@ -10,8 +10,8 @@ import sys
 import pytest
 
 HEAVY = {
-    "av", "diffusers", "gradio", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL",
-    "polygraphy", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers", "tritonclient",
+    "av", "diffusers", "gradio", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
+    "PIL", "polygraphy", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers", "tritonclient",
 }  # fmt: skip
 
 SCRIPT = """

@@ -57,7 +57,7 @@ def stable_diffusion(folder: Path) -> None:
             bos_token_id=len(tokens) - 2,
             eos_token_id=len(tokens) - 1,
             pad_token_id=len(tokens) - 1,
-        )  # fmt: skip
+        )
     )
     StableDiffusionPipeline(
         vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(),

@@ -100,7 +100,8 @@ class Page:
     def _connect(self) -> None:
         inputs = [self.model, self.photograph, self.seed, *self.settings]
         outputs = [
-            self.status, self.stop, self.result, self.video, *self.downloads.values(), self.report, self.gallery,
+            self.status, self.stop, self.result, self.video, *self.downloads.values(), self.report,
+            self.gallery,
         ]  # fmt: skip
         # Values come as the browser sent them, and are checked by the request's list, in its words.
         making: dict[str, Any] = {
