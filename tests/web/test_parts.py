@@ -79,6 +79,21 @@ def test_values_that_no_browser_sends(changed: dict[str, Any]) -> None:
     complete(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_inference_steps": 51}, "num_inference_steps: expected 1 to 50"),
+        ({"sigmas": ",".join(map(str, range(60, -1, -1)))}, "steps of sigmas: expected 1 to 50"),
+        ({"num_frames": 11}, r"frames x height x width: expected at most 2 times .* 5 x 64 x 128"),
+    ],
+)
+def test_no_visitor_keeps_the_machine_from_others(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as refusal:
+        controls.arguments(ENGINE, given(**changed))
+    complete(refusal.value)
+    assert controls.arguments(ENGINE, given(num_frames=10)) == {"num_frames": 10}
+
+
 def test_seeds() -> None:
     assert controls.read_seed(str(2**64 - 1)) == 2**64 - 1
     for text in ("", "-1", "1.5", None):

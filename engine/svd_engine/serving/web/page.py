@@ -199,7 +199,7 @@ class Page:
     async def _choose(self, name: object) -> list[Any]:
         """The model's own values in place of the last one's."""
         engine = self._engine(name)
-        values = [controls.own_value(parameter, engine) for parameter in controls.SHOWN]
+        values = [controls.reset(parameter, engine) for parameter in controls.SHOWN]
         return [gr.update(info=describe(engine)), *values]
 
     def _engine(self, name: object) -> VideoEngine:
