@@ -18,7 +18,7 @@ from svd_engine.serving.web.models import describe
 from svd_engine.serving.web.visit import Visit, other_formats
 from svd_engine.values import one_of
 
-POLL_SECONDS = 0.2
+LOOK_SECONDS = 0.2
 EXAMPLE = Path(__file__).parents[2] / "assets" / "coffee.png"
 CACHE_SECONDS = (3600, 86_400)  # how often old uploads are removed, and how old they are then
 CSS = """
@@ -134,7 +134,7 @@ class Page:
             while not job.status.ended:
                 if (news := await asyncio.to_thread(shown.news)) is not None:
                     yield {self.status: news}
-                await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(LOOK_SECONDS)
             async for update in self._finished(visit, job, f"{Path(str(name)).name}-seed-{job.request.seed}"):
                 yield update
         except OutputError as error:
