@@ -19,14 +19,14 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from svd_engine.engine import VideoEngine
 from svd_engine.serving.one_video import Status
-from svd_engine.serving.web.server import WebServer
+from svd_engine.serving.web.server import MAX_UPLOAD_BYTES, WebServer
 from tests.engine.watching import PATIENCE, Gate, WatchedBackend, fake_engine
 from tests.examples.debian import NotHere
 from tests.support.paths import PHOTOGRAPH
 from tests.web.chromium import chromium
 
 QUEUE = 1
-MS = 15_000
+MS = PATIENCE * 1000
 PLAYS = "() => document.querySelector('#video video')?.readyState === 4"
 
 
@@ -170,7 +170,7 @@ def test_the_page_is_the_engine_s_call(site: Site, visit: Any) -> None:
     field(page, "seed").fill(str(2**64 - 1))
     press(page, "Generate")
     page.wait_for_function(PLAYS)
-    (taken,) = [v for v in site.server.page.visits.values() if v.videos and "tiny" in v.videos[0][1]]
+    (taken,) = [v for v in site.server.page.visits.values() if v.videos and "tiny" in v.videos[0][0]]
     report = taken.job.result().report
     assert report.seeds == [2**64 - 1]
     assert (report.settings.steps, report.settings.frames, report.settings.width) == (2, 2, 64)
@@ -299,6 +299,8 @@ def test_nothing_of_the_machine_is_served(site: Site, visit: Any, tiny_checkpoin
         for way in ("file=", "file/"):
             answer = page.request.get(f"{site.server.url}gradio_api/{way}{file}")
             assert answer.status in (400, 403, 404), (file, answer.status)
+    large = {"name": "large.png", "mimeType": "image/png", "buffer": bytes(MAX_UPLOAD_BYTES + 1)}
+    assert page.request.post(f"{site.server.url}gradio_api/upload", multipart={"files": large}).status == 413
     upload(page)
     with page.expect_request("**/queue/join*") as joined:
         press(page, "Generate")

@@ -76,7 +76,7 @@ class Page:
     def _answer(self) -> None:
         self.generate = gr.Button("Generate", variant="primary", elem_id="generate")
         with gr.Row():
-            self.again = gr.Button("Again with another seed", elem_id="again", min_width=200)
+            self.again = gr.Button("Again with another seed", elem_id="again", scale=2, min_width=200)
             self.stop = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=80)
         self.status = gr.HTML(EMPTY, elem_id="status")
         with gr.Column(visible=False) as self.result:

@@ -71,7 +71,7 @@ class Visit:
         folder.mkdir(parents=True)
         path = folder / f"{name}.mp4"
         write_video(as_bytes(output.frames[0]), path, output.report.settings.fps)
-        self.videos.insert(0, (str(path), name))
+        self.videos.insert(0, (str(path), f"seed {output.report.seeds[0]}"))
         return path
 
 
