@@ -10,8 +10,8 @@ import sys
 import pytest
 
 HEAVY = {
-    "av", "diffusers", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL",
-    "polygraphy", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers", "tritonclient",
+    "av", "diffusers", "gradio", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
+    "PIL", "polygraphy", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers", "tritonclient",
 }  # fmt: skip
 
 SCRIPT = """
@@ -30,6 +30,7 @@ STATEMENTS = {
     "svd-engine": ("from svd_engine.cli.main import main; main()", ("--help",)),
     "svd-engine generate": ("from svd_engine.cli.main import main; main()", ("generate", "--help")),
     "svd-engine info": ("from svd_engine.cli.main import main; main()", ("info", "--help")),
+    "svd-engine serve": ("from svd_engine.cli.main import main; main()", ("serve", "--help")),
     "svd-engine --version": ("from svd_engine.cli.main import main; main()", ("--version",)),
     "svd-export": ("from svd_export.cli import main; main()", ("--help",)),
     "svd-export onnx": ("from svd_export.cli import main; main()", ("onnx", "--help")),

@@ -130,6 +130,7 @@ class Parameter:
     own: Literal["", "profile", "model"] = ""  # whose value a call that names none takes
     default: Any = None  # where nothing owns one; of an `own` parameter SVD's, if it has one
     field: str = ""  # of `Settings`
+    usual: tuple[float, float] | None = None  # what a slider spans, within the range
 
     @property
     def call_default(self) -> Any:
@@ -170,7 +171,8 @@ class Settings:
         ),
     ] = "stretch"  # as diffusers does
     steps: Annotated[
-        int, Parameter(Whole(1), "Denoising steps", name="num_inference_steps", option="--steps")
+        int,
+        Parameter(Whole(1), "Denoising steps", name="num_inference_steps", option="--steps", usual=(1, 50)),
     ] = 25
     sigmas: Annotated[
         tuple[float, ...] | None,
@@ -180,12 +182,23 @@ class Settings:
     ] = None
     fps: Annotated[
         int,
-        Parameter(Whole(1), "Playback rate, also given to the network", "frames per second", option="--fps"),
+        Parameter(
+            Whole(1),
+            "Playback rate, also given to the network",
+            "frames per second",
+            option="--fps",
+            usual=(1, 30),
+        ),
     ] = 7
     motion_bucket_id: Annotated[
         float,
-        Parameter(Real(0, 1023), "Amount of motion, more for a higher value", option="--motion-bucket-id"),
-    ] = 127  # SVD was trained on 0 to 255
+        Parameter(
+            Real(0, 1023),
+            "Amount of motion, more for a higher value",
+            option="--motion-bucket-id",
+            usual=(0, 255),  # what SVD was trained on
+        ),
+    ] = 127
     noise_aug_strength: Annotated[
         float,
         Parameter(
@@ -193,11 +206,18 @@ class Settings:
             "Noise added to the photograph; with more the video departs further from it",
             "standard deviation, of pixels in [-1, 1]",
             option="--noise-aug-strength",
+            usual=(0, 0.5),
         ),
     ] = 0.02
     min_guidance_scale: Annotated[
         float,
-        Parameter(Real(), "Guidance scale of the first frame", option="--min-guidance-scale", own="model"),
+        Parameter(
+            Real(),
+            "Guidance scale of the first frame",
+            option="--min-guidance-scale",
+            own="model",
+            usual=(1, 10),
+        ),
     ] = 1.0
     max_guidance_scale: Annotated[
         float,
@@ -206,6 +226,7 @@ class Settings:
             "Guidance scale of the last frame; guidance acts if one of the two is above 1",
             option="--max-guidance-scale",
             own="model",
+            usual=(1, 10),
         ),
     ] = 3.0
     decode_chunk_size: Annotated[
@@ -251,7 +272,10 @@ class Settings:
     churn: Annotated[
         float,
         Parameter(
-            Real(0), "Noise that the samplers euler and heun add on their way, S_churn", option="--churn"
+            Real(0),
+            "Noise that the samplers euler and heun add on their way, S_churn",
+            option="--churn",
+            usual=(0, 40),
         ),
     ] = 0.0
     rho: Annotated[
@@ -261,6 +285,7 @@ class Settings:
             "Exponent of the schedule karras: with more, more of the steps are at low noise",
             option="--rho",
             own="model",
+            usual=(1, 20),
         ),
     ] = 7.0
 

@@ -106,6 +106,25 @@ def test_what_the_queue_cannot_hold_is_refused_and_later_taken(here: Here) -> No
     assert torch.equal(last.result(PATIENCE).frames, here.alone)
 
 
+def test_engines_take_turns_and_one_is_in_memory(here: Here) -> None:
+    other, backend = fake_engine()
+    alone = other(IMAGE, generator=seeded(), **FAKE_CALL).frames
+    other.close()
+    first = here.running()
+    second = here.service.submit(asked(), other)
+    third = here.service.submit(asked())
+    assert [job.ahead for job in (first, second, third)] == [0, 1, 2]
+    assert backend.open_now == []
+    opened: list[bool] = []
+    backend.ran = lambda network: opened.append(bool(here.backend.open_now))
+    here.gate.opened.set()
+    assert torch.equal(second.result(PATIENCE).frames, alone)
+    assert opened == [False] * len(opened) != []
+    assert torch.equal(third.result(PATIENCE).frames, here.alone)
+    assert [job.ahead for job in (first, second, third)] == [0, 0, 0]
+    assert backend.open_now == []
+
+
 def test_as_many_as_may_wait_fit_beside_the_first_before_it_runs() -> None:
     """Whether the worker has taken it yet or not, and after other jobs as well."""
     engine, backend = fake_engine()

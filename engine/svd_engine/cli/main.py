@@ -29,6 +29,8 @@ from svd_engine.cli.options import (
     lora_of,
     parts_of,
 )
+from svd_engine.cli.prompt import check_prompt, picture_of_prompt
+from svd_engine.cli.serve import serve
 from svd_engine.install import install_line
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from svd_engine.output import VideoOutput
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app.command()(serve)
 
 
 @app.callback()
@@ -68,6 +71,21 @@ def generate(
             help="In place of IMAGE: write VIDEO (.mp4 .mov .webm .mkv .gif .webp, or a folder of frames) "
             "and new frames that go on from its last one. Only that frame is known to the networks: expect "
             "motion to change at the seam, which is measured, and softer pictures with every continuation.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of IMAGE: words, of which a text-to-image model makes the photograph. It is kept "
+            "beside the first output, as OUT-photograph.png."
+        ),
+    ] = None,
+    text_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID|FOLDER",
+            help="With --prompt: the text-to-image pipeline of diffusers, from the hub or a folder; default "
+            "stabilityai/stable-diffusion-xl-base-1.0.",
         ),
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Bundle to run, exported by svd-export onnx.")] = None,
@@ -151,9 +169,11 @@ def generate(
     ] = None,
     **call: Any,
 ) -> None:
-    """Generate a video of IMAGE with a bundle (--bundle) or a checkpoint (--checkpoint)."""
-    if (image is None) == (continue_from is None):
-        raise typer.BadParameter("pass either IMAGE or --continue-from VIDEO")
+    """Generate a video of IMAGE, or of words, with a bundle (--bundle) or a checkpoint (--checkpoint)."""
+    if sum(given is not None for given in (image, continue_from, prompt)) != 1:
+        raise typer.BadParameter("pass one of IMAGE, --continue-from VIDEO and --prompt WORDS")
+    if text_model is not None and prompt is None:
+        raise typer.BadParameter("--text-model belongs to --prompt")
     if (bundle is None) == (checkpoint is None):
         raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
     parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
@@ -191,6 +211,8 @@ def generate(
         )
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
     targets = _targets(output, videos, fps, report)
+    if prompt is not None:
+        kept = check_prompt(prompt, text_model, output[0], [*chain.from_iterable(targets), report])
     photograph = load_image(image) if image is not None else None
     clip = read_video(continue_from) if continue_from is not None else None
     if clip is not None:
@@ -221,6 +243,8 @@ def generate(
         recommended = engine.preset(preset.value)
         call |= {name: value for name, value in recommended.items() if name not in chosen}
         check(call)
+    if prompt is not None:
+        photograph = picture_of_prompt(engine, prompt, text_model, seed, kept)
     if photograph is not None:
         size = call["height"] or engine.default.height, call["width"] or engine.default.width
         _note_distortion(photograph, *size, call["fit"])

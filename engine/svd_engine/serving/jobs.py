@@ -25,11 +25,11 @@ OUTCOMES: tuple[Status, ...] = tuple(status for status in Status if status.ended
 class Job:
     """One video of a service.  May be asked, cancelled and waited for from any thread."""
 
-    def __init__(self, service: JobService, request: VideoRequest) -> None:
-        self.request = request
+    def __init__(self, service: JobService, request: VideoRequest, engine: VideoEngine) -> None:
+        self.request, self.engine = request, engine
         self.status = Status.WAITING
         self._service = service
-        self._watch = watch(service.engine, request)
+        self._watch = watch(engine, request)
         self._cancelled = threading.Event()
         self._future: Future[VideoOutput] = Future()
         self._timer: threading.Timer | None = None  # of its deadline, while it waits
@@ -37,6 +37,11 @@ class Job:
     @property
     def progress(self) -> Progress:
         return self._watch.progress
+
+    @property
+    def ahead(self) -> int:
+        """Jobs that come before it.  0 while it runs, and after its end."""
+        return self._service._ahead(self)
 
     @property
     def preview(self) -> np.ndarray | None:
@@ -62,7 +67,8 @@ class JobService:
     """Makes videos with `engine`, in the order of their submission, in a thread of its own.
 
     max_queue: jobs that may wait beside the running one.  max_wait: seconds that a job may wait, or None.
-    Give it an engine of its own, and close that after the service.  A job that fails leaves the service
+    Give it an engine of its own, and close that after the service.  Further engines, given with a job, are
+    run in turn with it: the networks of one are in memory at a time.  A job that fails leaves the service
     usable: the engine is closed, and loads its networks anew for the next one.
     """
 
@@ -73,16 +79,20 @@ class JobService:
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
+        self._loaded = engine  # the only one whose networks may be in memory; of the worker's thread
         self._closed = False
         self._outcomes = dict.fromkeys(OUTCOMES, 0)
         self._worker = threading.Thread(target=self._work, name="svd_engine.serving.jobs", daemon=True)
         self._worker.start()
 
-    def submit(self, request: VideoRequest) -> Job:
-        """Raises QueueFull, or BackendError after `close()` and in a forked process."""
+    def submit(self, request: VideoRequest, engine: VideoEngine | None = None) -> Job:
+        """Queues a video of `engine`, by default the service's own.
+
+        Raises QueueFull, or BackendError after `close()` and in a forked process.
+        """
         if not self._worker.is_alive():
             raise _not_open()
-        job = Job(self, request)
+        job = Job(self, request, engine or self.engine)
         with self._changed:
             if self._closed:
                 raise _not_open()
@@ -132,9 +142,10 @@ class JobService:
         if (job := self._next()) is None:
             return False
         try:
-            result = make_video(self.engine, job.request, job._watch, job._cancelled)
+            self._load_only(job.engine)
+            result = make_video(job.engine, job.request, job._watch, job._cancelled)
         except BaseException as error:  # whatever it was, the job ends and the next one is made
-            self._clean_up_after(error)
+            self._clean_up_after(error, job.engine)
             self._end(job, status_after(error), error)
         else:
             self._end(job, Status.DONE, result)
@@ -152,11 +163,23 @@ class JobService:
                 job._timer.cancel()
             return job
 
-    def _clean_up_after(self, error: BaseException) -> None:
+    def _load_only(self, engine: VideoEngine) -> None:
+        """Frees the networks of the engine before, which load anew for its next job."""
+        if engine is not self._loaded:
+            self._loaded.close()
+            self._loaded = engine
+
+    def _ahead(self, job: Job) -> int:
+        with self._changed:
+            if job not in self._waiting:
+                return 0
+            return self._waiting.index(job) + (self._running is not None)
+
+    def _clean_up_after(self, error: BaseException, engine: VideoEngine) -> None:
         traceback.clear_frames(error.__traceback__)  # they hold the call's tensors
         if must_reopen(error):
             try:
-                self.engine.close()
+                engine.close()
             except Exception as further:
                 error.add_note(f"Closing the engine failed as well: {further}")
 

@@ -1,0 +1,86 @@
+"""One visitor: at most one job at a time, and the videos made so far, in a folder that only they know."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from svd_engine.engine import VideoEngine
+from svd_engine.errors import ImageError, QueueFull
+from svd_engine.media.image import decode_image
+from svd_engine.media.video import MAX_GIF_FPS, as_bytes, write_video
+from svd_engine.output import VideoOutput
+from svd_engine.serving.jobs import Job, JobService
+from svd_engine.serving.one_video import VideoRequest
+
+
+@dataclass(eq=False)
+class Visit:
+    """`folder` is made with the first video, and removed when the visit ends."""
+
+    folder: Path
+    job: Job | None = None
+    videos: list[tuple[str, str]] = field(default_factory=list)  # file and caption, the newest first
+    ended: bool = False
+
+    def submit(
+        self,
+        service: JobService,
+        engine: VideoEngine,
+        photograph: Path | None,
+        seed: int,
+        arguments: Mapping[str, Any],
+    ) -> Job:
+        """Raises QueueFull while the last one runs or waits, too; ImageError."""
+        if self.job is not None and not self.job.status.ended:
+            raise QueueFull(
+                "your visit",
+                expected="one video at a time",
+                got="another one",
+                remedy="Wait for it, or cancel it.",
+            )
+        if photograph is None:
+            raise ImageError(
+                "photograph",
+                expected="one",
+                got="none",
+                remedy="Drop one on the page, paste it, or choose it.",
+            )
+        image = decode_image(photograph.read_bytes())
+        request = VideoRequest(image, seed, preview_every=1, arguments={**arguments, "output_type": "pt"})
+        self.job = service.submit(request, engine)
+        return self.job
+
+    def cancel(self) -> None:
+        if self.job is not None:
+            self.job.cancel()
+
+    def end(self) -> None:
+        """Cancels the job and removes the videos."""
+        self.ended = True
+        self.cancel()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def keep(self, output: VideoOutput, name: str) -> Path:
+        """Writes the mp4.  Raises OutputError."""
+        folder = self.folder / secrets.token_urlsafe(8)
+        folder.mkdir(parents=True)
+        path = folder / f"{name}.mp4"
+        write_video(as_bytes(output.frames[0]), path, output.report.settings.fps)
+        self.videos.insert(0, (str(path), f"seed {output.report.seeds[0]}"))
+        return path
+
+
+def other_formats(output: VideoOutput, mp4: Path) -> dict[str, Path | None]:
+    """The same video beside its mp4: "webp", "gif" (None for a rate it cannot hold) and "zip", of frames."""
+    frames, fps = as_bytes(output.frames[0]), output.report.settings.fps
+    webp = write_video(frames, mp4.with_suffix(".webp"), fps)
+    gif = write_video(frames, mp4.with_suffix(".gif"), fps) if fps <= MAX_GIF_FPS else None
+    folder = write_video(frames, mp4.with_suffix(""), fps)
+    archive = Path(shutil.make_archive(str(mp4.with_suffix("")), "zip", folder))
+    shutil.rmtree(folder)
+    return {"webp": webp, "gif": gif, "zip": archive}
