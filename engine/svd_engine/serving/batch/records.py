@@ -170,8 +170,10 @@ class Results:
             import pyarrow
             from pyarrow import parquet
 
+            kinds = {SEED.name: pyarrow.uint64()}  # the others' follow from the values
+            columns = {name: pyarrow.array([row[name] for row in rows], kinds.get(name)) for name in TABLE}
             with self._aside(table.with_suffix(".parquet")) as path:
-                parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+                parquet.write_table(pyarrow.table(columns), path)
         return table
 
     def _row(self, item: Item, record: Record | None, made: bool) -> dict[str, Any]:
