@@ -99,7 +99,7 @@ def _number(text: str) -> object:
     try:
         return float(text)
     except ValueError:
-        return text  # refused with the others' ranges
+        return text.strip()  # refused with the others' ranges
 
 
 GENERATED = [p for p in PARAMETERS if p.name != "image"]
@@ -259,7 +259,7 @@ class Denoise(io.ComfyNode):
     def execute(
         cls, engine: VideoEngine, image: torch.Tensor, latent: dict[str, torch.Tensor], **values: Any
     ) -> io.NodeOutput:
-        frames, height, width = size_of(latent["samples"])
+        frames, height, width = size_of(latent["samples"], engine.model.architecture.vae_scale)
         if len(image) != 1:
             raise SettingsError(
                 "image", expected="one picture", got=str(len(image)), remedy="Take one of the batch."
@@ -269,8 +269,11 @@ class Denoise(io.ComfyNode):
         return io.NodeOutput({"samples": denoised / engine.model.latent_scale})
 
 
-def size_of(samples: torch.Tensor) -> tuple[int, int, int]:
-    """Frames, height and width of an empty latent [F,4,h,w].  Raises SettingsError for another one."""
+def size_of(samples: torch.Tensor, scale: int) -> tuple[int, int, int]:
+    """Frames, height and width of an empty latent [F,4,h,w].  Raises SettingsError for another one.
+
+    scale: pixels for each latent pixel, 8 of SVD.
+    """
     if samples.dim() != 4 or samples.shape[1] != 4 or bool(samples.any()):
         raise SettingsError(
             "latent",
@@ -279,7 +282,7 @@ def size_of(samples: torch.Tensor) -> tuple[int, int, int]:
             remedy="Connect that of SVD_img2vid_Conditioning, or of Empty Latent Image, a batch of frames.",
         )
     frames, _, height, width = samples.shape
-    return frames, 8 * height, 8 * width
+    return frames, scale * height, scale * width
 
 
 class FreeEngine(io.ComfyNode):

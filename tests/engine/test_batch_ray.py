@@ -6,7 +6,6 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,15 @@ PICTURES = 40
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # its 15 starves workers beside other tests
+        yield from two_nodes(Cluster)
+
+
+def two_nodes(cluster: Any) -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="ray-")
     node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 * 2**20}
-    made = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
+    made = cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
     try:
         made.add_node(**node)
         made.wait_for_nodes()
@@ -59,26 +64,31 @@ def test_a_killed_worker_a_bad_picture_and_two_nodes(
         picture(folder / f"{index:02}.png", f"hsl({9 * index}, 80%, 50%)")
     (folder / "17.png").write_bytes(b"no picture")
     raylets: set[int] = set()
+    killed: list[int] = []
+    ended = threading.Event()
 
     def kill_one() -> None:
-        end = time.monotonic() + 300
-        while time.monotonic() < end and len(list(out.glob("*.mp4"))) < 6:
-            time.sleep(0.1)
-        found = workers()
-        raylets.update(process.ppid() for process in found)
-        found[0].kill()
+        while not ended.wait(0.2):
+            found = workers()
+            raylets.update(process.ppid() for process in found)
+            if not killed and len(list(out.glob("*.mp4"))) > 5:
+                killed.append(found[0].pid)
+                found[0].kill()
 
     killer = threading.Thread(target=kill_one)
     killer.start()
     options = (folder, "-o", out, "--bundle", tiny_bundle, "--ray", cluster.address, "--cpus", 2)
     quick = ("--steps", 2)
-    assert call(main, "batch", *options, *quick) == 1
+    code = call(main, "batch", *options, *quick)
+    ended.set()
     killer.join()
+    assert code == 1
+    assert killed
     assert len(raylets) == 2  # a worker on each node
     assert f"{PICTURES - 1} made, 1 failed, 0 kept" in capsys.readouterr().out
-    ended = statuses(out)
-    assert ended.pop("17.png") == "refused"
-    assert set(ended.values()) == {"done"}
+    found = statuses(out)
+    assert found.pop("17.png") == "refused"
+    assert set(found.values()) == {"done"}
     assert len(list(out.glob("*.mp4"))) == PICTURES - 1
 
     (folder / "17.png").unlink()
@@ -89,9 +99,10 @@ def test_a_killed_worker_a_bad_picture_and_two_nodes(
     assert names(out / ".batch" / "partial") == set()
 
 
-def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BackendUnavailable, match="expected one that runs there"):
-        list(make_on_ray(opening(tmp_path), [], results(tmp_path), "127.0.0.1:1"))
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
+def test_a_cluster_that_is_not_there(tmp_path: Path, address: str) -> None:
+    with pytest.raises(BackendUnavailable, match=f"Ray cluster {address}: expected one that runs there"):
+        list(make_on_ray(opening(tmp_path), [], results(tmp_path), address))
 
 
 def test_without_ray_the_command_that_installs_it_is_told(

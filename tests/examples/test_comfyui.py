@@ -77,7 +77,7 @@ def test_several_videos_are_a_list(seen: dict[str, Any]) -> None:
 
 def test_denoise_only_gives_the_engine_s_own_latents(seen: dict[str, Any]) -> None:
     """In the scale of ComfyUI's VAE Decode, frames in the place of a batch."""
-    assert seen["latents"] == [3, 4, 4, 6]
+    assert seen["latents"] == [3, 4, 16, 24]
     assert seen["same_latents"]
 
 
@@ -94,7 +94,7 @@ def test_an_interrupt_ends_the_run_and_not_the_engine(seen: dict[str, Any]) -> N
 
 def test_what_the_nodes_refuse(seen: dict[str, Any]) -> None:
     latent, image, scales = seen["refusals"]
-    assert "latent: expected an empty one, [F, 4, h, w], got [3, 4, 4, 6], not empty" in latent
+    assert "latent: expected an empty one, [F, 4, h, w], got [3, 4, 16, 24], not empty" in latent
     assert "image: expected one picture, got 2" in image
     assert "guidance_scales" in scales
     assert "'many'" in scales

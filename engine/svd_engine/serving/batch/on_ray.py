@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -105,15 +106,23 @@ def _connected(address: str) -> Any:
         ) from error
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
+        _check_reachable(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise BackendUnavailable(
             f"Ray cluster {address}",
             expected="one that runs there",
             got=str(error).strip().splitlines()[0],
-            remedy="Start it with `ray start --head`, and pass its address; local needs none.",
+            remedy="Start its head node with `ray start`, and pass its address; local needs none.",
         ) from error
     return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Ray tries an address for minutes.  Raises OSError or ValueError."""
+    if address not in (LOCAL, "auto"):
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=20).close()
 
 
 def _workers(ray: Any, gpus: int | None, cpus: int | None) -> tuple[bool, int]:
