@@ -157,7 +157,7 @@ def test_other_networks_make_other_videos(
 def test_settings_of_each_picture_from_csv(
     batch: Batch, pictures: Path, tmp_path: Path, calls: list[str]
 ) -> None:
-    """Names as in Python and on the command line, cells left empty, one picture twice, a spreadsheet's mark."""
+    """Names of Python and of the command line, empty cells, one picture twice, a spreadsheet's mark."""
     rows = 'image,output,seed,steps,sigmas,fit\na b.png,one,4,2,,pad\n\na b.png,two.mp4,,,"9,3,1,0",\n'
     (pictures / "list.csv").write_text("\ufeff" + rows, encoding="utf-8")
     assert batch(pictures / "list.csv", tmp_path / "out", "--seed", 8) == 0
