@@ -11,7 +11,8 @@ import pytest
 
 HEAVY = {
     "av", "diffusers", "gradio", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
-    "PIL", "polygraphy", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers", "tritonclient",
+    "PIL", "polygraphy", "pyarrow", "ray", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers",
+    "tritonclient",
 }  # fmt: skip
 
 SCRIPT = """
@@ -29,6 +30,7 @@ STATEMENTS = {
     "its version": ("import svd_engine; svd_engine.__version__", ()),
     "svd-engine": ("from svd_engine.cli.main import main; main()", ("--help",)),
     "svd-engine generate": ("from svd_engine.cli.main import main; main()", ("generate", "--help")),
+    "svd-engine batch": ("from svd_engine.cli.main import main; main()", ("batch", "--help")),
     "svd-engine info": ("from svd_engine.cli.main import main; main()", ("info", "--help")),
     "svd-engine serve": ("from svd_engine.cli.main import main; main()", ("serve", "--help")),
     "svd-engine --version": ("from svd_engine.cli.main import main; main()", ("--version",)),

@@ -139,7 +139,8 @@ def imported(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/triton.md", "docs/embedding.md", "examples/training/README.md"]
+    "page",
+    ["README.md", "docs/triton.md", "docs/scaling.md", "docs/embedding.md", "examples/training/README.md"],
 )
 def test_no_page_installs_from_an_index_that_has_it_not(page: str) -> None:
     text = (ROOT / page).read_text()
@@ -156,7 +157,7 @@ def test_no_message_installs_from_an_index_that_has_it_not() -> None:
 def test_constraints_hold_what_the_extras_need() -> None:
     """For all but CUDA's ONNX Runtime and full TensorRT, which the tests do without."""
     pinned = {distribution(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    for extra in ("cpu", "export", "bench", "triton", "tensorrt-rtx", "dev"):
+    for extra in ("cpu", "export", "bench", "triton", "ray", "tensorrt-rtx", "dev"):
         for line in EXTRAS[extra]:
             name = distribution(line)
             assert name in pinned | {"svd-engine"}, line

@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def install_line(extra: str) -> str:
-    """`pip install ...` for "cpu", "cuda", "tensorrt", "tensorrt-rtx", "export", "bench" or "triton"."""
+    """`pip install ...` of an extra of pyproject.toml: "cpu", "cuda", "tensorrt", "bench", "ray" ..."""
     if (CHECKOUT / "pyproject.toml").is_file():
         return f"pip install -e {quoted(f'{CHECKOUT}[{extra}]')}"
     try:

@@ -12,6 +12,7 @@ import typer
 
 from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.cli import console
+from svd_engine.cli.batch import batch
 from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.options import (
     DecodingOption,
@@ -259,6 +260,9 @@ def generate(
     if report is not None:
         console.write_text(report, result.report.model_dump_json(indent=1) + "\n")
     _summary(result, targets)
+
+
+app.command()(batch)
 
 
 @app.command()
