@@ -115,14 +115,8 @@ class UNetPath:
         added_time_ids: Tensor,
     ) -> None:
         batch, frames = sample.shape[:2]
-        embedding = unet.embed(sample, timestep, added_time_ids)
-        projections = unet.timestep_projections
         self.unet, self.sample = unet, sample
-        self.temb: Any = (
-            embedding.expand(batch, -1).repeat_interleave(frames, 0)
-            if projections is None
-            else projections(embedding)
-        )
+        self.temb = unet.temb(sample, timestep, added_time_ids)
         self.indicator = sample.new_zeros(batch, frames)
         self.context = encoder_hidden_states
         self.sized = odd(sample, unet.num_upsamplers)
