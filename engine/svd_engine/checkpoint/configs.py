@@ -159,8 +159,8 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
     if conditioning is None:
         raise _refused(
             f"{where}/{FILES['unet']}, key {_TIME}",
-            expected=f"{3 * width}, {width} or {5 * width}, 3 addition_time_embed_dim in SVD, 1 in SV3D_u and 5 in "
-            "SV3D_p",
+            expected=f"{3 * width}, {width} or {5 * width} (3 addition_time_embed_dim in SVD, 1 in SV3D_u, "
+            "5 in SV3D_p)",
             got=str(told),
         )
     crop = extractor.crop_size

@@ -1,7 +1,8 @@
 """A checkpoint in one safetensors file in Stability's own layout, such as svd.safetensors.
 
 Reads the configs off the shapes of the tensors and hands these over under diffusers' names
-(`stability_keys` has the table).  What no shape says, 14 or 25 frames of SVD, is told or is in the file's name.
+(`stability_keys` has the table).  What no shape says, 14 or 25 frames of SVD, is told or is in the file's
+name.
 """
 
 from __future__ import annotations
@@ -108,10 +109,10 @@ class SingleFile:
     @property
     def is_sv3d(self) -> bool:
         stated = self.header.get(f"{UNET}label_emb.0.0.weight")
-        return stated is not None and stated.shape[1:] in ((width,) for width in SV3D)
+        return stated is not None and stated.shape[1:] in [(width,) for width in SV3D]
 
     def known_frames(self) -> int | None:
-        """How many frames the model was trained on, by its family or the file's name; None if neither says."""
+        """How many frames the model was trained on, by its family or the file's name; None if none says."""
         return SV3D_FRAMES if self.is_sv3d else frames_by_name(self.file)
 
     def frames(self, told: int | None) -> int:
@@ -256,18 +257,22 @@ class SingleFile:
         up = [level * entries for level in range(levels)]
         middle = f"{UNET}middle_block.1.transformer_blocks."
         size = {"sample_size": SV3D_SIZE} if self.is_sv3d else {}
-        return svd_configs(frames)["unet"] | size | {
-            "in_channels": self._side(f"{UNET}input_blocks.0.0.weight", 1),
-            "out_channels": self._side(f"{UNET}out.2.weight", 0),
-            "block_out_channels": widths,
-            "num_attention_heads": [width // HEAD_CHANNELS for width in widths],
-            "down_block_types": [self._block("Down", f"input_blocks.{n}") for n in down],
-            "up_block_types": [self._block("Up", f"output_blocks.{n}") for n in up],
-            "layers_per_block": entries - 1,
-            "transformer_layers_per_block": self._count(middle, MAX_LAYERS),
-            "cross_attention_dim": self._side(f"{middle}0.attn2.to_k.weight", 1),
-            "projection_class_embeddings_input_dim": self._side(f"{UNET}label_emb.0.0.weight", 1),
-        }
+        return (
+            svd_configs(frames)["unet"]
+            | size
+            | {
+                "in_channels": self._side(f"{UNET}input_blocks.0.0.weight", 1),
+                "out_channels": self._side(f"{UNET}out.2.weight", 0),
+                "block_out_channels": widths,
+                "num_attention_heads": [width // HEAD_CHANNELS for width in widths],
+                "down_block_types": [self._block("Down", f"input_blocks.{n}") for n in down],
+                "up_block_types": [self._block("Up", f"output_blocks.{n}") for n in up],
+                "layers_per_block": entries - 1,
+                "transformer_layers_per_block": self._count(middle, MAX_LAYERS),
+                "cross_attention_dim": self._side(f"{middle}0.attn2.to_k.weight", 1),
+                "projection_class_embeddings_input_dim": self._side(f"{UNET}label_emb.0.0.weight", 1),
+            }
+        )
 
     def _vae(self) -> dict[str, Any]:
         """Temporal, or with a decoder that takes each frame as an image."""
@@ -277,12 +282,16 @@ class SingleFile:
         widths = [self._side(f"{encoder}down.{n}.block.0.conv2.weight", 0) for n in range(levels)]
         image_decoder = {"_class_name": "AutoencoderKL", "up_block_types": ["UpDecoderBlock2D"] * levels}
         temporal = self._has(f"{decoder}mid.block_1.mix_factor")
-        return svd_configs(1)["vae"] | ({} if temporal else image_decoder) | {
-            "latent_channels": self._side(f"{decoder}conv_in.weight", 1),
-            "block_out_channels": widths,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "layers_per_block": self._count(f"{encoder}down.0.block.", MAX_LAYERS),
-        }
+        return (
+            svd_configs(1)["vae"]
+            | ({} if temporal else image_decoder)
+            | {
+                "latent_channels": self._side(f"{decoder}conv_in.weight", 1),
+                "block_out_channels": widths,
+                "down_block_types": ["DownEncoderBlock2D"] * levels,
+                "layers_per_block": self._count(f"{encoder}down.0.block.", MAX_LAYERS),
+            }
+        )
 
     def _image_encoder(self) -> dict[str, Any]:
         width, patch = self._side(f"{CLIP}class_embedding", 0), self._side(f"{CLIP}conv1.weight", 2)

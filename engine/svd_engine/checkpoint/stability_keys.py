@@ -3,7 +3,8 @@
 `svd.safetensors`, `svd_xt.safetensors` and `sv3d_u.safetensors` hold all parts in one file under the module
 names of Stability-AI/generative-models (scripts/sampling/configs/ there): `model` is the UNet,
 `first_stage_model` the VAE, `conditioner.embedders.0` CLIP in open_clip's form, `conditioner.embedders.3`, in
-SV3D `.1`, the VAE that the photograph is encoded with.  Knows names and how values are laid out; reads no file.
+SV3D `.1`, the VAE that the photograph is encoded with.  Knows names and how values are laid out; reads no
+file.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any, Literal
 from svd_engine.spec.weights import Component
 
 UNET = "model.diffusion_model."
-CONDITIONERS = (  # SVD's and SV3D's AutoencoderKLModeOnly: encoder, quant_conv, image decoder, post_quant_conv
+# SVD's and SV3D's AutoencoderKLModeOnly: encoder, quant_conv, image decoder, post_quant_conv
+CONDITIONERS = (
     "conditioner.embedders.3.encoder.",
     "conditioner.embedders.1.encoder.",
 )
-# AutoencodingEngine: temporal decoder, in SV3D_u an image decoder, and neither quant_conv nor post_quant_conv;
-# in *_image_decoder.safetensors AutoencoderKL, which has them
+# AutoencodingEngine: temporal decoder, or in SV3D_u an image decoder, and neither quant_conv nor
+# post_quant_conv; in *_image_decoder.safetensors AutoencoderKL, which has them
 FIRST_STAGE = "first_stage_model."
 CLIP = "conditioner.embedders.0.open_clip.model.visual."
 

@@ -44,7 +44,7 @@ class ConditioningField:
 
 
 Fields = Annotated[tuple[ConditioningField, ...], Field(min_length=1, max_length=16)]
-Values = Mapping[str, float | Sequence[float]]  # by field; a sequence holds one number for each frame
+Values = Mapping[str, float | Sequence[float] | None]  # by field; a sequence holds a number for each frame
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Conditioning:
     def rows(self, values: Values, frames: int) -> list[list[float]]:
         """What one video is told: one row, or with a field per frame a row for each of its `frames`.
 
+        None stands for the field's default.
         Raises SettingsError for a number out of its field's range, and for another count of numbers than the
         field takes.
         """
@@ -136,7 +137,11 @@ def conditioning_of(width: int, total: int) -> Conditioning | None:
     return next((family for family in families if family.width == total), None)
 
 
-def _column(field: ConditioningField, value: float | Sequence[float], frames: int, count: int) -> list[float]:
+def _column(
+    field: ConditioningField, value: float | Sequence[float] | None, frames: int, count: int
+) -> list[float]:
+    if value is None:
+        value = field.default
     if not isinstance(value, Sequence):
         return [_told(field, value)] * count
     if field.per == "video" or len(value) != frames:

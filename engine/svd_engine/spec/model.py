@@ -65,6 +65,11 @@ class Model:
     orbits: bool = False
 
     @property
+    def noise_aug_strength(self) -> float:
+        """Of a call that names none."""
+        return self.architecture.conditioning.defaults.get("noise_aug_strength", 0.02)
+
+    @property
     def family(self) -> str:
         """SVD, SV3D_u or SV3D_p, by what it is told."""
         if not self.orbits:

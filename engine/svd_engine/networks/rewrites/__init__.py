@@ -112,15 +112,16 @@ def apply_rewrites(
     """Applies `rewrites`, all but those named in `without`, to a UNet or a VAE, in place.
 
     `module` is a UNetSpatioTemporalConditionModel, an AutoencoderKLTemporalDecoder or an AutoencoderKL (whose
-    encoders are not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one layer more.
+    encoders are not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one
+    layer more.
     Raises SettingsError for a name in `without` that none of `rewrites` has.
     """
     check_names(without, rewrites)
     import torch
     from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
-    vae = isinstance(module, (AutoencoderKL, AutoencoderKLTemporalDecoder))
-    network = module.decoder if vae else module
+    vaes = (AutoencoderKL, AutoencoderKLTemporalDecoder)
+    network: nn.Module = module.decoder if isinstance(module, vaes) else module
     applied = []
     with torch.no_grad():
         for rewrite in rewrites:

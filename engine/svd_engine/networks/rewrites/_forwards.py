@@ -6,8 +6,8 @@ a timestep may travel as finished projections, and conditioning may differ from 
 diffusers does not know).  Same calls, same results, no identity of its own.
 Source: UNetSpatioTemporalConditionModel.forward and TransformerSpatioTemporalModel.forward.
 
-Letters in shapes: B videos, F frames, h w latent pixels, C channels, L context tokens, D their size, E size of
-the timestep embedding.
+Letters in shapes: B videos, F frames, h w latent pixels, C channels, L context tokens, D their size, E size
+of the timestep embedding.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
         return UNetSpatioTemporalConditionOutput(sample=x) if return_dict else (x,)
 
     def temb(self, sample: Tensor, timestep: Tensor | float, added_time_ids: Tensor) -> Any:
-        """What resnets take: the embedding of every frame [B*F,E], or what `timestep_projections` makes of it."""
+        """What resnets take: the embedding of each frame [B*F,E], or what `timestep_projections` make."""
         batch, frames = sample.shape[:2]
         embedding = self.embed(sample, timestep, added_time_ids)
         if self.timestep_projections is not None:
@@ -127,7 +127,7 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
         )
         ids: Tensor = self.add_embedding(told.to(sample.dtype))
         if added_time_ids.ndim == 3:
-            return t[:, None] + ids.unflatten(0, added_time_ids.shape[:2])
+            t, ids = t[:, None], ids.unflatten(0, added_time_ids.shape[:2])
         embedding: Tensor = t + ids
         return embedding
 
