@@ -32,7 +32,7 @@ from svd_engine.clock import Clock
 from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
-from svd_engine.request import SETTINGS, Settings, check_together, check_told, own_values
+from svd_engine.request import SETTINGS, Settings, check_together, own_values
 from svd_engine.residency.budget import Memory
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.shortage import shortage
@@ -198,7 +198,7 @@ class VideoEngine(Steered, DiffusersNames):
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
         image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.  Of a PIL image with
-        transparency SV3D centres what is not transparent on white; one without it takes as it is.
+        transparency SV3D centres what is not transparent on white; what has none it takes as it is.
         height, width, num_frames: default the bundle's or checkpoint's own (SVD: 576, 1024 pixels, 14 or 25).
         num_inference_steps: denoising steps; default the model's own (SVD: 25).  sigmas: n + 1 falling noise
         levels for n steps, in their place.
@@ -315,7 +315,7 @@ class VideoEngine(Steered, DiffusersNames):
         values |= own_values({"profile": self.default, "model": self.model}, call)
         settings = Settings(**values)  # type: ignore[arg-type]  # it checks each
         check_together(call)
-        check_told(call, self.model.name, self.model.architecture.conditioning.names)
+        settings.check_told(self.model.name, self.model.architecture.conditioning.names)
         settings.check_size(self.model.architecture.size_multiple)
         return settings
 

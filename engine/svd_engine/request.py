@@ -370,6 +370,21 @@ class Settings:
         """Frames that a streamed decoder holds at a time; None where it was not asked for."""
         return min(self.decode_chunk_size or 1, self.frames) if self.decoding == "streamed" else None
 
+    def check_told(self, model: str, fields: Sequence[str]) -> None:
+        """Raises SettingsError for a parameter that only speaks to networks of another model.
+
+        fields: the names of what the model's networks are told beside the image.
+        """
+        for parameter in SETTINGS:
+            value = getattr(self, parameter.field)
+            if parameter.only_told and parameter.field not in fields and value != parameter.default:
+                raise SettingsError(
+                    parameter.name,
+                    expected=f"it to be left out: the networks of {model} are told {', '.join(fields)}",
+                    got=str(value),
+                    remedy="Leave it out, or use a checkpoint that is told it.",
+                )
+
     def check_size(self, multiple: int) -> None:
         """Raises SettingsError unless the networks can take the size."""
         for name, value in (("height", self.height), ("width", self.width)):
@@ -447,22 +462,6 @@ def check_together(call: Mapping[str, object]) -> None:
         refuse("rho", f"the schedule {schedule}")
     if not GUIDERS[str(guider)].rises:
         refuse("min_guidance_scale", f"the guider {guider}")
-
-
-def check_told(call: Mapping[str, object], model: str, fields: Sequence[str]) -> None:
-    """Raises SettingsError for a parameter that only speaks to networks of another model.
-
-    fields: the names of what the model's networks are told beside the image.
-    """
-    for parameter in SETTINGS:
-        value = call.get(parameter.name)
-        if parameter.only_told and parameter.field not in fields and value not in (None, parameter.default):
-            raise SettingsError(
-                parameter.name,
-                expected=f"it to be left out: {model} is told {', '.join(fields)} alone",
-                got=str(value),
-                remedy="Leave it out, or use a checkpoint that is told it.",
-            )
 
 
 def own_values(owners: Mapping[str, object], call: Mapping[str, object]) -> dict[str, Any]:

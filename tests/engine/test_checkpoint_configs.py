@@ -106,7 +106,7 @@ def test_what_may_be_absent_has_diffusers_default() -> None:
         ("unet", "out_channels", 8, "4 (the VAE's latent_channels)"),
         ("unet", "cross_attention_dim", 768, "1024 (CLIP's projection_dim)"),
         ("unet", "projection_class_embeddings_input_dim", 2816, "768 (3 addition_time_embed_dim)"),
-        ("vae", "_class_name", "AutoencoderKL", "'AutoencoderKLTemporalDecoder'"),
+        ("vae", "_class_name", "AutoencoderTiny", "'AutoencoderKLTemporalDecoder' or 'AutoencoderKL'"),
         ("vae", "scaling_factor", float("nan"), "a finite number"),
         ("image_encoder", "architectures", ["CLIPModel"], "'CLIPVisionModelWithProjection'"),
         ("feature_extractor", "crop_size", {"height": 224, "width": 336}, "{224} (CLIP's image_size)"),

@@ -154,12 +154,12 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
     generation = _parse(_Generation, "generation", where, {"generation": {}, **configs})
 
     c, clip_size = vae.latent_channels, clip.image_size
-    width, told = unet.addition_time_embed_dim, unet.projection_class_embeddings_input_dim
-    conditioning = conditioning_of(width, told)
+    each, told = unet.addition_time_embed_dim, unet.projection_class_embeddings_input_dim
+    conditioning = conditioning_of(each, told)
     if conditioning is None:
         raise _refused(
             f"{where}/{FILES['unet']}, key {_TIME}",
-            expected=f"{3 * width}, {width} or {5 * width} (3 addition_time_embed_dim in SVD, 1 in SV3D_u, "
+            expected=f"{3 * each}, {each} or {5 * each} (3 addition_time_embed_dim in SVD, 1 in SV3D_u, "
             "5 in SV3D_p)",
             got=str(told),
         )
@@ -213,7 +213,7 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
         max_guidance_scale=generation.max_guidance_scale,
         guider=generation.guider,
         steps=generation.num_inference_steps,
-        orbits=conditioning != svd_conditioning(width),
+        orbits=conditioning != svd_conditioning(each),
     )
 
 
