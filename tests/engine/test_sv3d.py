@@ -25,6 +25,7 @@ from svd_engine.cli.main import main
 from svd_engine.continuing import continue_video
 from svd_engine.errors import CheckpointError, ImageError, SettingsError
 from svd_engine.media.image import decode_image, objects_on_white
+from svd_engine.networks.counting import TorchCosts
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import TENSORRT_REWRITES, rewrites_for
 from svd_engine.request import Settings, own_values
@@ -36,15 +37,19 @@ from svd_engine.spec.tables import specs_of
 from svd_engine.spec.weights import COMPONENTS, Component
 from svd_export.convert import write_folder
 from svd_export.to_onnx import export_bundle
-from svd_export.verify import exported_from, verify
+from svd_export.verify import exported_from
 from tests.engine.rewrite_networks import random_
 from tests.support import stability_file
 from tests.support.commands import call
 
-SIZE, FRAMES = (
-    32,
-    3,
-)  # pixels, of calls here; 288 is what the networks' three levels make of SV3D's 72 latents
+SIZE, FRAMES = 32, 3  # pixels, of calls here
+UNET = {
+    "block_out_channels": (64, 64),
+    "num_attention_heads": (1, 1),
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "layers_per_block": 1,
+}
 CALL: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_frames": FRAMES, "output_type": "pt"}
 
 
@@ -59,7 +64,10 @@ def image_vae() -> Any:
         latent_channels=4,
         scaling_factor=0.18215,
     )
-    return random_(vae, torch.float32)
+    with torch.no_grad():
+        for parameter in vae.parameters():  # norms of 1 would hide a mistake
+            parameter += 0.05 * torch.randn_like(parameter)
+    return vae.eval()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +76,7 @@ def unets(stability_pipeline: Any) -> dict[str, Any]:
 
     def made(width: int) -> Any:
         torch.manual_seed(width)
-        config = {**stability_pipeline.unet.config, "projection_class_embeddings_input_dim": width}
+        config = {**stability_pipeline.unet.config, "projection_class_embeddings_input_dim": width, **UNET}
         return random_(UNetSpatioTemporalConditionModel.from_config(config), torch.float32)
 
     return {"u": made(256), "p": made(1280)}
@@ -104,7 +112,7 @@ def engines(checkpoints: dict[str, Checkpoint]) -> dict[str, VideoEngine]:
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def generator() -> torch.Generator:
@@ -292,30 +300,36 @@ def sgm_forward(unet: Any, sample: Tensor, c_noise: Tensor, embedding: Tensor, i
 
 
 @pytest.mark.parametrize("family", ["u", "p"])
-@pytest.mark.parametrize("guidance", ["single", "batched"])
-@pytest.mark.parametrize("rewrites", ["none", "torch", "tensorrt"])
+@pytest.mark.parametrize(
+    ("rewrites", "guidance", "videos"),
+    [("none", "single", 2), ("none", "batched", 2), ("torch", "batched", 1), ("tensorrt", "batched", 2)],
+)
 def test_the_denoiser_is_stability_s(
-    checkpoints: dict[str, Checkpoint], unets: dict[str, Any], family: str, guidance: str, rewrites: str
+    checkpoints: dict[str, Checkpoint],
+    unets: dict[str, Any],
+    family: str,
+    rewrites: str,
+    guidance: str,
+    videos: int,
 ) -> None:
-    """Every rewrite, two videos; with one video the ids are one row for both halves of guidance."""
+    """With every rewrite; of one video the ids are one row for both halves of guidance."""
     sets = {"none": (), "torch": rewrites_for("eager", "cpu"), "tensorrt": TENSORRT_REWRITES}
     checkpoint = checkpoints[family]
     modules = Modules(checkpoint, rewrites=sets[rewrites])
-    for videos in (2, 1):
-        spec = specs(checkpoint, guidance, videos)[2]
-        inputs = inputs_of(checkpoint, spec)
-        inputs["time_ids"] = inputs["time_ids"][:videos]
-        x, sigma, latent, embedding, ids = (
-            inputs[name] for name in ("x", "sigma", "first_latent", "embedding", "time_ids")
-        )
-        with torch.no_grad():
-            ours = modules.network(spec)(**inputs)
-        theirs = reference(unets[family], family, x, sigma, latent, embedding, ids)
-        if guidance == "batched":
-            nothing = torch.zeros_like(latent), torch.zeros_like(embedding)
-            without = reference(unets[family], family, x, sigma, *nothing, ids)
-            theirs = without + inputs["guidance"][:, :, None, None, None] * (theirs - without)
-        assert (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
+    spec = specs(checkpoint, guidance, videos)[2]
+    inputs = inputs_of(checkpoint, spec)
+    inputs["time_ids"] = inputs["time_ids"][:videos]
+    x, sigma, latent, embedding, ids = (
+        inputs[name] for name in ("x", "sigma", "first_latent", "embedding", "time_ids")
+    )
+    with torch.no_grad():
+        ours = modules.network(spec)(**inputs)
+    theirs = reference(unets[family], family, x, sigma, latent, embedding, ids)
+    if guidance == "batched":
+        nothing = torch.zeros_like(latent), torch.zeros_like(embedding)
+        without = reference(unets[family], family, x, sigma, *nothing, ids)
+        theirs = without + inputs["guidance"][:, :, None, None, None] * (theirs - without)
+    assert (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
 
 
 # A decoder of single images
@@ -340,12 +354,17 @@ def test_frames_are_decoded_as_images(
     latent = seeded(FRAMES, 4, SIZE // 4, SIZE // 4)
     with torch.no_grad():
         theirs = image_vae.decode(latent).sample
-        for slice_frames in (None, 2):
-            spec = specs_of(profile, checkpoint.model.architecture, FLOAT32, slice_frames)[-1]
+        whole, sliced = (
+            specs_of(profile, checkpoint.model.architecture, FLOAT32, slice_frames)[-1]
+            for slice_frames in (None, 1)
+        )
+        for spec in (whole, sliced):
             ours = modules.network(spec)(latent)
             assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
         pixels = seeded(1, 3, SIZE, SIZE)
         mode = stability_pipeline.vae.encode(pixels).latent_dist.mode()  # the conditioner's, the first choice
+        costs = TorchCosts(checkpoint, "cpu", (), ())  # a memory budget asks for them
+        assert costs(sliced).activation_bytes < costs(whole).activation_bytes
         encoder = specs_of(profile, checkpoint.model.architecture, FLOAT32)[1]
         assert (modules.network(encoder)(pixels) - mode).abs().max() <= 1e-5
 
@@ -361,13 +380,11 @@ def test_diffusers_makes_the_same_video_with_an_image_decoder(
     theirs_engine = type(stability_pipeline)(**{**stability_pipeline.components, "vae": vae})
     theirs_engine.set_progress_bar_config(disable=True)
     image = torch.rand(1, 3, SIZE, SIZE, generator=generator())
-    common = {**CALL, "num_inference_steps": 2}
+    common = {**CALL, "num_inference_steps": 4}
     theirs = theirs_engine(image, generator=generator(), **common).frames
     with VideoEngine.from_checkpoint(file, backend="eager", device="cpu") as engine:
         ours = engine(image, generator=generator(), **common).frames
         sliced = engine(image, generator=generator(), decoding="streamed", **common).frames
-        planned = VideoEngine.from_checkpoint(file, backend="eager", device="cpu", memory="8GiB")
-        assert torch.allclose(planned(image, generator=generator(), **common).frames, ours, atol=1e-5)
     assert (ours - theirs).abs().max() <= 1e-5
     assert (ours - sliced).abs().max() <= 1e-5
 
@@ -483,9 +500,9 @@ def test_a_bundle_makes_the_same_video(
     export_bundle(checkpoints["p"], tmp_path / "bundle", [profile], torch.float32)
     bundle = Bundle(tmp_path / "bundle")
     assert bundle.manifest.model == checkpoints["p"].model
-    verify(bundle, exported_from(bundle), torch.device("cpu"), lambda _: None, write=False)
+    assert exported_from(bundle).digest() == bundle.manifest.source.digest
     photograph = torch.rand(1, 3, SIZE, SIZE, generator=generator())
-    asked = {"num_inference_steps": 2, "azimuths": [10.0, 90.0, 0.0], "elevation": [0.0, 60.0, 10.0]}
+    asked = {"num_inference_steps": 1, "azimuths": [10.0, 90.0, 0.0], "elevation": [0.0, 60.0, 10.0]}
     with VideoEngine.from_bundle(tmp_path / "bundle", device="cpu") as engine:
         ours = engine(photograph, generator=generator(), output_type="pt", **asked).frames
     eager = engines["p"](photograph, generator=generator(), **CALL, **asked).frames
