@@ -46,7 +46,9 @@ def test_a_line_says_unit_range_and_whose_default() -> None:
     )
     assert of("motion_bucket_id").describe().endswith("(0 to 1023).")
     assert of("max_guidance_scale").describe().endswith("Default: the model's own (SVD: 3).")
-    assert of("num_inference_steps").describe() == "Denoising steps."
+    assert of("num_inference_steps").describe() == "Denoising steps. Default: the model's own (SVD: 25)."
+    assert of("decode_chunk_size").describe() == "Frames decoded at once; fewer take less memory."
+    assert of("guider").describe().endswith("Default: the model's own (SVD: linear).")
 
 
 def test_a_call_is_checked_before_anything_is_opened() -> None:
@@ -140,7 +142,7 @@ def test_the_names_of_the_options_stay() -> None:
         "--frames", "--height", "--width", "--fit", "--steps", "--seed", "--fps", "--motion-bucket-id",
         "--noise-aug-strength", "--min-guidance-scale", "--max-guidance-scale", "--decode-chunk-size",
         "--num-videos", "--sampler", "--schedule", "--guider", "--churn", "--rho", "--sigmas",
-        "--guidance-scales", "--decoding",
+        "--guidance-scales", "--decoding", "--elevation", "--azimuths",
     }  # fmt: skip
 
 
@@ -167,6 +169,7 @@ def test_the_page_on_triton_has_every_input_and_its_type() -> None:
 ELSEWHERE_IN_CPP = {"--num-videos"}  # a video a run
 LACKING_IN_CPP = {  # it has the defaults alone
     "--sampler", "--schedule", "--guider", "--churn", "--rho", "--sigmas", "--guidance-scales", "--decoding",
+    "--elevation", "--azimuths",
 }  # fmt: skip
 
 

@@ -47,6 +47,13 @@ def continue_video(
     the engine's call raises.
     """
     one_of("output_type", output_type, PICTURES_OUT)
+    if engine.model.orbits:
+        raise SettingsError(
+            "engine",
+            expected="a model whose videos begin at the image, such as SVD",
+            got=f"{engine.model.name}, whose videos end there",
+            remedy="Use a checkpoint or a bundle of SVD.",
+        )
     given = read_video(clip).frames if isinstance(clip, (str, Path)) else as_bytes(clip)  # [G, H, W, 3]
     check_continuable(given, call, engine.default.frames)
     height, width = given.shape[1:3]

@@ -33,7 +33,7 @@ from svd_engine.guidance_parallel import OtherHalf
 from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
-from svd_engine.request import SETTINGS, Settings, check_together
+from svd_engine.request import SETTINGS, Settings, check_together, own_values
 from svd_engine.residency.budget import Memory
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
@@ -179,13 +179,13 @@ class VideoEngine(Steered, DiffusersNames):
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int | None = None,
         sigmas: Sequence[float] | None = None,
         min_guidance_scale: float | None = None,
         max_guidance_scale: float | None = None,
         fps: int = 7,
         motion_bucket_id: float = 127,
-        noise_aug_strength: float = 0.02,
+        noise_aug_strength: float | None = None,
         decode_chunk_size: int | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -200,21 +200,29 @@ class VideoEngine(Steered, DiffusersNames):
         fit: Fit = "stretch",
         sampler: str = "euler",
         schedule: str = "karras",
-        guider: str = "linear",
+        guider: str | None = None,
         guidance_scales: Sequence[float] | None = None,
         churn: float = 0.0,
         rho: float | None = None,
         decoding: str = "auto",
+        elevation: float | Sequence[float] | None = None,
+        azimuths: Sequence[float] | None = None,
     ) -> VideoOutput | Any:  # Any: `VideoFrames` with return_dict off; else none need tell them apart
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
-        image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.
+        image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.  Of a PIL image with
+        transparency SV3D centres what is not transparent on white; what has none it takes as it is.
         height, width, num_frames: default the bundle's or checkpoint's own (SVD: 576, 1024 pixels, 14 or 25).
-        num_inference_steps: denoising steps.  sigmas: n + 1 falling noise levels for n steps, in their place.
+        num_inference_steps: denoising steps; default the model's own (SVD: 25).  sigmas: n + 1 falling noise
+        levels for n steps, in their place.
         min_guidance_scale, max_guidance_scale: classifier-free guidance of the first and the last frame, or
         where the `guider` puts them; default the model's own (SVD: 1.0 and 3.0).
-        fps: frame rate that the networks are told.  motion_bucket_id: 0 to 1023, more is more motion.
-        noise_aug_strength: standard deviation of the noise on the image, whose pixels are in [-1, 1].
+        fps: frame rate that SVD's network is told.  motion_bucket_id: 0 to 1023, more is more motion (SVD).
+        elevation, azimuths: where the camera is, in degrees (SV3D_p): the elevation of all frames or of each,
+        -90 to 90, default 10; the azimuth of each, of which the last is the image's view, default an even
+        orbit.
+        noise_aug_strength: standard deviation of the noise on the image, whose pixels are in [-1, 1]; default
+        the model's own (SVD: 0.02).
         decode_chunk_size: frames decoded at once; default all.  decoding: "whole", all frames at once;
         "streamed", the same video layer by layer over `decode_chunk_size` frames at a time (default 1), in
         less memory, over a checkpoint; "auto", whole or, where `decode_chunk_size` is given, chunks of it
@@ -222,9 +230,10 @@ class VideoEngine(Steered, DiffusersNames):
         generator: one for all videos or one for each; latents: unit-variance noise [N,F,4,h,w] to start from.
         fit: resize an image of another aspect ("stretch", as diffusers), crop it in the middle ("crop"), or
         pad it with black ("pad").
-        sampler, schedule, guider: names of `svd_engine.sampling.registry`; the defaults are diffusers'.  A
-        step of "heun" or "dpmpp-2s-ancestral" evaluates the denoiser twice.  Noise that a sampler adds is
-        drawn from `generator`.  guidance_scales: a scale for each frame, in place of the guider.
+        sampler, schedule, guider: names of `svd_engine.sampling.registry`; the defaults are diffusers', the
+        guider's is the model's own (SVD: "linear").  A step of "heun" or "dpmpp-2s-ancestral" evaluates the
+        denoiser twice.  Noise that a sampler adds is drawn from `generator`.  guidance_scales: a scale for
+        each frame, in place of the guider.
         churn: 0 or more, noise that "euler" and "heun" add (S_churn of Karras et al. 2022).
         rho: exponent of the schedule "karras", 0.1 to 1000; default the model's own (SVD: 7).
         output_type: "pil" lists of images, "np" [N,F,H,W,3] and "pt" [N,F,3,H,W] in [0, 1],
@@ -318,17 +327,19 @@ class VideoEngine(Steered, DiffusersNames):
 
     def _settings(self, call: Mapping[str, object]) -> Settings:
         """The parameters among the arguments of a call; None takes the profile's or the model's own."""
-        own = {"profile": self.default, "model": self.model}
         values = {p.field: call[p.name] for p in SETTINGS}
-        values |= {p.field: getattr(own[p.own], p.field) for p in SETTINGS if p.own and call[p.name] is None}
+        values |= own_values({"profile": self.default, "model": self.model}, call)
         settings = Settings(**values)  # type: ignore[arg-type]  # it checks each
         check_together(call)
+        settings.check_told(self.model.name, self.model.architecture.conditioning.names)
         settings.check_size(self.model.architecture.size_multiple)
         return settings
 
     def _pixels(self, image: Image | list[Image] | Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
         """What the VAE encoder and the image encoder read, [images, 3, H, W] and [images, 3, S, S]."""
         model, device = self.model, self.backend.device
+        if model.orbits and not isinstance(image, Tensor):
+            image = images.objects_on_white(image, max(settings.height, settings.width))
         framed = images.fitted(image, settings.height, settings.width, settings.fit)
         pixels = images.to_vae_pixels(framed, settings.height, settings.width).to(device)
         clip = images.to_clip_pixels(framed, model.architecture.clip_size, model.clip_mean, model.clip_std)

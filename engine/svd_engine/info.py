@@ -26,6 +26,7 @@ from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.checkpoint.parts import Assembled
 from svd_engine.checkpoint.single_file import SingleFile
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError
+from svd_engine.spec.model import Model
 from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.weights import COMPONENTS, LoraFile, WeightFile
 
@@ -178,6 +179,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
     size = sum(entry.bytes for entry in manifest.files.values())
     facts = {
         "model": f"{model.name}{' with random weights' if model.random_weights else ''}",
+        "family": _family(model),
         "made from": f"{source.checkpoint}{f', variant {source.variant}' if source.variant else ''}",
         **{f"{component} from": path for component, path in source.parts.items()},
         **_lora_facts(source.lora),
@@ -211,6 +213,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, str]:
     single = weights if isinstance(weights, SingleFile) else None
     facts = {
         "model": f"{model.name}, {model.frames} frames of {model.height}x{model.width}",
+        "family": _family(model, image_decoder=checkpoint.configs["vae"]["_class_name"] == "AutoencoderKL"),
         "layout": "one file, Stability's names" if single else "diffusers folder",
     }
     facts |= {f"{component} from": source for component, source in checkpoint.parts.items()}
@@ -223,6 +226,11 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, str]:
     if single and (left := single.not_read()):
         facts["not read"] = ", ".join(f"{what} ({count})" for what, count in list(left.items())[:10])
     return facts
+
+
+def _family(model: Model, image_decoder: bool = False) -> str:
+    told = ", ".join(model.architecture.conditioning.names)
+    return f"{model.family}, told {told}{'; each frame is decoded as an image' if image_decoder else ''}"
 
 
 def _lora_facts(files: Iterable[LoraFile]) -> dict[str, str]:

@@ -134,7 +134,7 @@ def generate(
         sigmas = schedule(settings, model).to(pixels.device)  # [steps + 1]
         x = noise_video(first_latent, settings, generator, latents) * initial_scale(sigmas)
         steering = steering or steering_of(settings, len(x), x.device)
-        told = model.architecture.conditioning.time_ids(vars(settings), len(x), settings.frames, x.device)
+        told = model.architecture.conditioning.time_ids(settings.told, len(x), settings.frames, x.device)
         denoise = denoiser_call(stages, steering, told, embedding, first_latent, reusing)
         fresh = FreshNoise(lambda x: draw(x.shape, generator, x.device), settings.churn)
         x = sample(settings.sampler, denoise, x, sigmas, fresh, on_step, clock, steering, progress, observer)
@@ -143,7 +143,10 @@ def generate(
         return x
 
     with clock.stage("vae_decoder"):
-        return decode_video(stages, x / model.latent_scale)
+        frames = decode_video(stages, x / model.latent_scale)
+        if model.orbits:  # as sgm's `simple_video_sample.py`
+            frames[:, -1] = (pixels / 2 + 0.5).repeat_interleave(settings.videos_per_image, dim=0)
+        return frames
 
 
 def schedule(settings: Settings, model: Model) -> Tensor:

@@ -15,7 +15,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
-from svd_engine.request import Settings
+from svd_engine.request import Settings, own_values
 from svd_engine.residency.budget import Memory, budget_of, check_memory
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
@@ -107,10 +107,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _settings(model: Model, frames: int, height: int, width: int, asked: Mapping[str, Any]) -> Settings:
-    own = {
-        "frames": frames, "height": height, "width": width, "rho": model.rho,
-        "min_guidance_scale": model.min_guidance_scale, "max_guidance_scale": model.max_guidance_scale,
-    }  # fmt: skip
+    own = {"frames": frames, "height": height, "width": width, **own_values({"model": model}, asked)}
     settings = Settings(**{**own, **asked})
     settings.check_size(model.architecture.size_multiple)
     return settings

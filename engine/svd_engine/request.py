@@ -8,7 +8,7 @@ field of `Settings`, an argument of `VideoEngine.__call__`, and what the pipelin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -17,6 +17,7 @@ from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES
 from svd_engine.values import (
     FITS,
     Fit,
+    angles,
     at_least,
     check_seed,
     finite,
@@ -88,6 +89,21 @@ class FrameScales:
 
 
 @dataclass(frozen=True)
+class Angles:
+    """A float of degrees, or one for each frame, from `low` to `high`; None is no limit."""
+
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def range(self) -> str:
+        return "" if self.high is None else f"{self.low} to {self.high}"
+
+    def check(self, name: str, value: object) -> float | tuple[float, ...]:
+        return angles(name, value, self.low, self.high)
+
+
+@dataclass(frozen=True)
 class Seed:
     """An int of 64 bits; for `VideoEngine.__call__` a generator that was seeded with it."""
 
@@ -117,7 +133,7 @@ class Latents:
         return value  # the pipeline checks its shape, which depends on other parameters
 
 
-Kind = Whole | Real | OneOf | NoiseLevels | FrameScales | Seed | Photograph | Latents
+Kind = Whole | Real | OneOf | NoiseLevels | FrameScales | Angles | Seed | Photograph | Latents
 
 
 @dataclass(frozen=True)
@@ -128,6 +144,9 @@ class Parameter:
     name: str = ""  # as `VideoEngine.__call__` and Triton call it; diffusers' name
     option: str | None = None  # of `svd-engine generate`; None where the command offers none
     own: Literal["", "profile", "model"] = ""  # whose value a call that names none takes
+    only_told: bool = (
+        False  # it is for networks that have a conditioning field of this name, and nothing else
+    )
     default: Any = None  # where nothing owns one; of an `own` parameter SVD's, if it has one
     field: str = ""  # of `Settings`
     usual: tuple[float, float] | None = None  # what a slider spans, within the range
@@ -143,7 +162,8 @@ class Parameter:
         line = f"{self.help} ({notes})." if notes else f"{self.help}."
         if self.own == "profile":
             return f"{line} Default: the bundle's or checkpoint's own."
-        return f"{line} Default: the model's own (SVD: {self.default:g})." if self.own else line
+        svd = self.default if isinstance(self.default, str) else f"{self.default:g}" if self.own else ""
+        return f"{line} Default: the model's own (SVD: {svd})." if self.own else line
 
 
 @dataclass(frozen=True)
@@ -172,7 +192,14 @@ class Settings:
     ] = "stretch"  # as diffusers does
     steps: Annotated[
         int,
-        Parameter(Whole(1), "Denoising steps", name="num_inference_steps", option="--steps", usual=(1, 50)),
+        Parameter(
+            Whole(1),
+            "Denoising steps",
+            name="num_inference_steps",
+            option="--steps",
+            own="model",
+            usual=(1, 50),
+        ),
     ] = 25
     sigmas: Annotated[
         tuple[float, ...] | None,
@@ -184,7 +211,7 @@ class Settings:
         int,
         Parameter(
             Whole(1),
-            "Playback rate, also given to the network",
+            "Playback rate, also given to SVD's network",
             "frames per second",
             option="--fps",
             usual=(1, 30),
@@ -196,6 +223,7 @@ class Settings:
             Real(0, 1023),
             "Amount of motion, more for a higher value",
             option="--motion-bucket-id",
+            only_told=True,
             usual=(0, 255),  # what SVD was trained on
         ),
     ] = 127
@@ -206,6 +234,7 @@ class Settings:
             "Noise added to the photograph; with more the video departs further from it",
             "standard deviation, of pixels in [-1, 1]",
             option="--noise-aug-strength",
+            own="model",
             usual=(0, 0.5),
         ),
     ] = 0.02
@@ -259,6 +288,7 @@ class Settings:
             OneOf(tuple(GUIDERS)),
             "Guider, which spreads the two guidance scales over the frames",
             option="--guider",
+            own="model",
         ),
     ] = "linear"
     guidance_scales: Annotated[
@@ -288,6 +318,27 @@ class Settings:
             usual=(1, 20),
         ),
     ] = 7.0
+    elevation: Annotated[
+        float | tuple[float, ...] | None,
+        Parameter(
+            Angles(-90, 90),
+            "Elevation of the camera, for SV3D_p: of every frame, or one for each; default 10",
+            "degrees above the object",
+            option="--elevation",
+            only_told=True,
+        ),
+    ] = None
+    azimuths: Annotated[
+        tuple[float, ...] | None,
+        Parameter(
+            Angles(),
+            "Azimuth of the camera, for SV3D_p: one for each frame, the last one the photograph's; default "
+            "an even orbit",
+            "degrees",
+            option="--azimuths",
+            only_told=True,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         for parameter in SETTINGS:
@@ -304,6 +355,27 @@ class Settings:
                 got=str(len(self.guidance_scales)),
                 remedy="Pass as many factors as the video has frames.",
             )
+        for name, value in (("elevation", self.elevation), ("azimuths", self.azimuths)):
+            if value is None or (name == "elevation" and isinstance(value, float)):
+                continue
+            count = len(value) if isinstance(value, tuple) else None
+            if count != self.frames:
+                raise SettingsError(
+                    name,
+                    expected=f"{self.frames} numbers, one for each frame",
+                    got="one number" if count is None else str(count),
+                    remedy="Pass as many angles as the video has frames, or leave it out.",
+                )
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What networks may be told, by the names of conditioning fields.
+
+        Azimuths are those from the last frame on, 0 to 360 degrees, as sgm's `simple_video_sample.py` has
+        them: the last frame is the photograph's view.  Without any, an even orbit that ends there.
+        """
+        given = self.azimuths or tuple(360 * (n + 1) / self.frames for n in range(self.frames))
+        return {**vars(self), "azimuths": tuple((angle - given[-1]) % 360 for angle in given)}
 
     @property
     def guided(self) -> bool:
@@ -322,6 +394,21 @@ class Settings:
     def slice_frames(self) -> int | None:
         """Frames that a streamed decoder holds at a time; None where it was not asked for."""
         return min(self.decode_chunk_size or 1, self.frames) if self.decoding == "streamed" else None
+
+    def check_told(self, model: str, fields: Sequence[str]) -> None:
+        """Raises SettingsError for a parameter that only speaks to networks of another model.
+
+        fields: the names of what the model's networks are told beside the image.
+        """
+        for parameter in SETTINGS:
+            value = getattr(self, parameter.field)
+            if parameter.only_told and parameter.field not in fields and value != parameter.default:
+                raise SettingsError(
+                    parameter.name,
+                    expected=f"it to be left out: the networks of {model} are told {', '.join(fields)}",
+                    got=str(value),
+                    remedy="Leave it out, or use a checkpoint that is told it.",
+                )
 
     def check_size(self, multiple: int) -> None:
         """Raises SettingsError unless the networks can take the size."""
@@ -383,7 +470,8 @@ def check_together(call: Mapping[str, object]) -> None:
                 remedy="Leave out one of the two.",
             )
 
-    sampler, schedule, guider = (call.get(n) or defaults[n] for n in ("sampler", "schedule", "guider"))
+    svd = {p.name: p.default for p in SETTINGS}
+    sampler, schedule, guider = (call.get(n) or svd[n] for n in ("sampler", "schedule", "guider"))
     if given("sigmas"):
         refuse("schedule", "sigmas")
         refuse("rho", "sigmas")
@@ -399,3 +487,15 @@ def check_together(call: Mapping[str, object]) -> None:
         refuse("rho", f"the schedule {schedule}")
     if not GUIDERS[str(guider)].rises:
         refuse("min_guidance_scale", f"the guider {guider}")
+
+
+def own_values(owners: Mapping[str, object], call: Mapping[str, object]) -> dict[str, Any]:
+    """By field, what the profile or the model decides of a call; None in `call` leaves it to them.
+
+    owners: by "profile" and "model", or one of them, what has the values as attributes.
+    """
+    return {
+        p.field: getattr(owners[p.own], p.field)
+        for p in SETTINGS
+        if p.own in owners and call.get(p.name) is None
+    }

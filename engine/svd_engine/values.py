@@ -85,6 +85,19 @@ def _plain(value: object) -> int | float | None:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
+def angles(name: str, value: object, low: float | None, high: float | None) -> float | tuple[float, ...]:
+    """Degrees, one number or a list of one for each frame.
+
+    Raises SettingsError unless they are finite, from `low` to `high`.
+    """
+    numbers = _listed(value) if _plain(value) is None else None
+    if numbers is None:
+        return finite(name, value, low, high)
+    if not numbers:
+        raise _refusal(name, "a number of degrees, or a list of one for each frame", value)
+    return tuple(finite(name, number, low, high) for number in numbers)
+
+
 def guidance_scales(scales: object) -> tuple[float, ...]:
     """A caller's own factors of guidance, one a frame.  Raises SettingsError unless finite numbers."""
     numbers = _listed(scales)

@@ -256,7 +256,8 @@ class Bundle {
     for (const auto& field : fields) {
       const auto name = field.at("name").get<std::string>();
       const auto less = field.value("offset", 0.0);
-      const bool known = field.value("per", "video") == "video" && less == (name == "fps" ? -1.0 : 0.0);
+      const bool known = field.value("per", "video") == "video" && field.value("scale", 1.0) == 1 &&
+                         less == (name == "fps" ? -1.0 : 0.0);
       told.push_back(known ? name : name + " (per " + field.value("per", "video") + ", offset " +
                                         json(less).dump() + ")");
     }

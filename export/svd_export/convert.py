@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svd_engine.checkpoint.configs import INDEX, PIPELINE
+from svd_engine.checkpoint.configs import INDEX, OPTIONAL, PIPELINE
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.cli import console
 from svd_engine.spec.weights import COMPONENTS, Component
@@ -21,7 +21,6 @@ PIPELINE_PARTS = {  # of model_index.json: library and class
     "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
     "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
-    "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
 }
 
 
@@ -46,7 +45,11 @@ def write_folder(
         scheduler.save_pretrained(aside / "scheduler")
         extractor = transformers.CLIPImageProcessor(**checkpoint.configs["feature_extractor"])
         extractor.save_pretrained(aside / "feature_extractor")
-        index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, **PIPELINE_PARTS}
+        for name, file in OPTIONAL.items():
+            if name in checkpoint.configs:
+                console.write_text(aside / file, json.dumps(checkpoint.configs[name], indent=2) + "\n")
+        parts = PIPELINE_PARTS | {"vae": ["diffusers", checkpoint.configs["vae"]["_class_name"]]}
+        index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, **parts}
         console.write_text(aside / INDEX, json.dumps(index, indent=2) + "\n")
 
 

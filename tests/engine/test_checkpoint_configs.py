@@ -105,8 +105,13 @@ def test_what_may_be_absent_has_diffusers_default() -> None:
         ("unet", "in_channels", 4, "8 (twice the VAE's latent_channels)"),
         ("unet", "out_channels", 8, "4 (the VAE's latent_channels)"),
         ("unet", "cross_attention_dim", 768, "1024 (CLIP's projection_dim)"),
-        ("unet", "projection_class_embeddings_input_dim", 2816, "768 (3 addition_time_embed_dim)"),
-        ("vae", "_class_name", "AutoencoderKL", "'AutoencoderKLTemporalDecoder'"),
+        (
+            "unet",
+            "projection_class_embeddings_input_dim",
+            2816,
+            "768, 256 or 1280 (3 addition_time_embed_dim in SVD",
+        ),
+        ("vae", "_class_name", "AutoencoderTiny", "'AutoencoderKLTemporalDecoder' or 'AutoencoderKL'"),
         ("vae", "scaling_factor", float("nan"), "a finite number"),
         ("image_encoder", "architectures", ["CLIPModel"], "'CLIPVisionModelWithProjection'"),
         ("feature_extractor", "crop_size", {"height": 224, "width": 336}, "{224} (CLIP's image_size)"),
@@ -147,7 +152,7 @@ def test_refuses_an_absent_key(configs: Configs, part: str, key: str) -> None:
     [
         (
             {"max_guidance": 1.5},
-            "key max_guidance: expected one of min_guidance_scale, max_guidance_scale, got",
+            "key max_guidance: expected one of min_guidance_scale, max_guidance_scale, guider, num_inference_steps, got",
         ),
         ({"max_guidance_scale": "2"}, "key max_guidance_scale: expected a valid number, got '2'"),
         ({"min_guidance_scale": float("inf")}, "key min_guidance_scale: expected a finite number, got inf"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.errors import BundleError, SettingsError
 from svd_engine.networks.parity import example_inputs
 from svd_engine.request import SETTINGS, Real, Whole
-from svd_engine.spec.conditioning import Conditioning, ConditioningField, svd_conditioning
+from svd_engine.spec.conditioning import (
+    Conditioning,
+    conditioning_of,
+    sv3d_p_conditioning,
+    sv3d_u_conditioning,
+    svd_conditioning,
+)
 from svd_engine.spec.model import SVD, Architecture
 from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
@@ -23,11 +30,8 @@ from svd_engine.spec.tables import denoiser
 from svd_engine.spec.tensors import TensorSpec
 from tests.support import damage
 
-NOISE = ConditioningField(name="noise_aug_strength", width=256, default=1e-5, low=0.0)
-POLAR = ConditioningField(name="polar", width=512, default=1.4, low=0.0, high=3.1416, per="frame")
-AZIMUTH = ConditioningField(name="azimuth", width=512, default=0.0, low=0.0, high=6.2832, per="frame")
-SV3D_U = Conditioning((NOISE,))
-SV3D_P = Conditioning((NOISE, POLAR, AZIMUTH))
+SV3D_U = sv3d_u_conditioning()
+SV3D_P = sv3d_p_conditioning()
 PROFILE = Profile(frames=21, height=576, width=576, batch=2, decode_chunk=21)
 
 
@@ -53,24 +57,23 @@ def test_svd_is_told_the_frame_rate_less_one() -> None:
 
 
 def test_numbers_per_frame_stand_beside_those_of_the_video() -> None:
-    azimuths = [0.1 * frame for frame in range(21)]
-    values = {"noise_aug_strength": 1e-5, "polar": 1.5, "azimuth": azimuths}
+    azimuths = [17.0 * frame for frame in range(21)]
+    values = {"noise_aug_strength": 1e-5, "elevation": 30.0, "azimuths": azimuths}
     told = SV3D_P.time_ids(values, 2, 21)
-    expected = torch.tensor([[1e-5, 1.5, azimuth] for azimuth in azimuths])
-    assert torch.equal(told[0], expected)
-    assert torch.equal(told[1], expected)
+    expected = torch.tensor([[1e-5, math.radians(60), math.radians(azimuth)] for azimuth in azimuths])
+    assert torch.allclose(told, expected.expand(2, 21, 3), rtol=1e-7)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            {"azimuth": [0.0] * 20},
-            "azimuth: expected one number, or one for each of 21 frames, got 20 numbers",
+            {"azimuths": [0.0] * 20},
+            "azimuths: expected one number, or one for each of 21 frames, got 20 numbers",
         ),
         ({"noise_aug_strength": [0.0] * 21}, "noise_aug_strength: expected one number, got 21 numbers"),
-        ({"polar": 4.0}, "polar: expected 0.0 to 3.1416, got 4.0"),
-        ({"azimuth": [0.0] * 20 + [-0.1]}, "azimuth: expected 0.0 to 6.2832, got -0.1"),
+        ({"elevation": 91.0}, "elevation: expected -90.0 to 90.0, got 91.0"),
+        ({"azimuths": [0.0] * 20 + [-0.1]}, "azimuths: expected 0.0 to 360.0, got -0.1"),
     ],
 )
 def test_what_a_field_does_not_take(change: dict[str, Any], message: str) -> None:
@@ -83,7 +86,7 @@ def test_networks_are_compared_on_the_defaults() -> None:
     spec = denoiser(PROFILE, Architecture(conditioning=SV3D_P), FLOAT32)
     told = example_inputs(spec, SV3D_P)["time_ids"]
     assert tuple(told.shape) == (2, 21, 3)
-    assert told[1, 20].tolist() == pytest.approx([1e-5, 1.4, 0.0])
+    assert told[1, 20].tolist() == pytest.approx([1e-5, math.radians(80), 0.0])
 
 
 def test_svd_s_fields_are_parameters_of_a_call() -> None:
@@ -103,13 +106,21 @@ def test_a_checkpoint_s_embeddings_have_their_width() -> None:
     model = describe("small", "here", configs)
     assert model.architecture.conditioning == svd_conditioning(32)
     assert model.architecture.conditioning.width == 96
+    assert not model.orbits
+
+
+def test_a_family_is_known_by_the_width_of_its_embeddings() -> None:
+    assert [conditioning_of(32, width) for width in (96, 32, 160, 64)] == [
+        svd_conditioning(32), sv3d_u_conditioning(32), sv3d_p_conditioning(32), None
+    ]  # fmt: skip
 
 
 def test_the_manifest_says_it(tiny_bundle: Path) -> None:
     written = json.loads((tiny_bundle / "manifest.json").read_text())
     told = written["model"]["architecture"]["conditioning"]["fields"]
     assert told[0] == {
-        "name": "fps", "width": 32, "default": 7.0, "low": 1.0, "high": None, "offset": -1.0, "per": "video"
+        "name": "fps", "width": 32, "default": 7.0, "low": 1.0, "high": None, "scale": 1.0,
+        "offset": -1.0, "per": "video",
     }  # fmt: skip
     assert [field["name"] for field in told] == ["fps", "motion_bucket_id", "noise_aug_strength"]
 

@@ -32,6 +32,32 @@ def tensors_of(pipeline: Any) -> Tensors:
     }
 
 
+def image_decoder_tensors(pipeline: Any, vae: Any) -> Tensors:
+    """As `tensors_of`, of svd_image_decoder.safetensors: `vae`, an AutoencoderKL, is the first stage."""
+    tensors = {k: t for k, t in tensors_of(pipeline).items() if not k.startswith("first_stage_model.")}
+    return tensors | under("first_stage_model", image_vae(vae))
+
+
+def sv3d_tensors(unet_: Any, clip_: Any, vae: Any, first_stage: Any) -> Tensors:
+    """Of sv3d_u.safetensors and sv3d_p.safetensors: `first_stage` is the decoder that frames go through."""
+    made = decoder(first_stage) if hasattr(first_stage, "time_conv_out") else image_decoder(first_stage)
+    return {
+        **under("model.diffusion_model", unet(unet_)),
+        **under("first_stage_model.decoder", made),
+        **under("conditioner.embedders.1.encoder", image_vae(vae)),
+        **under("conditioner.embedders.0.open_clip.model.visual", clip(clip_)),
+    }
+
+
+def image_vae(vae: Any) -> Tensors:
+    return {
+        **under("encoder", encoder(vae.encoder)),
+        **under("decoder", image_decoder(vae.decoder)),
+        **own("quant_conv", vae.quant_conv),
+        **own("post_quant_conv", vae.post_quant_conv),
+    }
+
+
 def under(prefix: str, tensors: Tensors) -> Tensors:
     return {f"{prefix}.{key}": tensor for key, tensor in tensors.items()}
 
@@ -131,6 +157,18 @@ def decoder(net: Any) -> Tensors:
             tensors |= own(f"up.{level}.upsample.conv", block.upsamplers[0].conv)
     for layer, resnet in enumerate(net.mid_block.resnets, 1):
         tensors |= under(f"mid.block_{layer}", temporal_vae_resnet(resnet))
+    return tensors
+
+
+def image_decoder(net: Any) -> Tensors:
+    tensors = vae_ends(net)
+    for level, block in enumerate(reversed(net.up_blocks)):
+        for layer, resnet in enumerate(block.resnets):
+            tensors |= under(f"up.{level}.block.{layer}", vae_resnet(resnet))
+        if block.upsamplers:
+            tensors |= own(f"up.{level}.upsample.conv", block.upsamplers[0].conv)
+    for layer, resnet in enumerate(net.mid_block.resnets, 1):
+        tensors |= under(f"mid.block_{layer}", vae_resnet(resnet))
     return tensors
 
 

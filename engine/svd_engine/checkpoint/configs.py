@@ -22,9 +22,10 @@ from svd_engine.spec.bounds import (
     Frames,
     LatentChannels,
     NoiseLevel,
+    Steps,
 )
-from svd_engine.spec.conditioning import svd_conditioning
-from svd_engine.spec.model import Architecture, Model
+from svd_engine.spec.conditioning import conditioning_of, svd_conditioning
+from svd_engine.spec.model import Architecture, GuiderName, Model
 
 PIPELINE = "StableVideoDiffusionPipeline"
 INDEX = "model_index.json"
@@ -67,12 +68,16 @@ class _UNet(_Config):
 
 
 class _Vae(_Config):
-    class_name: Literal["AutoencoderKLTemporalDecoder"] = Field(alias="_class_name")
+    class_name: Literal["AutoencoderKLTemporalDecoder", "AutoencoderKL"] = Field(alias="_class_name")
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
     latent_channels: LatentChannels
     block_out_channels: Levels
     scaling_factor: Divisor
+    use_quant_conv: Literal[True] = True  # these four only AutoencoderKL has
+    use_post_quant_conv: Literal[True] = True
+    shift_factor: None = None
+    latents_mean: None = None
 
 
 class _ImageEncoder(_Config):
@@ -107,12 +112,14 @@ class _FeatureExtractor(_Config):
 
 
 class _Generation(_Config):
-    """Guidance that a checkpoint recommends.  A misspelt key is refused, not ignored."""
+    """Guidance and steps that a checkpoint recommends.  A misspelt key is refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
     min_guidance_scale: float = Model.min_guidance_scale
     max_guidance_scale: float = Model.max_guidance_scale
+    guider: GuiderName = Model.guider
+    num_inference_steps: Steps = Model.steps
 
 
 def read_configs(folder: Path) -> Configs:
@@ -147,8 +154,15 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
     generation = _parse(_Generation, "generation", where, {"generation": {}, **configs})
 
     c, clip_size = vae.latent_channels, clip.image_size
-    conditioning = svd_conditioning(unet.addition_time_embed_dim)
-    told = f"{len(conditioning.fields)} addition_time_embed_dim"
+    each, told = unet.addition_time_embed_dim, unet.projection_class_embeddings_input_dim
+    conditioning = conditioning_of(each, told)
+    if conditioning is None:
+        raise _refused(
+            f"{where}/{FILES['unet']}, key {_TIME}",
+            expected=f"{3 * each}, {each} or {5 * each} (3 addition_time_embed_dim in SVD, 1 in SV3D_u, "
+            "5 in SV3D_p)",
+            got=str(told),
+        )
     crop = extractor.crop_size
     crops = set(crop.values()) if isinstance(crop, dict) else {crop}
     for part, key, got, expected, why in (
@@ -161,7 +175,6 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
             clip.projection_dim,
             "CLIP's projection_dim",
         ),
-        ("unet", _TIME, unet.projection_class_embeddings_input_dim, conditioning.width, told),
         ("feature_extractor", "crop_size", crops, {clip_size}, "CLIP's image_size"),
     ):
         if got != expected:
@@ -198,6 +211,9 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
         random_weights=random_weights,
         min_guidance_scale=generation.min_guidance_scale,
         max_guidance_scale=generation.max_guidance_scale,
+        guider=generation.guider,
+        steps=generation.num_inference_steps,
+        orbits=conditioning != svd_conditioning(each),
     )
 
 

@@ -22,7 +22,7 @@ from svd_engine.checkpoint.lora import Fused, open_lora
 from svd_engine.checkpoint.parts import Assembled, open_part
 from svd_engine.checkpoint.random_weights import RandomWeights, small_configs, svd_configs
 from svd_engine.checkpoint.safetensors_header import Stated, read_header
-from svd_engine.checkpoint.single_file import frames_by_name, frames_of, open_single_file
+from svd_engine.checkpoint.single_file import open_single_file
 from svd_engine.checkpoint.weight_files import choose, describe_file, identify, present, shard_names, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, build, fill, read_tensors
 from svd_engine.errors import CheckpointError, SettingsError
@@ -90,7 +90,7 @@ def open_checkpoint(
     lora: Mapping[str | Path, float] | None = None,
     lora_partial: bool = False,
 ) -> Checkpoint:
-    """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, a single file, or a hub id.
+    """Open "svd", "svd-xt", "svd-xt-1-1", "demo", a diffusers folder, a single file (SV3D too), or a hub id.
 
     variant: of the weight files, as in diffusers' `from_pretrained`: "fp16" reads the components that
     have such files from them, and the others from those without a variant.  None reads no variant.
@@ -152,8 +152,11 @@ def is_single_file(source: str | Path) -> bool:
 
 
 def hides_frames(source: str | Path) -> bool:
-    """Whether it is a single file whose name does not tell the frames that it was trained on."""
-    return is_single_file(source) and frames_by_name(Path(source)) is None
+    """Whether it is a single file of SVD whose name does not tell the frames that it was trained on.
+
+    Raises CheckpointError for what is no whole safetensors file.
+    """
+    return is_single_file(source) and open_single_file(Path(source).expanduser()).known_frames() is None
 
 
 def names_checkpoint(source: str) -> bool:
@@ -253,7 +256,7 @@ def _from_file(source: str, path: Path, variant: str | None, frames: int | None)
             remedy="Leave the variant out, or pass the file that has it.",
         )
     weights = open_single_file(path)
-    configs = weights.configs(frames_of(path, frames))
+    configs = weights.configs(weights.frames(frames))
     model = describe(path.stem, source, configs)
     weights.say_not_read()
     return Checkpoint(model, source, configs, weights)

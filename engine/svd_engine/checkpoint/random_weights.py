@@ -108,6 +108,16 @@ def svd_configs(frames: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def sv3d_generation() -> dict[str, Any]:
+    """What Stability's configs of SV3D recommend: sv3d_u.yaml and sv3d_p.yaml, and 50 steps in its script."""
+    return {
+        "num_inference_steps": 50,
+        "guider": "triangle",
+        "min_guidance_scale": 1.0,
+        "max_guidance_scale": 2.5,
+    }
+
+
 def small_configs() -> dict[str, dict[str, Any]]:
     """SVD's block types and depths at a fraction of the width: 14 frames of 128x192, seconds on a CPU."""
     configs = svd_configs(frames=14)

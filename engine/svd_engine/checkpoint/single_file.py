@@ -1,7 +1,8 @@
 """A checkpoint in one safetensors file in Stability's own layout, such as svd.safetensors.
 
 Reads the configs off the shapes of the tensors and hands these over under diffusers' names
-(`stability_keys` has the table).  What no shape says, 14 or 25 frames, is told or is in the file's name.
+(`stability_keys` has the table).  What no shape says, 14 or 25 frames of SVD, is told or is in the file's
+name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svd_engine.checkpoint.random_weights import svd_configs
+from svd_engine.checkpoint.random_weights import sv3d_generation, svd_configs
 from svd_engine.checkpoint.safetensors_header import Stated, read_header, shown
 from svd_engine.checkpoint.stability_keys import (
     CLIP,
@@ -26,6 +27,8 @@ from svd_engine.checkpoint.stability_keys import (
     Stored,
     prefixes,
     stored,
+    vae_decoder_prefix,
+    vae_encoder_prefix,
 )
 from svd_engine.checkpoint.weight_files import PICKLES, identify, present
 from svd_engine.checkpoint.weights import FLOAT_CODES, OpenFiles, Shapes, finite, reading
@@ -43,7 +46,8 @@ HEAD_CHANNELS = 64  # per head of the UNet's attention: num_head_channels in svd
 CLIP_HEAD_CHANNELS = 80  # of open_clip's ViT-H/14
 MAX_SIDE, MAX_LEVELS, MAX_LAYERS = 65536, 6, 128  # beyond them a header is damaged, not a network
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # torch.save's, now and before 1.6; no header is so long
-SV3D = {256: "SV3D_u", 1280: "SV3D_p"}  # channels of the conditioning; SVD has 768
+SV3D = (256, 1280)  # channels of the conditioning of SV3D_u and SV3D_p; SVD has 768
+SV3D_FRAMES, SV3D_SIZE = 21, [72, 72]  # in latent pixels: 576 x 576
 FILE_NAMES = re.compile(  # what Stability, and those who halve or rename its files, call them
     r"(?:stable[-_]video[-_]diffusion[-_]img2vid|svd)(?P<xt>[-_]?xt)?(?:[-_.]1[-_.][01])?"
     r"(?:[-_.](?:fp16|fp32|bf16|half|pruned|image[-_]decoder))*",
@@ -55,24 +59,6 @@ def frames_by_name(file: Path) -> int | None:
     """14 or 25, which a file that is called as Stability calls it was trained on; None for another name."""
     found = FILE_NAMES.fullmatch(file.name.removesuffix(".safetensors"))
     return (25 if found["xt"] else 14) if found else None
-
-
-def frames_of(file: Path, told: int | None) -> int:
-    """How many frames a file's model was trained on: as told, else by its name.
-
-    Raises CheckpointError that asks when neither says it, SettingsError for what is no such number.
-    """
-    if told is not None:
-        return at_least("frames", told, 1)
-    frames = frames_by_name(file)
-    if frames is None:
-        raise CheckpointError(
-            f"frames of {file}",
-            expected="a number, or a file called svd.safetensors (14 frames) or svd_xt.safetensors (25)",
-            got=f"the name {file.name}, and weights that are the same for both",
-            remedy="Use frames=14 or frames=25, as it was trained, or give the file its own name back.",
-        )
-    return frames
 
 
 def open_single_file(file: Path) -> SingleFile:
@@ -120,6 +106,32 @@ class SingleFile:
     file: Path
     header: Mapping[str, Stated] = field(repr=False)
 
+    @property
+    def is_sv3d(self) -> bool:
+        stated = self.header.get(f"{UNET}label_emb.0.0.weight")
+        return stated is not None and stated.shape[1:] in [(width,) for width in SV3D]
+
+    def known_frames(self) -> int | None:
+        """How many frames the model was trained on, by its family or the file's name; None if none says."""
+        return SV3D_FRAMES if self.is_sv3d else frames_by_name(self.file)
+
+    def frames(self, told: int | None) -> int:
+        """How many frames the model was trained on: as told, else as known.
+
+        Raises CheckpointError that asks when neither says it, SettingsError for what is no such number.
+        """
+        if told is not None:
+            return at_least("frames", told, 1)
+        frames = self.known_frames()
+        if frames is None:
+            raise CheckpointError(
+                f"frames of {self.file}",
+                expected="a number, or a file called svd.safetensors (14 frames) or svd_xt.safetensors (25)",
+                got=f"the name {self.file.name}, and weights that are the same for both",
+                remedy="Use frames=14 or frames=25, as it was trained, or give the file its own name back.",
+            )
+        return frames
+
     def configs(self, frames: int) -> dict[str, dict[str, Any]]:
         """Of all parts, as a diffusers folder would have them.
 
@@ -133,7 +145,7 @@ class SingleFile:
             "size": {"shortest_edge": side},
             "crop_size": {"height": side, "width": side},
         }
-        return configs
+        return configs | ({"generation": sv3d_generation()} if self.is_sv3d else {})
 
     def config(self, component: Component, frames: int) -> Mapping[str, Any]:
         """Of one part; the file need not hold the others.  Raises what `configs` raises."""
@@ -200,7 +212,7 @@ class SingleFile:
         """One tensor in memory of its own, as the module has it."""
         import torch
 
-        if place.form == "identity":  # quant_conv.weight [c, c, 1, 1], or its bias
+        if place.form == "identity":  # weight [c, c, 1, 1] of a quant_conv or post_quant_conv, or its bias
             return (
                 torch.eye(shape[0], dtype=dtype).view(shape)
                 if len(shape) > 1
@@ -219,7 +231,8 @@ class SingleFile:
     # The architecture, read off the shapes
 
     def _check_family(self) -> None:
-        parts = (("unet", UNET), ("vae", FIRST_STAGE), ("image_encoder", CLIP))
+        decoder = f"{vae_decoder_prefix(self.header)}decoder."
+        parts = (("unet", UNET), ("vae", decoder), ("image_encoder", CLIP))
         missing = [part for part, prefix in parts if not self._has(prefix)]
         if missing:
             held = sorted({shown(key.partition(".")[0]) for key in self.header})
@@ -228,14 +241,6 @@ class SingleFile:
                 expected=f"Stability's own layout: keys that begin with {UNET}, {FIRST_STAGE} and {CLIP}",
                 got=f"no {' and no '.join(missing)}; keys begin with {', '.join(held[:5]) or 'nothing'}",
                 remedy="Pass a whole SVD checkpoint: one file, or a diffusers folder.",
-            )
-        width = self._side(f"{UNET}label_emb.0.0.weight", 1)
-        if width in SV3D:
-            raise CheckpointError(
-                str(self.file),
-                expected="SVD, with 768 channels of conditioning",
-                got=f"{width} channels, {SV3D[width]}'s",
-                remedy="Pass SVD or SVD-XT: this engine does not run SV3D.",
             )
 
     def _unet(self, frames: int) -> dict[str, Any]:
@@ -251,36 +256,42 @@ class SingleFile:
             raise self._no_network("unet", f"levels of {widths} channels, heads of {HEAD_CHANNELS}")
         up = [level * entries for level in range(levels)]
         middle = f"{UNET}middle_block.1.transformer_blocks."
-        return svd_configs(frames)["unet"] | {
-            "in_channels": self._side(f"{UNET}input_blocks.0.0.weight", 1),
-            "out_channels": self._side(f"{UNET}out.2.weight", 0),
-            "block_out_channels": widths,
-            "num_attention_heads": [width // HEAD_CHANNELS for width in widths],
-            "down_block_types": [self._block("Down", f"input_blocks.{n}") for n in down],
-            "up_block_types": [self._block("Up", f"output_blocks.{n}") for n in up],
-            "layers_per_block": entries - 1,
-            "transformer_layers_per_block": self._count(middle, MAX_LAYERS),
-            "cross_attention_dim": self._side(f"{middle}0.attn2.to_k.weight", 1),
-            "projection_class_embeddings_input_dim": self._side(f"{UNET}label_emb.0.0.weight", 1),
-        }
+        size = {"sample_size": SV3D_SIZE} if self.is_sv3d else {}
+        return (
+            svd_configs(frames)["unet"]
+            | size
+            | {
+                "in_channels": self._side(f"{UNET}input_blocks.0.0.weight", 1),
+                "out_channels": self._side(f"{UNET}out.2.weight", 0),
+                "block_out_channels": widths,
+                "num_attention_heads": [width // HEAD_CHANNELS for width in widths],
+                "down_block_types": [self._block("Down", f"input_blocks.{n}") for n in down],
+                "up_block_types": [self._block("Up", f"output_blocks.{n}") for n in up],
+                "layers_per_block": entries - 1,
+                "transformer_layers_per_block": self._count(middle, MAX_LAYERS),
+                "cross_attention_dim": self._side(f"{middle}0.attn2.to_k.weight", 1),
+                "projection_class_embeddings_input_dim": self._side(f"{UNET}label_emb.0.0.weight", 1),
+            }
+        )
 
     def _vae(self) -> dict[str, Any]:
-        if not self._has(f"{FIRST_STAGE}decoder.mid.block_1.mix_factor"):
-            raise CheckpointError(
-                str(self.file),
-                expected="a temporal VAE decoder",
-                got="one that decodes each frame as an image",
-                remedy="Pass the file without image_decoder in its name.",
-            )
-        encoder, *_ = prefixes("vae", self.header)
+        """Temporal, or with a decoder that takes each frame as an image."""
+        encoder = f"{vae_encoder_prefix(self.header)}encoder."
+        decoder = f"{vae_decoder_prefix(self.header)}decoder."
         levels = self._count(f"{encoder}down.", MAX_LEVELS)
         widths = [self._side(f"{encoder}down.{n}.block.0.conv2.weight", 0) for n in range(levels)]
-        return svd_configs(1)["vae"] | {
-            "latent_channels": self._side(f"{FIRST_STAGE}decoder.conv_in.weight", 1),
-            "block_out_channels": widths,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "layers_per_block": self._count(f"{encoder}down.0.block.", MAX_LAYERS),
-        }
+        image_decoder = {"_class_name": "AutoencoderKL", "up_block_types": ["UpDecoderBlock2D"] * levels}
+        temporal = self._has(f"{decoder}mid.block_1.mix_factor")
+        return (
+            svd_configs(1)["vae"]
+            | ({} if temporal else image_decoder)
+            | {
+                "latent_channels": self._side(f"{decoder}conv_in.weight", 1),
+                "block_out_channels": widths,
+                "down_block_types": ["DownEncoderBlock2D"] * levels,
+                "layers_per_block": self._count(f"{encoder}down.0.block.", MAX_LAYERS),
+            }
+        )
 
     def _image_encoder(self) -> dict[str, Any]:
         width, patch = self._side(f"{CLIP}class_embedding", 0), self._side(f"{CLIP}conv1.weight", 2)

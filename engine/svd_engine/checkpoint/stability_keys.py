@@ -1,9 +1,10 @@
 """Stability's own names for SVD's tensors, as a table from diffusers' and transformers' names.
 
-`svd.safetensors` and `svd_xt.safetensors` hold all parts in one file under the module names of
-Stability-AI/generative-models (configs/ and scripts/sampling/configs/svd.yaml there): `model` is the UNet,
-`first_stage_model` the VAE, `conditioner.embedders.0` CLIP in open_clip's form, `conditioner.embedders.3` the
-VAE encoder that the UNet is conditioned with.  Knows names and how values are laid out; reads no file.
+`svd.safetensors`, `svd_xt.safetensors` and `sv3d_u.safetensors` hold all parts in one file under the module
+names of Stability-AI/generative-models (scripts/sampling/configs/ there): `model` is the UNet,
+`first_stage_model` the VAE, `conditioner.embedders.0` CLIP in open_clip's form, `conditioner.embedders.3`, in
+SV3D `.1`, the VAE that the photograph is encoded with.  Knows names and how values are laid out; reads no
+file.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from typing import Any, Literal
 from svd_engine.spec.weights import Component
 
 UNET = "model.diffusion_model."
-CONDITIONER = "conditioner.embedders.3.encoder."  # AutoencoderKLModeOnly: encoder, quant_conv, a decoder
-FIRST_STAGE = "first_stage_model."  # AutoencodingEngine: encoder, temporal decoder, no quant_conv
+# SVD's and SV3D's AutoencoderKLModeOnly: encoder, quant_conv, image decoder, post_quant_conv
+CONDITIONERS = (
+    "conditioner.embedders.3.encoder.",
+    "conditioner.embedders.1.encoder.",
+)
+# AutoencodingEngine: temporal decoder, or in SV3D_u an image decoder, and neither quant_conv nor
+# post_quant_conv; in *_image_decoder.safetensors AutoencoderKL, which has them
+FIRST_STAGE = "first_stage_model."
 CLIP = "conditioner.embedders.0.open_clip.model.visual."
 
 NOT_READ = {  # what else such files hold, by the beginning of its keys; the first that fits counts
     "model_ema.": "averaged weights of training",
     "conditioner.embedders.0.open_clip.model.": "the text half of CLIP",
-    "conditioner.embedders.3.": "the conditioner's own image decoder",
+    **dict.fromkeys(CONDITIONERS, "the conditioner's own image decoder"),
     "first_stage_model.encoder.": "the first stage's encoder, which the conditioner's replaces",
+    "first_stage_model.quant_conv.": "the first stage's encoder, which the conditioner's replaces",
     "denoiser.": "the table of noise levels",
     "optimizer": "training state",
 }
@@ -55,14 +63,23 @@ def prefixes(component: Component, keys: Collection[str]) -> tuple[str, ...]:
         return (UNET,)
     if component == "image_encoder":
         return (CLIP,)
-    own = (f"{CONDITIONER}encoder.", f"{CONDITIONER}quant_conv.")
-    encoder = own if has_conditioner(keys) else (f"{FIRST_STAGE}encoder.",)
-    return (*encoder, f"{FIRST_STAGE}decoder.")
+    encoder, decoder = vae_encoder_prefix(keys), vae_decoder_prefix(keys)
+    return f"{encoder}encoder.", f"{encoder}quant_conv.", f"{decoder}decoder.", f"{decoder}post_quant_conv."
 
 
-def has_conditioner(keys: Collection[str]) -> bool:
-    """Whether the VAE encoder of the conditioner is there; else the first stage's takes its place."""
-    return any(key.startswith(f"{CONDITIONER}encoder.") for key in keys)
+def vae_encoder_prefix(keys: Collection[str]) -> str:
+    """Whose VAE encoder is read: the conditioner's, and the first stage's where that has none."""
+    return next((prefix for prefix in CONDITIONERS if _has(keys, f"{prefix}encoder.")), FIRST_STAGE)
+
+
+def vae_decoder_prefix(keys: Collection[str]) -> str:
+    """Whose VAE decoder is read: the first stage's, and the conditioner's where that has none."""
+    others = (prefix for prefix in CONDITIONERS if _has(keys, f"{prefix}decoder."))
+    return FIRST_STAGE if _has(keys, f"{FIRST_STAGE}decoder.") else next(others, FIRST_STAGE)
+
+
+def _has(keys: Collection[str], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in keys)
 
 
 def stored(component: Component, name: str, config: Mapping[str, Any], keys: Collection[str]) -> Stored:
@@ -74,7 +91,7 @@ def stored(component: Component, name: str, config: Mapping[str, Any], keys: Col
         return Stored(UNET + unet_key(name, config))
     if component == "image_encoder":
         return clip_tensor(name)
-    return vae_tensor(name, config, has_conditioner(keys))
+    return vae_tensor(name, config, keys)
 
 
 # UNet -------------------------------------------------------------------------------------------------
@@ -147,14 +164,14 @@ VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
 VAE_STEMS = {"conv_norm_out": "norm_out", "time_conv_out": "conv_out.time_mix_conv"}
 
 
-def vae_tensor(name: str, config: Mapping[str, Any], conditioner: bool) -> Stored:
-    """conditioner: whether its encoder is there; the first stage's has no quant_conv, which is then 1."""
+def vae_tensor(name: str, config: Mapping[str, Any], keys: Collection[str]) -> Stored:
+    """A quant_conv or post_quant_conv that the first stage does not have is one that changes nothing."""
     half, _, rest = name.partition(".")
-    if half == "quant_conv" and not conditioner:
-        return Stored(name, "identity")
-    where = FIRST_STAGE if half == "decoder" or not conditioner else CONDITIONER
-    if half == "quant_conv":
-        return Stored(where + name)
+    encodes = half in ("encoder", "quant_conv")
+    where = vae_encoder_prefix(keys) if encodes else vae_decoder_prefix(keys)
+    if half in ("quant_conv", "post_quant_conv"):
+        absent = where == FIRST_STAGE and not _has(keys, f"{where}{half}.")
+        return Stored(where + name, "identity" if absent else "same")
     form: Form = "same"
     if found := re.fullmatch(r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)\.(.+)", rest):
         level = _vae_level(found[1], int(found[2]), config)

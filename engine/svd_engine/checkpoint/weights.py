@@ -62,9 +62,11 @@ def build(component: Component, config: Mapping[str, Any]) -> nn.Module:
 
                 module = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(config)))
             elif component == "vae":
-                from diffusers import AutoencoderKLTemporalDecoder
+                from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
-                module = AutoencoderKLTemporalDecoder.from_config(dict(config))
+                image_decoder = config.get("_class_name") == AutoencoderKL.__name__
+                kind = AutoencoderKL if image_decoder else AutoencoderKLTemporalDecoder
+                module = kind.from_config(dict(config))
             else:
                 from diffusers import UNetSpatioTemporalConditionModel
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from svd_engine.cli.options import integer, numbers
-from svd_engine.request import PARAMETERS, FrameScales, NoiseLevels, OneOf, Parameter, Real
+from svd_engine.request import PARAMETERS, Angles, FrameScales, NoiseLevels, OneOf, Parameter, Real
 
 
 def call_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -52,4 +52,14 @@ def _read_as(parameter: Parameter) -> tuple[Any, Callable[[str], Any] | None, st
             return float, None, None
         case NoiseLevels() | FrameScales():
             return tuple, numbers, "X,X,..."
+        case Angles():
+            return tuple, angles, "X[,X,...]"
     return int, integer, None
+
+
+def angles(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """One number, or numbers with commas between them.  What they may be is checked elsewhere."""
+    if isinstance(text, float):
+        return text
+    listed = numbers(text)
+    return listed if len(listed) > 1 else listed[0]

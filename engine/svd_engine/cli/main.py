@@ -63,7 +63,12 @@ def generate(
         ),
     ],
     image: Annotated[
-        Path | None, typer.Argument(help="Photograph to animate: JPEG, PNG, WebP, ...", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="Photograph to animate: JPEG, PNG, WebP, ... SV3D centres what is not transparent on white, "
+            "and takes a picture without transparency as it is.",
+            show_default=False,
+        ),
     ] = None,
     continue_from: Annotated[
         Path | None,
@@ -94,7 +99,7 @@ def generate(
         str | None,
         typer.Option(
             help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, a single "
-            "file such as svd_xt.safetensors, or a hub id."
+            "file such as svd_xt.safetensors or sv3d_u.safetensors, or a hub id."
         ),
     ] = None,
     backend: Annotated[
@@ -214,7 +219,7 @@ def generate(
     targets = _targets(output, videos, fps, report)
     if prompt is not None:
         kept = check_prompt(prompt, text_model, output[0], [*chain.from_iterable(targets), report])
-    photograph = load_image(image) if image is not None else None
+    photograph = load_image(image, transparency=True) if image is not None else None
     clip = read_video(continue_from) if continue_from is not None else None
     if clip is not None:
         _note_rate(clip.fps, fps)
@@ -248,7 +253,8 @@ def generate(
         photograph = picture_of_prompt(engine, prompt, text_model, seed, kept)
     if photograph is not None:
         size = call["height"] or engine.default.height, call["width"] or engine.default.width
-        _note_distortion(photograph, *size, call["fit"])
+        if not (engine.model.orbits and photograph.has_transparency_data):  # which is centred on a square
+            _note_distortion(photograph, *size, call["fit"])
         generated = partial(engine, image=photograph)
     else:
         assert clip is not None

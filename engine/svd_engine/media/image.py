@@ -34,15 +34,17 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # pixels; JPEG's own limit
+OBJECT_SHARE = 0.917  # of a square, that an object is to take: sgm's image_frame_ratio, `sv3d` scripts
 BAND = 2**21  # pixels that are converted at once, so that memory stays a small multiple of the picture
 # What Pillow may try on a file.  One of its other formats, EPS, starts an interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, *, transparency: bool = False) -> Image.Image:
     """Read a picture file into an RGB image, upright (EXIF orientation applied).  The first frame of several.
 
     16-bit grey is scaled to 8 bits, transparency is laid over white, palettes and CMYK are converted.
+    transparency: keep it instead, in an RGBA image, where the picture has any.
     Raises ImageError if there is no regular file, or it is empty, in none of FORMATS, damaged, of unknown
     range (floats), or larger than MAX_PIXELS or MAX_SIDE, by its header, before anything is decoded;
     SettingsError for what is no path.
@@ -53,17 +55,17 @@ def load_image(path: str | Path) -> Image.Image:
         raise ImageError(name, expected="a picture file", got=got, remedy="Give the path of a picture.")
     if os.path.getsize(path) == 0:
         raise _empty(name)
-    return _read(path, name)
+    return _read(path, name, transparency)
 
 
-def decode_image(content: bytes) -> Image.Image:
+def decode_image(content: bytes, *, transparency: bool = False) -> Image.Image:
     """As `load_image`, of a picture file's content.  Raises ImageError for the same faults."""
     if not content:
         raise _empty("image")
-    return _read(io.BytesIO(content), "image")
+    return _read(io.BytesIO(content), "image", transparency)
 
 
-def _read(file: str | Path | io.BytesIO, name: str) -> Image.Image:
+def _read(file: str | Path | io.BytesIO, name: str, transparency: bool) -> Image.Image:
     Image.init()
     formats = [known for known in FORMATS if known in Image.OPEN]
     try:
@@ -74,6 +76,8 @@ def _read(file: str | Path | io.BytesIO, name: str) -> Image.Image:
                 if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                     raise _too_large(name, f"{image.width} x {image.height}")
                 ImageOps.exif_transpose(image, in_place=True)
+                if transparency and image.has_transparency_data:
+                    return image.convert("RGBA")
                 return _to_rgb(image, name)
     except ImageError:
         raise
@@ -110,6 +114,45 @@ def fitted(images: Images, height: int, width: int, fit: Fit) -> list[Image.Imag
         return functional.pad(given, (-left, right - across, -top, bottom - down))  # less than 0 crops
     # beyond its border a PIL image is black
     return [image.crop(_window(*image.size, height, width, fit)) for image in given]
+
+
+def objects_on_white(images: Image.Image | Sequence[Image.Image], side: int) -> list[Image.Image]:
+    """What is not transparent of each picture, centred on a white square of `side` pixels; RGB.
+
+    The longer side of its bounding box takes OBJECT_SHARE of the square.  A picture without transparency
+    stays as it is.  Cropped, resized and laid over white as sgm's `simple_video_sample.py` does, in float64
+    cut to 8 bits.  Raises ImageError for a picture that is transparent throughout, and for a square beyond
+    MAX_PIXELS.
+    """
+    _check_size(side)
+    given: Sequence[Image.Image] = images if isinstance(images, (list, tuple)) else (images,)  # type: ignore[assignment]
+    return [
+        _object_on_white(image, side)
+        if isinstance(image, Image.Image) and image.has_transparency_data
+        else image
+        for image in given
+    ]
+
+
+def _object_on_white(image: Image.Image, side: int) -> Image.Image:
+    image = image.convert("RGBA")
+    box = image.getchannel("A").getbbox()
+    if box is None:
+        raise ImageError(
+            "image",
+            expected="an object, where the picture is not transparent",
+            got="a picture that is transparent throughout",
+            remedy="Pass a picture with an object, or one without an alpha channel.",
+        )
+    wide, high = box[2] - box[0], box[3] - box[1]
+    square = int(max(wide, high) / OBJECT_SHARE)
+    if square**2 > MAX_PIXELS:
+        raise _too_large("square around the object", f"{square} x {square}")
+    canvas = Image.new("RGBA", (square, square))
+    canvas.paste(image.crop(box), (square // 2 - wide // 2, square // 2 - high // 2))
+    values = np.asarray(canvas.resize((side, side), Image.Resampling.LANCZOS)) / 255.0  # [side, side, 4]
+    colour, alpha = values[..., :3], values[..., 3:]
+    return Image.fromarray(((colour * alpha + (1 - alpha)) * 255).astype(np.uint8))
 
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What turns latents back into pixels: the temporal VAE decoder."""
+"""What turns latents back into pixels: a VAE's decoder, temporal or of single images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLTemporalDecoder
+    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
 
 class VaeDecoder(nn.Module):
@@ -27,3 +27,27 @@ class VaeDecoder(nn.Module):
         video = torch.zeros(1, frames, dtype=dtype, device=latent.device)
         decoded: Tensor = self.decoder(latent.to(dtype), num_frames=frames, image_only_indicator=video)
         return decoded.float()
+
+
+class ImageVaeDecoder(nn.Module):
+    """As `VaeDecoder`, where each frame is decoded as an image: the other half of diffusers' AutoencoderKL.
+
+    slice_frames: frames at a time, for less memory and with the same result; None takes all at once.
+    Source: AutoencoderKL._decode.
+    """
+
+    def __init__(self, vae: AutoencoderKL, slice_frames: int | None = None) -> None:
+        super().__init__()
+        self.post_quant_conv = vae.post_quant_conv
+        self.decoder = vae.decoder
+        self.slice_frames = slice_frames
+
+    def forward(self, latent: Tensor) -> Tensor:
+        if self.slice_frames is None:
+            return self.decoded(latent)
+        return torch.cat([self.decoded(part) for part in latent.split(self.slice_frames)])
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        dtype = next(self.decoder.parameters()).dtype
+        images: Tensor = self.decoder(self.post_quant_conv(latent.to(dtype)))
+        return images.float()

@@ -30,7 +30,7 @@ class Denoiser(nn.Module):
     def forward(
         self, x: Tensor, sigma: Tensor, first_latent: Tensor, embedding: Tensor, time_ids: Tensor
     ) -> Tensor:
-        # x [B,F,4,h,w], first_latent [B,4,h,w], embedding [B,1,D], time_ids [B,3] -> [B,F,4,h,w]
+        # x [B,F,4,h,w], first_latent [B,4,h,w], embedding [B,1,D], time_ids [B,n] or [B,F,n] -> [B,F,4,h,w]
         return preconditioned(self.predict(x, sigma, first_latent, embedding, time_ids), x, sigma)
 
     def predict(

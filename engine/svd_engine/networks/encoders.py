@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLTemporalDecoder
+    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
     from transformers import CLIPVisionModelWithProjection
 
 
@@ -27,11 +27,11 @@ class ImageEncoder(nn.Module):
 class VaeEncoder(nn.Module):
     """Pixels in [-1, 1] [B,3,H,W] -> mode of the latent distribution [B,4,h,w], unscaled, float32.
 
-    Holds only the encoder's half of diffusers' AutoencoderKLTemporalDecoder.  It must be float32:
+    Holds only the encoder's half of diffusers' VAE, which is the same in both.  It must be float32:
     SVD's encoder overflows in float16 (`force_upcast` in the checkpoint's config).
     """
 
-    def __init__(self, vae: AutoencoderKLTemporalDecoder) -> None:
+    def __init__(self, vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> None:
         super().__init__()
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv

@@ -14,7 +14,7 @@ from torch import nn
 
 from svd_engine.checkpoint.opening import Checkpoint, Component
 from svd_engine.errors import BackendUnavailable
-from svd_engine.networks.decoder import VaeDecoder
+from svd_engine.networks.decoder import ImageVaeDecoder, VaeDecoder
 from svd_engine.networks.denoiser import Denoiser, GuidedDenoiser
 from svd_engine.networks.encoders import ImageEncoder, VaeEncoder
 from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewrites, check_names
@@ -49,8 +49,11 @@ def wrap(spec: NetworkSpec, component: nn.Module) -> nn.Module:
         from svd_engine.networks.reuse import ReusingDenoiser  # diffusers' UNet is slow to import
 
         return ReusingDenoiser(component, spec.kept)
-    if isinstance(spec, StreamedSpec):
-        return StreamedDecoder(component, spec.slice_frames)
+    slice_frames = spec.slice_frames if isinstance(spec, StreamedSpec) else None
+    if spec.network == "vae_decoder" and hasattr(component, "post_quant_conv"):
+        return ImageVaeDecoder(component, slice_frames)
+    if slice_frames is not None:
+        return StreamedDecoder(component, slice_frames)
     return _WRAPPERS[spec.network, spec.guidance](component)
 
 
@@ -113,6 +116,11 @@ class Modules:
     def _component(self, component: Component, dtype: DType) -> nn.Module:
         if (component, dtype) not in self._components:
             module = self._load(component, getattr(torch, dtype))
+            told = self.checkpoint.model.architecture.conditioning
+            if component == "unet" and told.per_frame:
+                from svd_engine.networks.rewrites._forwards import tell_per_frame  # slow to import
+
+                tell_per_frame(module, [field.width for field in told.fields])
             if component in REWRITTEN:
                 self.applied[component] = apply_rewrites(module, self.without_rewrites, self.rewrites)
             self._components[component, dtype] = module

@@ -10,16 +10,18 @@ from svd_engine.errors import SettingsError
 if TYPE_CHECKING:
     from svd_engine.spec.model import Model
 
-# Frames that a model was trained on: steps, guidance scales of the first and the last frame
+# Frames that SVD was trained on: steps, guidance scales of the first and the last frame
 STABILITY = {14: (25, 1.0, 2.5), 25: (30, 1.5, 3.0)}
 
 
 def sgm(model: Model) -> dict[str, Any]:
-    """Those of Stability's own scripts for SVD (14 frames) and SVD-XT (25).
+    """Those of Stability's own scripts for SVD (14 frames) and SVD-XT (25); SV3D has them already.
 
     Source: `scripts/sampling/simple_video_sample.py` of Stability-AI/generative-models.
     Raises SettingsError for a model of other frames.
     """
+    if model.orbits:
+        return {}
     if model.frames not in STABILITY:
         raise SettingsError(
             'preset "sgm"',

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 Frames = Annotated[int, Field(ge=1, le=1024)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]  # of denoising
 Pixels = Annotated[int, Field(ge=1, le=16_384)]  # height or width of a video
 Batch = Annotated[int, Field(ge=1, le=64)]  # videos per call
 ClipPixels = Annotated[int, Field(ge=1, le=2048)]  # height and width of the image encoder's input

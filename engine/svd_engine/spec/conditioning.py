@@ -2,13 +2,14 @@
 
 They travel in one tensor, `time_ids`, a column for each field: [B, fields], or [B, F, fields] as soon as one
 field differs from frame to frame.  The table, the pipeline's tensor, the inputs that networks are compared
-on and the manifest are made from the fields; SVD's are `svd_conditioning`.
+on and the manifest are made from the fields of a family: SVD's, SV3D_u's and SV3D_p's are below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import pi
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -28,8 +29,8 @@ FieldName = Annotated[str, Field(max_length=64, pattern="^[a-z][a-z0-9_]*$")]
 class ConditioningField:
     """One number for a video, or one for each of its frames.
 
-    Its range is that of the parameter of a call with this name; the network is told the parameter plus
-    `offset`.
+    Its range is that of the parameter of a call with this name; the network is told the parameter times
+    `scale` plus `offset`.
     """
 
     name: FieldName
@@ -37,12 +38,13 @@ class ConditioningField:
     default: Finite  # that networks are compared on
     low: Finite | None = None  # None: no limit
     high: Finite | None = None
+    scale: Finite = 1.0
     offset: Finite = 0.0
     per: Literal["video", "frame"] = "video"
 
 
 Fields = Annotated[tuple[ConditioningField, ...], Field(min_length=1, max_length=16)]
-Values = Mapping[str, float | Sequence[float]]  # by field; a sequence holds one number for each frame
+Values = Mapping[str, float | Sequence[float] | None]  # by field; a sequence holds a number for each frame
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Conditioning:
     def width(self) -> int:
         """Channels of all embeddings together: the UNet's `projection_class_embeddings_input_dim`."""
         return sum(field.width for field in self.fields)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(field.name for field in self.fields)
 
     @property
     def per_frame(self) -> bool:
@@ -70,6 +76,7 @@ class Conditioning:
     def rows(self, values: Values, frames: int) -> list[list[float]]:
         """What one video is told: one row, or with a field per frame a row for each of its `frames`.
 
+        None stands for the field's default.
         Raises SettingsError for a number out of its field's range, and for another count of numbers than the
         field takes.
         """
@@ -98,7 +105,43 @@ def svd_conditioning(width: int = 256) -> Conditioning:
     )
 
 
-def _column(field: ConditioningField, value: float | Sequence[float], frames: int, count: int) -> list[float]:
+def sv3d_u_conditioning(width: int = 256) -> Conditioning:
+    """SV3D_u's: the noise on the photograph alone, of which it was trained on next to none."""
+    return Conditioning((_sv3d_noise(width),))
+
+
+def sv3d_p_conditioning(width: int = 256) -> Conditioning:
+    """SV3D_p's: the same, and where the camera is in each frame, in embeddings of twice the width.
+
+    The network is told the polar angle, pi / 2 less the elevation, and the azimuth, both in radians; calls
+    give degrees.  Source: scripts/sampling/configs/sv3d_p.yaml of Stability-AI/generative-models.
+    """
+    degree = pi / 180
+    elevation = ConditioningField(
+        name="elevation", width=2 * width, default=10.0, low=-90.0, high=90.0, scale=-degree, offset=pi / 2,
+        per="frame",
+    )  # fmt: skip
+    azimuth = ConditioningField(
+        name="azimuths", width=2 * width, default=0.0, low=0.0, high=360.0, scale=degree, per="frame"
+    )
+    return Conditioning((_sv3d_noise(width), elevation, azimuth))
+
+
+def _sv3d_noise(width: int) -> ConditioningField:
+    return ConditioningField(name="noise_aug_strength", width=width, default=1e-5, low=0.0)
+
+
+def conditioning_of(width: int, total: int) -> Conditioning | None:
+    """The family whose embeddings have `total` channels, the first of them `width`; None where none has."""
+    families = (svd_conditioning(width), sv3d_u_conditioning(width), sv3d_p_conditioning(width))
+    return next((family for family in families if family.width == total), None)
+
+
+def _column(
+    field: ConditioningField, value: float | Sequence[float] | None, frames: int, count: int
+) -> list[float]:
+    if value is None:
+        value = field.default
     if not isinstance(value, Sequence):
         return [_told(field, value)] * count
     if field.per == "video" or len(value) != frames:
@@ -114,4 +157,4 @@ def _column(field: ConditioningField, value: float | Sequence[float], frames: in
 
 
 def _told(field: ConditioningField, number: float) -> float:
-    return finite(field.name, number, field.low, field.high) + field.offset
+    return finite(field.name, number, field.low, field.high) * field.scale + field.offset

@@ -6,6 +6,7 @@ Plain types only, because a bundle's manifest holds a `Model` too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from svd_engine.spec.bounds import (
     ChannelMean,
@@ -19,9 +20,12 @@ from svd_engine.spec.bounds import (
     Pixels,
     PixelScale,
     Rho,
+    Steps,
     Text,
 )
 from svd_engine.spec.conditioning import Conditioning, svd_conditioning
+
+GuiderName = Literal["linear", "constant", "triangle", "trapezoid"]
 
 SVD = svd_conditioning()
 
@@ -54,3 +58,20 @@ class Model:
     random_weights: bool
     min_guidance_scale: GuidanceScale = 1.0  # of a call that names none: SVD's are diffusers' defaults
     max_guidance_scale: GuidanceScale = 3.0
+    guider: GuiderName = "linear"  # as the guidance scales, and the steps
+    steps: Steps = 25
+    # The camera goes around an object and arrives at the photograph's view, as SV3D's does: the last frame is
+    # the photograph, and an alpha channel of that says what the object is.
+    orbits: bool = False
+
+    @property
+    def noise_aug_strength(self) -> float:
+        """Of a call that names none."""
+        return self.architecture.conditioning.defaults.get("noise_aug_strength", 0.02)
+
+    @property
+    def family(self) -> str:
+        """SVD, SV3D_u or SV3D_p, by what it is told."""
+        if not self.orbits:
+            return "SVD"
+        return "SV3D_p" if self.architecture.conditioning.per_frame else "SV3D_u"

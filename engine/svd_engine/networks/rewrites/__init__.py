@@ -111,15 +111,17 @@ def apply_rewrites(
 ) -> list[Applied]:
     """Applies `rewrites`, all but those named in `without`, to a UNet or a VAE, in place.
 
-    `module` is a UNetSpatioTemporalConditionModel or an AutoencoderKLTemporalDecoder (whose encoder is
-    not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one layer more.
+    `module` is a UNetSpatioTemporalConditionModel, an AutoencoderKLTemporalDecoder or an AutoencoderKL (whose
+    encoders are not touched), in eval mode.  It is called afterwards as before.  Needs the memory of one
+    layer more.
     Raises SettingsError for a name in `without` that none of `rewrites` has.
     """
     check_names(without, rewrites)
     import torch
-    from diffusers import AutoencoderKLTemporalDecoder
+    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
-    network = module.decoder if isinstance(module, AutoencoderKLTemporalDecoder) else module
+    vaes = (AutoencoderKL, AutoencoderKLTemporalDecoder)
+    network: nn.Module = module.decoder if isinstance(module, vaes) else module
     applied = []
     with torch.no_grad():
         for rewrite in rewrites:

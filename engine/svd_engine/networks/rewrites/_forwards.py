@@ -1,23 +1,26 @@
 """The UNet's and its transformers' own forwards, for the rewrites that change what passes between modules.
 
 The modules stay diffusers' and keep every weight; only their class changes, to one with a forward in
-which the encoder's tokens travel once per video (diffusers repeats them per frame, and again per pixel)
-and a timestep may travel as finished projections.  Same calls, same results, no identity of its own.
+which the encoder's tokens travel once per video (diffusers repeats them per frame, and again per pixel),
+a timestep may travel as finished projections, and conditioning may differ from frame to frame (which
+diffusers does not know).  Same calls, same results, no identity of its own.
 Source: UNetSpatioTemporalConditionModel.forward, those of its blocks, and
 TransformerSpatioTemporalModel.forward.
 
-Letters in shapes: B videos, F frames, h w latent pixels, C channels, L context tokens, D their size.
+Letters in shapes: B videos, F frames, h w latent pixels, C channels, L context tokens, D their size, E size
+of the timestep embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from diffusers.models.unets.unet_3d_blocks import (
     CrossAttnDownBlockSpatioTemporal,
@@ -66,8 +69,25 @@ def adopt(network: nn.Module) -> None:
     network.register_module("timestep_projections", None)
 
 
+def tell_per_frame(network: nn.Module, widths: Sequence[int]) -> None:
+    """Has a UNet without obstacle take ids [B,F,n] whose embeddings have these n widths, in place."""
+    adopt(network)
+    network.add_time_proj = FieldSinusoids(widths)
+
+
+class FieldSinusoids(nn.Module):
+    """Numbers [N,n] -> the sinusoids of each beside each other, [N, sum of the n widths]."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.columns = nn.ModuleList(Timesteps(width, True, downscale_freq_shift=0) for width in widths)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.cat([embed(ids[:, n]) for n, embed in enumerate(self.columns)], dim=1)
+
+
 class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diffusers is untyped
-    """`timestep_projections`, when set, turns the embedding [B,E] into what resnets take as `temb`."""
+    """`timestep_projections`, when set, turns the embedding into what resnets take as `temb`."""
 
     timestep_projections: nn.Module | None
     one_row_for_all = True  # of the time ids, where diffusers wants a row per video
@@ -77,7 +97,7 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
         sample: Tensor,  # [B, F, channels, h, w]
         timestep: Tensor | float,  # one number for all, or [B]
         encoder_hidden_states: Tensor,  # [B, L, D]
-        added_time_ids: Tensor,  # [B, 3], or [1, 3] for all
+        added_time_ids: Tensor,  # [B, n], or [1, n] for all; after `tell_per_frame` [B, F, n] or [1, F, n]
         return_dict: bool = True,
     ) -> Any:
         path = UNetPath(self, sample, timestep, encoder_hidden_states, added_time_ids)
@@ -85,15 +105,34 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
         x = path.end(path.up(path.middle(x), skips))
         return UNetSpatioTemporalConditionOutput(sample=x) if return_dict else (x,)
 
-    def embed(self, sample: Tensor, timestep: Tensor | float, added_time_ids: Tensor) -> Tensor:
-        """Timestep and micro-conditioning, [B, E]; the sinusoids are float32 whatever the network is.
+    def temb(self, sample: Tensor, timestep: Tensor | float, added_time_ids: Tensor) -> Any:
+        """What resnets take: the embedding of each frame [B*F,E], or what `timestep_projections` make."""
+        batch, frames = sample.shape[:2]
+        embedding = self.embed(sample, timestep, added_time_ids)
+        if self.timestep_projections is not None:
+            return self.timestep_projections(embedding)
+        if embedding.ndim == 3:
+            return embedding.expand(batch, -1, -1).flatten(0, 1)
+        return embedding.expand(batch, -1).repeat_interleave(frames, 0)
 
-        A timestep and ids that are one for all give one row for all, [1, E].
+    def embed(self, sample: Tensor, timestep: Tensor | float, added_time_ids: Tensor) -> Tensor:
+        """Timestep and micro-conditioning, [B,E], or where the ids differ from frame to frame [B,F,E].
+
+        The sinusoids are float32 whatever the network is.  A timestep and ids that are one for all give one
+        row for all, [1,E] or [1,F,E].
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)  # [B] or [1]
-        t = self.time_proj(timesteps).to(sample.dtype)
-        ids = self.add_time_proj(added_time_ids.flatten()).reshape(len(added_time_ids), -1).to(sample.dtype)
-        embedding: Tensor = self.time_embedding(t) + self.add_embedding(ids)
+        t = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))  # [B, E] or [1, E]
+        rows = added_time_ids.flatten(0, -2)
+        told = (
+            self.add_time_proj(rows)
+            if isinstance(self.add_time_proj, FieldSinusoids)
+            else self.add_time_proj(rows.flatten()).reshape(len(rows), -1)
+        )
+        ids: Tensor = self.add_embedding(told.to(sample.dtype))
+        if added_time_ids.ndim == 3:
+            t, ids = t[:, None], ids.unflatten(0, added_time_ids.shape[:2])
+        embedding: Tensor = t + ids
         return embedding
 
 
@@ -113,13 +152,7 @@ class UNetPath:
         added_time_ids: Tensor,
     ) -> None:
         batch, frames = sample.shape[:2]
-        embedding = unet.embed(sample, timestep, added_time_ids)  # [B, E], or [1, E]
-        projections = unet.timestep_projections
-        self.temb: Any = (
-            embedding.expand(batch, -1).repeat_interleave(frames, 0)
-            if projections is None
-            else projections(embedding)
-        )
+        self.temb = unet.temb(sample, timestep, added_time_ids)
         self.unet, self.sample, self.context = unet, sample, encoder_hidden_states
         self.indicator = sample.new_zeros(batch, frames)
 

@@ -17,7 +17,8 @@ from diffusers.models.resnet import AlphaBlender, ResnetBlock2D, SpatioTemporalR
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Shifts = Sequence[tuple[Tensor, Tensor]]  # [B,C] or, for all, [1,C]: spatial and temporal half of each resnet
+# Spatial and temporal half of each resnet: [B,C] or, for all, [1,C]; of every frame [B,F,C] or [1,F,C]
+Shifts = Sequence[tuple[Tensor, Tensor]]
 
 
 def obstacle_to_adoption(resnet: SpatioTemporalResBlock) -> str | None:
@@ -89,8 +90,8 @@ class VideoResBlock(SpatioTemporalResBlock):  # type: ignore[misc]  # diffusers 
     def shifts(
         self, temb: Tensor | Shifts | None, video: Sequence[int]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What the timestep adds: spatial [B*F,C,1,1]; temporal [B,C,F,1], or [B,C,1,1] from given shifts,
-        with one dimension more where pixels are not flat.  Given shifts of one row serve every image."""
+        """What the timestep adds: spatial [B*F,C,1,1]; temporal [B,C,F,1], or [B,C,1,1] from given shifts of
+        a video, with one dimension more where pixels are not flat.  Given shifts of one row serve all."""
         if temb is None:
             return None, None
         if self.shift is None:
@@ -99,10 +100,14 @@ class VideoResBlock(SpatioTemporalResBlock):  # type: ignore[misc]  # diffusers 
             spatial = self.spatial_res_block.time_emb_proj(activated)  # [B*F, C]
             temporal = self.temporal_res_block.time_emb_proj(activated).unflatten(0, video).transpose(1, 2)
         else:
-            spatial, temporal = temb[self.shift]  # [B, C] each, or [1, C]
-            if len(spatial) > 1:
+            spatial, temporal = temb[self.shift]
+            if spatial.ndim == 3:  # of every frame
+                spatial = spatial.expand(video[0], -1, -1).flatten(0, 1)
+                temporal = temporal.transpose(1, 2)
+            elif len(spatial) > 1:
                 spatial = spatial[:, None].expand(-1, video[1], -1).flatten(0, 1)
-            temporal = temporal[:, :, None]
+            if temporal.ndim == 2:
+                temporal = temporal[:, :, None]
         return spatial[:, :, None, None], temporal[..., None] if self.flat_pixels else temporal[
             ..., None, None
         ]

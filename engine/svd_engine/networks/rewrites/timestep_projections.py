@@ -1,4 +1,4 @@
-"""The timestep projections of all resnets as one product, one row per video.
+"""The timestep projections of all resnets as one product, one row per video (per frame in SV3D_p).
 
     e = silu(emb),   [p_1; p_2; ...; p_n] = [W_1; W_2; ...; W_n] e + [b_1; b_2; ...; b_n]
 
@@ -45,7 +45,10 @@ def apply(network: nn.Module) -> Report:
 
 
 class TimestepProjections(nn.Module):
-    """emb [B,E] -> (spatial [B,C], temporal [B,C]) for each resnet, in the order of the network's modules."""
+    """emb [B,E] -> (spatial [B,C], temporal [B,C]) for each resnet, in the order of the network's modules.
+
+    Of an embedding for each frame, [B,F,E] -> [B,F,C] each.
+    """
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         """Empties `layers`, so that each can be freed when its rows are copied."""
@@ -61,5 +64,5 @@ class TimestepProjections(nn.Module):
         self.projection = linear(weight, bias)
 
     def forward(self, emb: Tensor) -> Shifts:
-        shifts = self.projection(F.silu(emb)).split(self.sizes, 1)
+        shifts = self.projection(F.silu(emb)).split(self.sizes, -1)
         return tuple(zip(shifts[::2], shifts[1::2], strict=True))

@@ -17,6 +17,7 @@ from svd_engine.request import (
     IMAGE,
     PARAMETERS,
     SEED,
+    Angles,
     FrameScales,
     Latents,
     NoiseLevels,
@@ -50,6 +51,11 @@ def _text(array: np.ndarray) -> str:
     return str(array.item().decode(errors="replace"))
 
 
+def _angles(array: np.ndarray) -> Any:
+    """One for all frames is a number."""
+    return array.item() if array.size == 1 else array.tolist()
+
+
 # Triton's type and dims of a type of parameter, and what makes an argument of `VideoEngine.__call__` from it.
 FORMS: dict[type, tuple[str, tuple[int, ...], Callable[[np.ndarray], Any]]] = {
     Photograph: ("TYPE_STRING", (1,), _item),
@@ -59,6 +65,7 @@ FORMS: dict[type, tuple[str, tuple[int, ...], Callable[[np.ndarray], Any]]] = {
     OneOf: ("TYPE_STRING", (1,), _text),
     NoiseLevels: ("TYPE_FP32", (-1,), np.ndarray.tolist),
     FrameScales: ("TYPE_FP32", (-1,), np.ndarray.tolist),
+    Angles: ("TYPE_FP32", (-1,), _angles),
     Latents: ("TYPE_FP32", (-1, -1, -1, -1, -1), np.asarray),
 }
 

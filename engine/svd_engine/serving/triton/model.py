@@ -146,7 +146,9 @@ def _video_request(asked: inputs.Request) -> VideoRequest:
     arguments = {**asked.sampling, "output_type": "pt"}
     if "latents" in arguments:
         arguments["latents"] = torch.from_numpy(arguments["latents"].copy())  # Triton's are read-only
-    return VideoRequest(decode_image(asked.image), asked.seed, asked.preview_every, arguments)
+    return VideoRequest(
+        decode_image(asked.image, transparency=True), asked.seed, asked.preview_every, arguments
+    )
 
 
 def _response(**outputs: np.ndarray | None) -> Any:

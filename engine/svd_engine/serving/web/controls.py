@@ -107,7 +107,7 @@ def _read(parameter: Parameter, value: object, engine: VideoEngine) -> Any:
     if isinstance(value, str) and isinstance(parameter.kind, (NoiseLevels, FrameScales)):
         with suppress(ValueError):
             value = [float(part) for part in value.split(",")]
-    checked = parameter.kind.check(parameter.name, value)
+    checked: Any = parameter.kind.check(parameter.name, value)
     if parameter.usual:
         finite(parameter.name, checked, *span(parameter, engine))
     if isinstance(parameter.kind, NoiseLevels):
