@@ -27,6 +27,7 @@ from svd_engine.request import (
     PARAMETERS,
     SEED,
     SETTINGS,
+    Angles,
     FrameScales,
     NoiseLevels,
     OneOf,
@@ -40,6 +41,7 @@ from svd_engine.serving.encode import encode
 Engine = io.Custom("SVD_ENGINE")
 CATEGORY = "video/svd-engine"
 OWN = 0  # of a whole number: what the model, the bundle or the engine decides
+MODELS_OWN = "the model's own"  # of a list of names
 MOST = 2**31 - 1  # of a whole number in a widget
 FIXED = {"num_frames", "height", "width"}  # that a LATENT has
 DECODED = {"decode_chunk_size", "decoding", "num_videos_per_prompt"}  # of what is not decoded, and one video
@@ -62,7 +64,8 @@ def _input(parameter: Parameter) -> Any:
         )
     match kind:
         case OneOf(choices):
-            return io.Combo.Input(name, options=list(choices), default=default, tooltip=told)
+            listed = [*([MODELS_OWN] if default is None else []), *choices]
+            return io.Combo.Input(name, options=listed, default=default or MODELS_OWN, tooltip=told)
         case Whole(low):
             if default is None:
                 meant = "that one" if parameter.own else "not set"
@@ -77,6 +80,8 @@ def _input(parameter: Parameter) -> Any:
             return io.Sigmas.Input(name, optional=True, tooltip=told)
         case FrameScales():
             return io.String.Input(name, default="", tooltip=f"{told} Commas between; empty: the guider's.")
+        case Angles():
+            return io.String.Input(name, default="", tooltip=f"{told} Commas between; empty: not set.")
     return io.Latent.Input(name, optional=True, tooltip=told)
 
 
@@ -87,8 +92,12 @@ def arguments_of(parameters: list[Parameter], values: dict[str, Any]) -> dict[st
         value = given[parameter.name]
         if isinstance(parameter.kind, Whole) and parameter.call_default is None and value == OWN:
             given[parameter.name] = None
-        if isinstance(parameter.kind, FrameScales):
-            given[parameter.name] = [_number(text) for text in value.split(",")] if value else None
+        if value == MODELS_OWN:
+            given[parameter.name] = None
+        if isinstance(parameter.kind, (FrameScales, Angles)):
+            numbers = [_number(text) for text in value.split(",")] if value else None
+            one = isinstance(parameter.kind, Angles) and numbers is not None and len(numbers) == 1
+            given[parameter.name] = numbers[0] if one else numbers
         if parameter is LATENTS and value is not None:
             given[parameter.name] = value["samples"][None]  # [1, F, 4, h, w]
     check(given)

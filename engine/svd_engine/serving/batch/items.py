@@ -20,7 +20,7 @@ from PIL import Image
 from svd_engine.errors import SettingsError
 from svd_engine.media.image import FORMATS
 from svd_engine.media.video import MAX_GIF_FPS, WRITERS
-from svd_engine.request import PARAMETERS, FrameScales, NoiseLevels, OneOf, Parameter, check
+from svd_engine.request import PARAMETERS, Angles, FrameScales, NoiseLevels, OneOf, Parameter, check
 
 LISTS = (".csv", ".jsonl")
 VIDEO_FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS if suffix)
@@ -192,7 +192,7 @@ def _parsed(name: str, cell: str) -> object:
     kind = COLUMNS[name].kind if name in COLUMNS else None
     if kind is None or isinstance(kind, OneOf):
         return cell
-    if isinstance(kind, (NoiseLevels, FrameScales)):
+    if isinstance(kind, (NoiseLevels, FrameScales)) or (isinstance(kind, Angles) and "," in cell):
         return [_number(part) for part in cell.split(",")]
     return _number(cell)
 

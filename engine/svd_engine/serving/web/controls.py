@@ -11,7 +11,7 @@ import gradio as gr
 
 from svd_engine.engine import VideoEngine
 from svd_engine.errors import SettingsError
-from svd_engine.request import SEED, SETTINGS, FrameScales, NoiseLevels, OneOf, Parameter, Real, Whole
+from svd_engine.request import SEED, SETTINGS, Angles, FrameScales, NoiseLevels, OneOf, Parameter, Real, Whole
 from svd_engine.values import finite
 
 NOT_SHOWN = {"num_videos_per_prompt"}  # a page makes one at a time, and another with another seed
@@ -41,7 +41,7 @@ def control(parameter: Parameter, engine: VideoEngine) -> Any:
         case Whole() | Real() if parameter.usual:
             step = 1 if isinstance(parameter.kind, Whole) else slider_step(*parameter.usual)
             return gr.Slider(*span(parameter, engine), step=step, **named)
-        case NoiseLevels() | FrameScales():
+        case NoiseLevels() | FrameScales() | Angles():
             return gr.Textbox(placeholder="numbers with commas between them", max_lines=1, **named)
     return gr.Number(**named)
 
@@ -104,9 +104,11 @@ def read_seed(text: object) -> int:
 
 
 def _read(parameter: Parameter, value: object, engine: VideoEngine) -> Any:
-    if isinstance(value, str) and isinstance(parameter.kind, (NoiseLevels, FrameScales)):
+    if isinstance(value, str) and isinstance(parameter.kind, (NoiseLevels, FrameScales, Angles)):
         with suppress(ValueError):
             value = [float(part) for part in value.split(",")]
+            if isinstance(parameter.kind, Angles) and len(value) == 1:
+                (value,) = value  # of every frame
     checked: Any = parameter.kind.check(parameter.name, value)
     if parameter.usual:
         finite(parameter.name, checked, *span(parameter, engine))
