@@ -96,7 +96,7 @@ def test_pip_finds_all_that_it_needs(wheel: Path, what: str) -> None:
     target = wheel if what == "wheel" else ROOT
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-build-isolation"]
     done = subprocess.run(
-        [*pip, f"{target}[cpu,export,bench,triton]"], capture_output=True, text=True, check=False
+        [*pip, f"{target}[cpu,export,bench,triton,docs]"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "onnxscript" in done.stdout
@@ -156,7 +156,7 @@ def test_no_message_installs_from_an_index_that_has_it_not() -> None:
 def test_constraints_hold_what_the_extras_need() -> None:
     """For all but CUDA's ONNX Runtime and full TensorRT, which the tests do without."""
     pinned = {distribution(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    for extra in ("cpu", "export", "bench", "triton", "tensorrt-rtx", "dev"):
+    for extra in ("cpu", "export", "bench", "triton", "docs", "tensorrt-rtx", "dev"):
         for line in EXTRAS[extra]:
             name = distribution(line)
             assert name in pinned | {"svd-engine"}, line
