@@ -35,6 +35,7 @@ bench: setup
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: setup
 	$(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html; with its search: python3 -m http.server --directory site"
 
 full: setup
 	$(BIN)/python -m pytest tests/full -m "full and not longest" -s

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FILES = (
     "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "LICENSE", "README.md", "SECURITY.md",
     "demo/demo.webp", "engine/svd_engine/assets/coffee.png", "engine/svd_engine/assets/demo/README.md",
-    "examples/cpp/README.md", "examples/training/README.md",
+    *(f"examples/{path.parent.name}/README.md" for path in ROOT.glob("examples/*/README.md")),
 )  # fmt: skip
 COMMANDS = {"svd-engine": "svd_engine.cli.main", "svd-export": "svd_export.cli", "svd-bench": "svd_bench.cli"}
 # what users import beside the names of `svd_engine`
