@@ -139,7 +139,7 @@ def imported(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/triton.md", "docs/embedding.md", "examples/training/README.md"]
+    "page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 )
 def test_no_page_installs_from_an_index_that_has_it_not(page: str) -> None:
     text = (ROOT / page).read_text()
