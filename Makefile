@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= report
 WORKERS ?= 2
 
-.PHONY: setup demo test lint bench full longest gpu-check clean
+.PHONY: setup demo test lint bench docs full longest gpu-check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -32,6 +32,11 @@ bench: setup
 	$(BIN)/svd-bench ladder --checkpoint demo --frames 4 --rungs ends --repeat 3 --device cpu --out $(OUT)
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html; with its search: python3 -m http.server --directory site"
+
 full: setup
 	$(BIN)/python -m pytest tests/full -m "full and not longest" -s
 
@@ -43,4 +48,4 @@ gpu-check:
 	PYTHONPATH=engine:export:benchmarks $(or $(wildcard $(BIN)/python),python3) -m svd_bench.gpu_check --out $(OUT)
 
 clean:
-	rm -rf .venv bundles build dist
+	rm -rf .venv bundles build dist site

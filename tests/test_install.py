@@ -96,7 +96,7 @@ def test_pip_finds_all_that_it_needs(wheel: Path, what: str) -> None:
     target = wheel if what == "wheel" else ROOT
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-build-isolation"]
     done = subprocess.run(
-        [*pip, f"{target}[cpu,export,bench,triton]"], capture_output=True, text=True, check=False
+        [*pip, f"{target}[cpu,export,bench,triton,docs]"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "onnxscript" in done.stdout
@@ -140,7 +140,11 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/triton.md", "docs/scaling.md", "docs/embedding.md", "examples/training/README.md"],
+    [
+        "README.md",
+        "examples/training/README.md",
+        *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    ],
 )
 def test_no_page_installs_from_an_index_that_has_it_not(page: str) -> None:
     text = (ROOT / page).read_text()
@@ -157,7 +161,7 @@ def test_no_message_installs_from_an_index_that_has_it_not() -> None:
 def test_constraints_hold_what_the_extras_need() -> None:
     """For all but CUDA's ONNX Runtime and full TensorRT, which the tests do without."""
     pinned = {distribution(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    for extra in ("cpu", "export", "bench", "triton", "ray", "tensorrt-rtx", "dev"):
+    for extra in ("cpu", "export", "bench", "triton", "ray", "web", "docs", "tensorrt-rtx", "dev"):
         for line in EXTRAS[extra]:
             name = distribution(line)
             assert name in pinned | {"svd-engine"}, line

@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def stray_options(sentence: str) -> list[str]:
 ALL = sorted({(path.name, remedy) for path in SOURCES for remedy in remedies(path.read_text())})
 
 
+@cache
 def command(name: str) -> Any:
     """As click has it; typer may bring a click of its own."""
     return typer.main.get_command(importlib.import_module(COMMANDS[name]).app)

@@ -91,19 +91,19 @@ def test_parameters_that_go_together() -> None:
 # The names
 
 
-def test_the_names_stay_and_readme_s_table_has_them() -> None:
-    """They are in scripts.  README's rows: kind, name, evaluations a step, what it is."""
+def test_the_names_stay_and_the_page_has_them() -> None:
+    """They are in scripts.  The page's rows: kind, name, evaluations a step, what it is."""
     assert [list(table) for table in (SAMPLERS, SCHEDULES, GUIDERS)] == [
         ["euler", "heun", "euler-ancestral", "dpmpp-2m", "dpmpp-2s-ancestral", "lms", "lcm"],
         ["karras", "exponential", "ays", "lcm"],
         ["linear", "constant", "triangle", "trapezoid"],
     ]
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/samplers.md").read_text()
     for name, sampler in SAMPLERS.items():
-        assert f"| sampler | `{name}` | {sampler.evaluations} | {sampler.help} |" in readme
+        assert f"| sampler | `{name}` | {sampler.evaluations} | {sampler.help} |" in page
     for kind, table in (("schedule", SCHEDULES), ("guider", GUIDERS)):
         for name, entry in table.items():
-            assert f"| {kind} | `{name}` | | {entry.help} |" in readme
+            assert f"| {kind} | `{name}` | | {entry.help} |" in page
 
 
 # Python

@@ -292,10 +292,13 @@ def test_the_child_needs_no_gpu_and_prints_one_document(tiny_half_bundle: Path) 
 
 
 RESULTS = ROOT / "benchmarks" / "svd_bench" / "results" / "compiled"
-# svd-bench compiled BUNDLE; svd-bench forms BUNDLE --network NETWORK; docs/reuse.md has its command
+# docs/benchmarks.md: svd-bench compiled BUNDLE; docs/tensorrt.md: svd-bench forms BUNDLE --network NETWORK;
+# docs/reuse.md has its command
 PAGES = {
-    "README.md": "svd-xt-sm89.json", "docs/tensorrt.md": "forms-*.json", "docs/reuse.md": "reuse-*.json"
-}  # fmt: skip
+    "docs/benchmarks.md": "svd-xt-sm89.json",
+    "docs/tensorrt.md": "forms-*.json",
+    "docs/reuse.md": "reuse-*.json",
+}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -307,7 +310,7 @@ def test_pages_show_the_documents(page: str) -> None:
 
 
 def test_the_page_shows_the_ladder() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/benchmarks.md").read_text()
     rungs = [ladder_table(read_compiled(path)) for path in sorted(RESULTS.glob("ladder-*.json"))]
     assert rungs
     assert all(table.markdown().strip() in text for table in rungs)

@@ -1,14 +1,18 @@
-"""Tables between markers, and the repository's own README against its committed results."""
+"""Tables between markers, and the repository's own pages against its committed results."""
 
 from __future__ import annotations
 
+import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from svd_bench import cli
 from svd_bench.documents.results import read_results
-from svd_bench.report.readme import render
+from svd_bench.documents.scopes import scopes
+from svd_bench.report import plots
+from svd_bench.report.readme import MARKER, render
 from svd_engine.errors import SettingsError
 from tests.bench import documents
 from tests.bench.documents import results, row
@@ -20,10 +24,35 @@ TEXT = "# Title\n\n<!-- results:run/peers -->\nold\n<!-- /results:run/peers -->\
 RUN = {"run": documents.run()}
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    """Render it again with: svd-bench report benchmarks/svd_bench/results/*.json --readme README.md"""
-    text = (ROOT / "README.md").read_text()
-    assert render(text, {path.stem: read_results(path) for path in sorted(RESULTS.glob("*.json"))}) == text
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def shown_in(page: Path) -> list[str]:
+    """The documents whose tables a page has, each as often as it has them."""
+    return [name for end, name, _ in MARKER.findall(page.read_text()) if not end]
+
+
+@pytest.mark.parametrize("page", [*filter(shown_in, PAGES)], ids=lambda page: page.name)
+def test_a_page_shows_the_committed_results(page: Path) -> None:
+    """Render it again with: svd-bench report RESULTS --readme PAGE, RESULTS being those that it shows."""
+    text = page.read_text()
+    documents = {name: read_results(RESULTS / f"{name}.json") for name in shown_in(page)}
+    assert render(text, documents) == text
+
+
+def test_every_result_is_shown_once() -> None:
+    assert sorted(chain.from_iterable(map(shown_in, PAGES))) == sorted(
+        path.stem for path in RESULTS.glob("*.json")
+    )
+
+
+@pytest.mark.parametrize("name", ["cpu-unet-fp32", "cpu-vae-decoder-fp32"])
+def test_the_plots_are_of_the_committed_results(name: str) -> None:
+    (scope,) = scopes(read_results(RESULTS / f"{name}.json"))
+    drawn, shown = plots.ladder(scope), (ROOT / "docs" / "plots" / f"{name}.svg").read_text()
+    texts = re.findall(r"<text[^>]*>([^<]+)<", drawn or "")
+    assert len(texts) > 8
+    assert texts == re.findall(r"<text[^>]*>([^<]+)<", shown)
 
 
 def test_a_marked_part_is_replaced_and_the_rest_stays() -> None:

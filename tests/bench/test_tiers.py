@@ -380,5 +380,5 @@ def test_documents_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_pages_show_what_the_command_prints() -> None:
     cards, checks = overview(committed_videos())
-    assert cards.markdown().strip() in (ROOT / "README.md").read_text()
+    assert cards.markdown().strip() in (ROOT / "docs" / "cards.md").read_text()
     assert checks.markdown().strip() in (ROOT / "docs" / "tensorrt.md").read_text()

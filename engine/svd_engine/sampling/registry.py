@@ -1,7 +1,7 @@
 """The one table of samplers, schedules and guiders.  Importing it loads no torch.
 
-The list of a call's parameters, the command's options, the pipeline and README's table read it; another
-sampler is a function and a row.
+The list of a call's parameters, the command's options, the pipeline and docs/samplers.md's table read it;
+another sampler is a function and a row.
 """
 
 from __future__ import annotations
