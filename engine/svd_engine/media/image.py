@@ -125,7 +125,7 @@ def objects_on_white(images: Image.Image | Sequence[Image.Image], side: int) -> 
     MAX_PIXELS.
     """
     _check_size(side)
-    given: Sequence[Image.Image] = images if isinstance(images, (list, tuple)) else (images,)  # type: ignore[assignment]
+    given: Sequence[Image.Image] = images if isinstance(images, (list, tuple)) else (images,)
     return [
         _object_on_white(image, side)
         if isinstance(image, Image.Image) and image.has_transparency_data
