@@ -152,7 +152,8 @@ def test_refuses_an_absent_key(configs: Configs, part: str, key: str) -> None:
     [
         (
             {"max_guidance": 1.5},
-            "key max_guidance: expected one of min_guidance_scale, max_guidance_scale, guider, num_infer",
+            "key max_guidance: expected one of min_guidance_scale, max_guidance_scale, guider, "
+            "num_inference_steps, got",
         ),
         ({"max_guidance_scale": "2"}, "key max_guidance_scale: expected a valid number, got '2'"),
         ({"min_guidance_scale": float("inf")}, "key min_guidance_scale: expected a finite number, got inf"),

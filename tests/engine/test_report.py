@@ -41,7 +41,7 @@ def test_settings_and_seeds(run: dict[str, Any], tiny_bundle: Path) -> None:
         "fps": 12, "motion_bucket_id": 127, "noise_aug_strength": 0.02, "min_guidance_scale": 1.0,
         "max_guidance_scale": 3.0, "decode_chunk_size": None, "videos_per_image": 2, "sampler": "euler",
         "schedule": "karras", "guider": "linear", "guidance_scales": None, "churn": 0.0, "rho": 7.0,
-        "decoding": "auto",
+        "decoding": "auto", "elevation": None, "azimuths": None,
     }  # fmt: skip
     assert run["seeds"] == [2**64 - 1, 7]
     assert (run["model"], run["random_weights"], run["source"]) == ("tiny", False, str(tiny_bundle))

@@ -30,9 +30,11 @@ from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import TENSORRT_REWRITES, rewrites_for
 from svd_engine.request import Settings, own_values
 from svd_engine.sampling import guiders
+from svd_engine.serving.triton import inputs
 from svd_engine.spec.conditioning import sv3d_p_conditioning, sv3d_u_conditioning
 from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import Reuse
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.weights import COMPONENTS, Component
 from svd_export.convert import write_folder
@@ -449,6 +451,34 @@ def test_angles_and_guidance_change_the_video(engines: dict[str, VideoEngine]) -
     unguided = video(max_guidance_scale=1.0)
     assert not torch.allclose(plain, unguided, atol=1e-4)
     assert torch.allclose(unguided, video(guidance_scales=[1.0] * 3), atol=1e-5)
+
+
+def test_reuse_knows_every_frame_s_angles(
+    checkpoints: dict[str, Checkpoint], engines: dict[str, VideoEngine]
+) -> None:
+    image = torch.rand(1, 3, SIZE, SIZE, generator=generator())
+    asked: dict[str, Any] = {
+        **CALL,
+        "output_type": "latent",
+        "num_inference_steps": 1,
+        "azimuths": [90, 9, 0],
+    }
+    with VideoEngine.from_checkpoint(
+        checkpoints["p"], backend="eager", device="cpu", reuse=Reuse(interval=2)
+    ) as engine:
+        ours = engine(image, generator=generator(), **asked).frames
+    plain = engines["p"](image, generator=generator(), **asked).frames
+    assert (ours - plain).abs().max() <= 1e-4
+
+
+def test_triton_takes_one_elevation_or_one_for_each_frame() -> None:
+    def read(**given: list[float]) -> dict[str, Any]:
+        sent = {name: np.array(value, np.float32) for name, value in given.items()}
+        image = np.array([b"png"], dtype=np.object_)
+        return inputs.read({"image": image, **sent}, 100, 1).sampling
+
+    assert read(elevation=[12.5]) == {"elevation": 12.5}
+    assert read(elevation=[1.0, 2.0], azimuths=[3.0, 4.0]) == {"elevation": [1, 2], "azimuths": [3, 4]}
 
 
 @pytest.mark.parametrize(

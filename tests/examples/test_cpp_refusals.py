@@ -205,6 +205,9 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "an offset that is none of SVD's": (
         conditioned(lambda fields: fields[0].update(offset=0.0)), "got fps (per video, offset 0.0), motion"
     ),
+    "a scale that is none of SVD's": (
+        conditioned(lambda fields: fields[1].update(scale=2.0)), "motion_bucket_id (per video, offset 0.0)"
+    ),
     "numbers per frame": (
         conditioned(lambda fields: fields[2].update(per="frame")), "noise_aug_strength (per frame, offset"
     ),

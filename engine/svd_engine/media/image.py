@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # pixels; JPEG's own limit
-OBJECT_SHARE = 0.917  # of a square, that an object is to take: sgm's image_frame_ratio, `sv3d` scripts
+OBJECT_SHARE = 0.917  # of a square, that an object is to take: image_frame_ratio of sgm's 4D script
 BAND = 2**21  # pixels that are converted at once, so that memory stays a small multiple of the picture
 # What Pillow may try on a file.  One of its other formats, EPS, starts an interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
