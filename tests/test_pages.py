@@ -26,7 +26,7 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 # Programs that are not this project's.  Their lines are for a reader's machine: not checked here.
-OTHERS = {"apt-get", "build/cpp/svd_generate", "cmake", "curl", "docker", "hf", "pre-commit", "ray"}
+OTHERS = {"apt-get", "build/cpp/svd_generate", "cmake", "curl", "docker", "hf", "ln", "pre-commit", "ray"}
 SHELL = {"", "console", "bash", "sh"}
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of unknown options and missing ones, too
 
