@@ -190,7 +190,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
     for number, profile in enumerate(manifest.profiles, 1):
         facts[f"profile {number}"] = str(profile)
     if (reused := manifest.reuse) is not None:
-        facts["reuse"] = f"branch {reused.branch}: --reuse N runs a full and a shallow denoiser"
+        facts["reuse"] = f"a full and a shallow denoiser, branch {reused.branch}"
     facts["rewrites"] = ", ".join(sorted({r.name for r in manifest.rewrites if r.places})) or "none"
     if manifest.without_rewrites:
         facts["without"] = ", ".join(manifest.without_rewrites)

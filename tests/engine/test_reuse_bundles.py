@@ -97,7 +97,7 @@ def test_the_manifest_and_info_say_so(reusing_bundle: Path, capsys: pytest.Captu
     assert reuse is not None
     assert (reuse.branch, reuse.kept) == (1, 3)
     assert call(main, "info", reusing_bundle) == 0
-    assert "branch 1: --reuse N runs a full and a shallow denoiser" in capsys.readouterr().out
+    assert "a full and a shallow denoiser, branch 1" in capsys.readouterr().out
 
 
 def test_verify_compares_all_three(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

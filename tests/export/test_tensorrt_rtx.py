@@ -146,7 +146,7 @@ def test_denoisers_that_reuse(tiny_checkpoint: Path, tmp_path: Path) -> None:
         assert check_graph(graph, "11", "sm75").findings == ()
         assert parse_errors(graph) == ()
     full, shallow = (compile_graph(graph, "sm75") for graph in graphs)
-    assert shallow.total.kernels < full.total.kernels / 2
+    assert shallow.total.kernels < 0.7 * full.total.kernels
     assert shallow.weights_bytes < full.weights_bytes / 2
 
 

@@ -82,8 +82,8 @@ class Bundle:
                 expected=f"one of its profiles ({'; '.join(map(str, self.manifest.profiles))})",
                 got=f"{s.frames} frames of {s.height}x{s.width}{decoded}",
                 remedy=f"Ask for one of these, or run: svd-export onnx {self.manifest.export_source} "
-                f"-o NEW_BUNDLE --frames {s.frames} --height {s.height} --width {s.width}{flag} "
-                f"{self._reuse_option()}--dtype {self.manifest.precision.option}",
+                f"-o NEW_BUNDLE --frames {s.frames} --height {s.height} --width {s.width}{flag}"
+                f"{self._reuse_option()} --dtype {self.manifest.precision.option}",
             )
         return found
 
@@ -184,14 +184,14 @@ class Bundle:
 
     def _export_command(self, changes: str, branch: int | None = None) -> str:
         """Makes this bundle again with `changes`, and with reuse of another `branch`."""
-        changes = self._reuse_option(branch) + changes
+        changes = f"{self._reuse_option(branch)} {changes}".lstrip()
         return export_command(self.manifest.export_source, self.manifest.profiles, changes)
 
     def _reuse_option(self, branch: int | None = None) -> str:
         """Of the export: for `branch`, or else for what the bundle has; empty for no reuse."""
         own = self.manifest.reuse
         branch = own.branch if branch is None and own else branch
-        return "" if branch is None else f"--reuse-branch {branch} "
+        return "" if branch is None else f" --reuse-branch {branch}"
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""
