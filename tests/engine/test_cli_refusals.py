@@ -133,7 +133,7 @@ def test_settings(
         (("--bundle", "b", "--steps", "many"), "Invalid value for '--steps'"),
         (("--bundle", "b", "--steps", "2.5"), "'2.5' is not a whole number"),
         (("--bundle", "b", "--fit", "cover"), "'cover' is not one of"),
-        (("--bundle", "b", "--continue-from", "v.mp4"), "pass either IMAGE or --continue-from VIDEO"),
+        (("--bundle", "b", "--continue-from", "v.mp4"), "pass one of IMAGE"),
         (("--bundle", "b", "--sigmas", "2,one"), "'2,one' is no list of numbers with commas between them"),
         (("--bundle", "b", "--sigmas", "1,2"), "sigmas: expected two or more finite noise levels that fall"),
         (("--bundle", "b", "--sigmas", "2,0", "--steps", "1"), "pass either --steps or --sigmas"),

@@ -112,6 +112,6 @@ def _read(parameter: Parameter, value: object, engine: VideoEngine) -> Any:
     checked: Any = parameter.kind.check(parameter.name, value)
     if parameter.usual:
         finite(parameter.name, checked, *span(parameter, engine))
-    if isinstance(parameter.kind, NoiseLevels):
+    if isinstance(parameter.kind, NoiseLevels) and isinstance(checked, tuple):
         finite("steps of sigmas", len(checked) - 1, *span(STEPS, engine))
     return checked

@@ -21,16 +21,7 @@ from svd_engine.values import one_of
 LOOK_SECONDS = 0.2
 EXAMPLE = Path(__file__).parents[2] / "assets" / "coffee.png"
 CACHE_SECONDS = (3600, 86_400)  # how often old uploads are removed, and how old they are then
-CSS = """
-.svd-status progress { appearance: none; width: 100%; height: 0.7rem; border: 0; }
-.svd-status progress::-webkit-progress-bar { background: var(--border-color-primary); border-radius: 1rem; }
-.svd-status progress::-webkit-progress-value { background: var(--color-accent); border-radius: 1rem; }
-.svd-status progress::-moz-progress-bar { background: var(--color-accent); border-radius: 1rem; }
-.svd-status p { margin: 0.4rem 0; font-size: 1rem; }
-.svd-status img { width: 100%; border-radius: var(--radius-lg); }
-#gallery .grid-wrap { min-height: 0; padding-top: 2rem; }
-.svd-error p { color: var(--error-text-color); font-weight: 600; }
-"""
+CSS = Path(__file__).with_name("page.css")
 DOWNLOADS = {"mp4": "MP4", "webp": "WebP", "gif": "GIF", "zip": "Frames"}
 EMPTY = status.done("Your video will be here.")
 

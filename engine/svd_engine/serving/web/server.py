@@ -58,7 +58,7 @@ class WebServer:
         self.page.blocks.queue(api_open=False, max_size=None)
         _, self.url, _ = self.page.blocks.launch(
             server_name=host, server_port=port, auth=credentials, max_file_size=MAX_UPLOAD_BYTES,
-            theme=_theme(), css=CSS,
+            theme=_theme(), css_paths=CSS,
             footer_links=[], ssr_mode=False, mcp_server=False, share=False, enable_monitoring=False,
             quiet=True, prevent_thread_lock=True,
         )  # fmt: skip
