@@ -207,6 +207,7 @@ def test_a_list_may_be_wrong_about_its_pictures(batch: Batch, pictures: Path, tm
         ("l.csv", "image,steps\n,2\n", "line 2, image: expected the path of a picture, got None"),
         ("l.csv", "image,output\na.png,../b\n", "line 2, output: expected the name of a video"),
         ("l.csv", "image\na.png\nb/A.jpg\n", "video A.mp4: expected one picture"),
+        ("l.csv", "image,num_videos,output\na.png,2,\na.png,,\n", "video a.mp4: expected one picture"),
         ("l.csv", "image,num_videos,output\na.png,2,\na.png,,a-1\n", "video a-1.mp4: expected one picture"),
         ("l.csv", "image\n", "expected a row for each picture, got none"),
         ("l.csv", "", "expected a row for each picture, got none"),

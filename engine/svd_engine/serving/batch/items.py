@@ -265,7 +265,7 @@ def _check_outputs(items: list[Item], suffix: str) -> None:
                 got=str(item.arguments["fps"]),
                 remedy="Lower it, or write another format.",
             )
-        for name in item.files(suffix):
+        for name in {item.name + suffix, *item.files(suffix)}:  # the first names its record, too
             other = made.setdefault(name.casefold(), item)
             if other is not item:
                 raise SettingsError(

@@ -160,10 +160,10 @@ def _rows(
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         num_gpus=1 if on_gpu else 0,
         num_cpus=1,
-        scheduling_strategy="SPREAD",
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-    )
+        ray_remote_args_fn=lambda: {
+            "scheduling_strategy": "SPREAD", "max_restarts": -1, "max_task_retries": RETRIES
+        },
+    )  # fmt: skip
     yield from made.iter_rows()
 
 
