@@ -232,7 +232,7 @@ def test_the_cpp_host_has_the_defaults(name: str, field: str) -> None:
 
 def test_the_cpp_host_has_the_guidance_of_svd() -> None:
     for name in ("min_guidance_scale", "max_guidance_scale"):
-        assert f'"{name}", json({of(name).default:.1f})' in CPP_DEFAULTS
+        assert f'"{name}", {of(name).default:.1f}f)' in CPP_DEFAULTS
         assert re.search(rf"{of(name).option} X +the bundle's own \(SVD: {of(name).default:g}\)", CPP)
 
 
