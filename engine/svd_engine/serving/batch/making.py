@@ -52,7 +52,9 @@ def make_item(engine: VideoEngine, item: Item, results: Results) -> Record:
 
 def _generated(engine: VideoEngine, item: Item) -> VideoOutput:
     arguments = {**item.arguments, "output_type": "pt"}
-    request = VideoRequest(load_image(item.picture), arguments.pop(SEED.name), arguments=arguments)
+    request = VideoRequest(
+        load_image(item.picture, transparency=True), arguments.pop(SEED.name), arguments=arguments
+    )
     return make_video(engine, request, watch(engine, request), threading.Event())
 
 

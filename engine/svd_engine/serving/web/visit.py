@@ -50,7 +50,7 @@ class Visit:
                 got="none",
                 remedy="Drop one on the page, paste it, or choose it.",
             )
-        image = decode_image(photograph.read_bytes())
+        image = decode_image(photograph.read_bytes(), transparency=True)
         request = VideoRequest(image, seed, preview_every=1, arguments={**arguments, "output_type": "pt"})
         self.job = service.submit(request, engine)
         return self.job
