@@ -33,6 +33,7 @@ from svd_engine.spec.precision import FLOAT32
 from tests.bench import documents
 from tests.bench.fakes import CEILING
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+from tests.support import stability_file
 
 CPU = torch.device("cpu")
 TINY = Setting(
@@ -177,8 +178,10 @@ def test_random_weights_have_a_name_of_their_own() -> None:
     assert checkpoint_of("random:svd").model.random_weights
 
 
-def test_a_file_that_does_not_tell_its_frames_is_to_be_converted(tmp_path: Path) -> None:
-    (tmp_path / "mine.safetensors").touch()
+def test_a_file_that_does_not_tell_its_frames_is_to_be_converted(
+    stability_pipeline: Any, tmp_path: Path
+) -> None:
+    stability_file.write(tmp_path / "mine.safetensors", stability_pipeline)
     with pytest.raises(SettingsError, match=r"does not tell the frames\. .*Run: svd-export convert /.*/mine"):
         checkpoint_of(str(tmp_path / "mine.safetensors"))
 

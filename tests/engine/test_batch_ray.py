@@ -38,6 +38,7 @@ def cluster() -> Iterator[Any]:
 
 def two_nodes(cluster: Any) -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="ray-")
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)  # for its address, whatever `temp_dir` is
     node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 * 2**20}
     made = cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
     try:

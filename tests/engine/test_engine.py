@@ -52,7 +52,10 @@ def test_the_call_is_diffusers_call() -> None:
         for name in theirs
         if name != "callback_on_step_end_tensor_inputs" and ours[name].default != theirs[name].default
     }
-    assert differing == {"height", "width", "min_guidance_scale", "max_guidance_scale"}
+    assert differing == {
+        "height", "width", "num_inference_steps", "min_guidance_scale", "max_guidance_scale",
+        "noise_aug_strength",
+    }  # fmt: skip
     assert all(ours[name].default is None for name in differing)
     name = "callback_on_step_end_tensor_inputs"
     assert list(ours[name].default) == theirs[name].default
