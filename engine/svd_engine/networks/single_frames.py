@@ -43,7 +43,7 @@ class SingleFrames:
     @classmethod
     def of(cls, x: Tensor, axis: int) -> SingleFrames:
         """[.., F, ..] taken apart along `axis`."""
-        if not _one_for_all.get():
+        if not _for_export():
             return cls(x.unbind(axis), x.shape[axis])
         shape = [*x.shape[:axis], *x.shape[axis + 1 :]]
         return cls([_marker(ONE_FRAME, x, {"axis": axis}, shape)], x.shape[axis])
@@ -53,11 +53,15 @@ class SingleFrames:
 
     def together(self, axis: int) -> Tensor:
         """[.., F, ..], side by side along a new `axis`."""
-        if not _one_for_all.get():
+        if not _for_export():
             return torch.stack(list(self.each), axis)
         (frame,) = self.each
         shape = [*frame.shape[:axis], self.count, *frame.shape[axis:]]
         return _marker(ALL_FRAMES, frame, {"axis": axis, "frames": self.count}, shape)
+
+
+def _for_export() -> bool:
+    return not torch.compiler.is_dynamo_compiling() and _one_for_all.get()  # torch.compile reads no context
 
 
 def _marker(operator: str, x: Tensor, attributes: dict[str, int], shape: Sequence[int]) -> Tensor:
