@@ -121,13 +121,12 @@ def exact(photograph: Image) -> np.ndarray:
         return four_steps(engine, photograph)
 
 
-@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 70), (torch.float16, 40)])
-def test_onnx_runtime_makes_the_same_clip(
-    photograph: Image, exact: np.ndarray, tmp_path: Path, dtype: torch.dtype, least: float
+def test_onnx_runtime_makes_nearly_the_same_clip_in_half_precision(
+    photograph: Image, exact: np.ndarray, tmp_path: Path
 ) -> None:
-    export_bundle(open_checkpoint("demo"), tmp_path / "bundle", [SMALL], dtype)
+    export_bundle(open_checkpoint("demo"), tmp_path / "bundle", [SMALL], torch.float16)
     with VideoEngine.from_bundle(tmp_path / "bundle", backend="onnxruntime", device="cpu") as engine:
-        assert psnr(exact, four_steps(engine, photograph)) >= least
+        assert psnr(exact, four_steps(engine, photograph)) >= 40
 
 
 def test_bfloat16_makes_nearly_the_same_clip(photograph: Image, exact: np.ndarray) -> None:
