@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svd_engine.backends.registry import NAMES, check_name
+from svd_engine.backends.registry import check_name
 from svd_engine.cli import console
 from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.options import (
+    BackendOption,
     DTypeOption,
     ImageEncoderPart,
     LoraFiles,
     LoraPartial,
     MemoryOption,
+    SwapNetworks,
     UNetPart,
     VaePart,
     Variant,
@@ -81,10 +83,7 @@ def batch(
     cpus: Annotated[
         int | None, typer.Option(help="With --ray: workers on the CPU instead, one a CPU slot.", min=1)
     ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to run on; auto chooses and says why."),
-    ] = "auto",
+    backend: BackendOption = "auto",
     device: Annotated[
         str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N. With --ray, Ray decides.")
     ] = "auto",
@@ -97,10 +96,7 @@ def batch(
     image_encoder: ImageEncoderPart = None,
     lora: LoraFiles = None,
     lora_partial: LoraPartial = False,
-    swap_networks: Annotated[
-        bool,
-        typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
-    ] = False,
+    swap_networks: SwapNetworks = False,
     memory: MemoryOption = None,
     **call: Any,
 ) -> None:

@@ -15,6 +15,7 @@ from svd_engine.cli import console
 from svd_engine.cli.batch import batch
 from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.options import (
+    BackendOption,
     DecodingOption,
     DTypeOption,
     ImageEncoderPart,
@@ -22,6 +23,7 @@ from svd_engine.cli.options import (
     LoraPartial,
     MemoryOption,
     PresetOption,
+    SwapNetworks,
     UNetPart,
     VaePart,
     Variant,
@@ -102,10 +104,7 @@ def generate(
             "file such as svd_xt.safetensors or sv3d_u.safetensors, or a hub id."
         ),
     ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to run on; auto chooses and says why."),
-    ] = "auto",
+    backend: BackendOption = "auto",
     device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")] = "auto",
     devices: Annotated[
         str | None,
@@ -124,10 +123,7 @@ def generate(
     image_encoder: ImageEncoderPart = None,
     lora: LoraFiles = None,
     lora_partial: LoraPartial = False,
-    swap_networks: Annotated[
-        bool,
-        typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower."),
-    ] = False,
+    swap_networks: SwapNetworks = False,
     memory: MemoryOption = None,
     jit_cache: Annotated[
         Path | None,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from svd_engine.backends.registry import NAMES
 from svd_engine.cli.console import version_option
 from svd_engine.spec.weights import Component
 
@@ -37,6 +38,12 @@ ImageEncoderPart = Annotated[
         "--image-encoder",
         help="File or folder of the image encoder in place of the checkpoint's.",
     ),
+]
+BackendOption = Annotated[
+    str, typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to run on; auto chooses and says why.")
+]
+SwapNetworks = Annotated[
+    bool, typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower.")
 ]
 MemoryOption = Annotated[
     str | None,
