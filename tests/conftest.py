@@ -3,6 +3,7 @@ bundles exported from it.  Expensive things are made once a session and only rea
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the hub
 
@@ -35,6 +37,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out already
             self.intra_op_num_threads = 1
 
     onnxruntime.SessionOptions = OneThread
+# A second of every network's export, and the same each time.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
 
 HEIGHT, WIDTH = 32, 48  # pixels, of every tiny video

@@ -29,10 +29,10 @@ def photograph() -> Image:
 
 
 @pytest.fixture(scope="module")
-def clips(photograph: Image) -> dict[int, np.ndarray]:
+def clips(photograph: Image, demo_bundle: Path) -> dict[int, np.ndarray]:
     """Eight steps at two motion buckets."""
     made = {}
-    with VideoEngine.from_checkpoint("demo", backend="eager", device="cpu") as engine:
+    with VideoEngine.from_bundle(demo_bundle, backend="onnxruntime", device="cpu") as engine:
         for bucket in (20, 220):
             generator = torch.Generator().manual_seed(0)
             made[bucket] = engine(

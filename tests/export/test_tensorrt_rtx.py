@@ -32,7 +32,7 @@ from svd_export.compiled import compile_graph, parse_errors
 from svd_export.graph_check import check_graph
 from svd_export.to_onnx import export_bundle, export_network
 from svd_export.weights import WeightsFile
-from tests.export.conftest import NETWORKS, half, plans
+from tests.export.conftest import NETWORKS, plans
 from tests.support import damage
 from tests.support.commands import start
 
@@ -51,16 +51,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     profile = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
     export_bundle(checkpoint, folder, [profile], torch.float16)
     return folder
-
-
-@pytest.fixture(scope="session")
-def small(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return half(tiny_checkpoint, tmp_path_factory.mktemp("small") / "tiny")
-
-
-@pytest.fixture
-def folder(small: Path, tmp_path: Path) -> Path:
-    return damage.copy(small, tmp_path)
 
 
 def build(folder: Path, *arguments: object) -> tuple[int, str, str]:

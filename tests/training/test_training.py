@@ -78,7 +78,7 @@ def test_a_run_that_was_interrupted_gives_the_same_weights(
 
 def test_the_parts_make_a_checkpoint_that_the_engine_opens(tmp_path: Path) -> None:
     data = encoded(tmp_path)
-    autoencoder.train(tmp_path / "vae", seed=0, steps=2, count=2)
+    autoencoder.train(tmp_path / "vae", seed=0, steps=2, count=2, size=32)
     denoiser.train(tmp_path / "unet", data, 1, seed=0, steps=2, count=2)
     log = (tmp_path / "unet" / "log.jsonl").read_text()
     assert '"step": 2' in log

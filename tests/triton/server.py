@@ -1,14 +1,14 @@
 """A real Triton server on the CPU: installs one, starts it on a model repository, watches its processes.
 
-NVIDIA's package nvidia-pytriton carries the tritonserver binary with the Python backend.  It and what the
-models import live in an environment of their own, because that server's Python backend needs numpy 1.  Of
-ours it sees this checkout's, by a .pth file: the backend's processes do not read PYTHONPATH.
+NVIDIA's package nvidia-pytriton carries the tritonserver binary with the Python backend.  It lives in an
+environment of its own, because that server's Python backend needs numpy 1.  What the models import besides
+they find, behind that numpy, in this checkout and in the tests' environment, by a .pth file: the backend's
+processes do not read PYTHONPATH.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import signal
@@ -17,7 +17,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -33,32 +32,25 @@ START_SECONDS = 90
 
 def install() -> Path:
     """The environment's folder, made when it is missing or of other versions.  Raises CalledProcessError."""
-    constraints = (ROOT / "constraints.txt").read_text()
-    wanted = hashlib.sha256(f"{PACKAGES} {constraints} {sys.version}".encode()).hexdigest()
+    wanted = f"{PACKAGES} {sysconfig.get_path('purelib')} {sys.version}"
     ENVIRONMENT.mkdir(parents=True, exist_ok=True)
     with (ENVIRONMENT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         ready = ENVIRONMENT / "ready"
         if not ready.is_file() or ready.read_text() != wanted:
             ready.unlink(missing_ok=True)
-            _make(ENVIRONMENT / "venv", constraints)
+            _make(ENVIRONMENT / "venv")
             ready.write_text(wanted)
     return ENVIRONMENT
 
 
-def _make(venv: Path, constraints: str) -> None:
+def _make(venv: Path) -> None:
     shutil.rmtree(venv, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", venv], check=True, capture_output=True)
-    without_numpy = venv / "constraints.txt"
-    without_numpy.write_text(
-        "".join(f"{line}\n" for line in constraints.splitlines() if "numpy==" not in line)
-    )
-    pip = [venv / "bin/python", "-m", "pip", "install", "--quiet", "--constraint", without_numpy]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
-    subprocess.run([*pip, *PACKAGES, *needed], check=True, capture_output=True)
+    pip = [venv / "bin/python", "-m", "pip", "install", "--quiet", "--no-compile"]
+    subprocess.run([*pip, *PACKAGES], check=True, capture_output=True)
     site = next(venv.glob("lib/python*/site-packages"))
-    (site / "checkout.pth").write_text(f"{ROOT / 'engine'}\n")
+    (site / "tested.pth").write_text(f"{ROOT / 'engine'}\n{sysconfig.get_path('purelib')}\n")
     backend = site / "pytriton/tritonserver/backends/python"
     stub = site / f"pytriton/tritonserver/python_backend_stubs/{sys.version_info[0]}.{sys.version_info[1]}"
     shutil.copy(stub / "triton_python_backend_stub", backend)

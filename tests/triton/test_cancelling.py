@@ -117,7 +117,7 @@ def test_over_http_the_server_does_not_see_its_client_go(server: Server, tmp_pat
     has answered.  When a newer one cancels here, the sentence there and this test have to go.
     """
     before = outcomes(server)
-    call = ["--set=num_frames=25", "--set=num_inference_steps=20"]
+    call = ["--set=num_frames=25", "--set=num_inference_steps=6"]
     client = start_client(server, tmp_path, "--protocol", "http", "--timeout", "0.3", *call)
     assert client.wait(60) == 1
     counted(server, before, done=1)

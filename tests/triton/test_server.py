@@ -182,7 +182,7 @@ def test_a_request_whose_time_is_over_never_starts(server: Server) -> None:
 
 
 def test_nothing_leaks(server: Server) -> None:
-    """Memory of server and model and what lies in /dev/shm, after 100 requests of every kind."""
+    """Memory of server and model and what lies in /dev/shm, after 60 requests of every kind."""
 
     def some(count: int) -> None:
         for number in range(count):
@@ -205,7 +205,7 @@ def test_nothing_leaks(server: Server) -> None:
 
     some(20)
     resident, shared = held()
-    some(100)
+    some(60)
     now, shared_now = held()
     assert shared_now == shared
     assert now - resident < 32 * 2**20
