@@ -47,6 +47,7 @@ class EngineSource:
     choice: Choice
     default: Profile  # of a call that says nothing of size and frames
     profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
+    slice_frames: Callable[[Settings], int | None]  # that a streamed decoder holds, of a call that asks for it
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
     weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
     lora: tuple[LoraFile, ...] = ()  # fused into the UNet
@@ -60,7 +61,7 @@ class EngineSource:
         """How a call runs.  Raises SettingsError for one that the memory budget has no place for."""
         if self.planner is not None:
             return self.planner.choose(settings, videos)
-        return Plan(self.profile_for(settings, videos), settings.slice_frames, type(self.residency))
+        return Plan(self.profile_for(settings, videos), self.slice_frames(settings), type(self.residency))
 
 
 def of_bundle(
@@ -100,6 +101,7 @@ def of_bundle(
         profile_for=lambda settings, _videos: (
             bundle.single_profile_for(settings) if other_half else bundle.profile_for(settings)
         ),
+        slice_frames=bundle.slice_frames,
         other_half=other_half,
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
         weights=lambda: list(manifest.source.weights),
@@ -192,6 +194,7 @@ def of_checkpoint(
         choice=choice,
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
         profile_for=_single_of_request if other_half else Profile.of_request,
+        slice_frames=lambda settings: settings.slice_frames,
         other_half=other_half,
         rewrites=modules.places,
         weights=lambda: list(chain(*modules.weight_files.values())),
