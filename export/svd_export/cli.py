@@ -118,8 +118,8 @@ def onnx(
         int | None,
         typer.Option(
             metavar="N",
-            help="Add what `svd-engine generate --decoding streamed` runs: the decoder as a chain of networks "
-            "that take N frames at a time, over the same weights. The same video in less memory.",
+            help="Add what `svd-engine generate --decoding streamed` runs: the decoder as a chain of "
+            "networks that take N frames at a time, over the same weights. The same video in less memory.",
         ),
     ] = None,
     without_rewrite: Annotated[

@@ -71,9 +71,9 @@ def export_bundle(
 
     `dtype` decides which runtimes it has graphs for, see `forms`.  `progress` is told each network as its
     work begins.  reuse_branch: also a full and a shallow denoiser of every profile, see `spec.reuse`.
-    stream_decoder: also a streamed decoder of every profile, so many frames at a time, see `spec.streaming`.
-    Raises SettingsError for a profile, a branch or a slice out of bounds, ExportError when the place is taken or
-    cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
+    stream_decoder: also a streamed decoder of every profile, so many frames at a time: see `spec.streaming`.
+    Raises SettingsError for a profile, a branch or a slice out of bounds, ExportError when the place is taken
+    or cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
     """
     architecture, precision = checkpoint.model.architecture, Precision.of(dtype_name(dtype))
     feature = None
@@ -140,7 +140,7 @@ def _slice_of(profiles: Sequence[Profile], frames: int) -> int:
 
 
 def weights_name(network: str) -> str:
-    """Of the file that holds a network's weights: all denoisers share one, and a decoder with its segments."""
+    """Of the file that holds a network's weights: all denoisers share one, a decoder and its segments too."""
     return {SHALLOW: "denoiser", SEGMENT: "vae_decoder"}.get(network, network)
 
 

@@ -61,10 +61,12 @@ class SegmentedDecoder(Network):
             network.close()
 
     def _over_slices(
-        self, segment: NetworkSpec, x: Tensor, told: Mapping[str, Tensor] = {}
+        self, segment: NetworkSpec, x: Tensor, told: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Statistics]:
-        """What a segment leaves of parked activations x [F,h,w,C], and the statistics of what it gives moments
-        of.  One that leaves nothing leaves x; the last layer leaves no statistics to take."""
+        """What a segment makes of parked activations x [F,h,w,C], and the statistics of its moments.
+
+        One that only takes moments leaves x as it is; the last layer has none to take.
+        """
         left = next((tensor for tensor in segment.outputs if tensor.name in ("y", "images")), None)
         y = x
         if left is not None and (left.shape[1:], left.dtype) != (x.shape[1:], dtype_name(x.dtype)):
@@ -73,7 +75,7 @@ class SegmentedDecoder(Network):
         variances: list[Tensor] = []
         with self._opened(segment) as network:
             for start, given in self._windows(network, x):
-                outputs = network(**given, **told)
+                outputs = network(**given, **(told or {}))
                 count = min(self.slice_frames, self.frames - start)
                 if left is not None:
                     y[start : start + count].copy_(outputs[left.name][:count], non_blocking=True)

@@ -27,7 +27,7 @@ Moments = tuple[Tensor, Tensor]  # mean and variance [n,G] of frames, or [G] of 
 
 
 def decoder_segment(vae: AutoencoderKLTemporalDecoder, spec: NetworkSpec) -> Segment:
-    """The module of a row of the table.  Raises SettingsError for a decoder of other layers than diffusers'."""
+    """The module of a row of the table.  Raises SettingsError for layers other than diffusers'."""
     reason = obstacle(vae.decoder)
     if reason is not None:
         raise SettingsError(

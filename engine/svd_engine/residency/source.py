@@ -47,7 +47,7 @@ class EngineSource:
     choice: Choice
     default: Profile  # of a call that says nothing of size and frames
     profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
-    slice_frames: Callable[[Settings], int | None]  # that a streamed decoder holds, of a call that asks for it
+    slice_frames: Callable[[Settings], int | None]  # of a streamed decoder, where a call asks for it
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
     weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
     lora: tuple[LoraFile, ...] = ()  # fused into the UNet
