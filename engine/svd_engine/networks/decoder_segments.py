@@ -23,6 +23,7 @@ from svd_engine.spec.tensors import NetworkSpec
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder
 
+ATTENDED = 2  # frames at a time of an attention whose scores may be written out: 9,216 x 9,216 at 576x1024
 Moments = tuple[Tensor, Tensor]  # mean and variance [n,G] of frames, or [G] of a video, float32
 
 
@@ -77,8 +78,11 @@ class Head(Segment):
         """[F,4,h,w] -> [F,h,w,C]: all that is before the streamed blocks but the upsampling into them."""
         decoder = self.decoder
         video = torch.zeros(1, len(latent), dtype=self.dtype, device=latent.device)
-        x = decoder.conv_in(latent.to(self.dtype))
-        x = decoder.mid_block(x, image_only_indicator=video)
+        first, *others = decoder.mid_block.resnets
+        x = first(decoder.conv_in(latent.to(self.dtype)), image_only_indicator=video)
+        for attention, resnet in zip(decoder.mid_block.attentions, others, strict=False):
+            attended = [attention(part) for part in x.split(ATTENDED)]
+            x = resnet(torch.cat(attended), image_only_indicator=video)
         blocks = decoder.up_blocks[:-STREAMED_BLOCKS]
         for number, block in enumerate(blocks, 1):
             for resnet in block.resnets:

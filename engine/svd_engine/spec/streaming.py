@@ -29,6 +29,7 @@ from pydantic import Field
 from svd_engine.spec.bounds import Channels, Frames, PixelScale
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec, TensorSpec
 
+Tensors = tuple[TensorSpec, ...]
 SEGMENT = "decoder_segment"  # its networks' name
 GROUPS = 32  # of a norm in diffusers' TemporalDecoder
 STREAMED_BLOCKS = 2  # upward blocks that are streamed, of the most pixels: what is before them is small
@@ -90,7 +91,7 @@ def segments_of(decoder: StreamedSpec, streaming: Streaming) -> tuple[NetworkSpe
         return TensorSpec(f"mean{number}", (GROUPS,)), TensorSpec(f"variance{number}", (GROUPS,))
 
     moments = TensorSpec("mean", (size, GROUPS)), TensorSpec("variance", (size, GROUPS))
-    chain = [
+    chain: list[tuple[Tensors, Tensors]] = [  # inputs and outputs of each
         ((latent,), (activations("y", streaming.head, frames),)),
         ((activations("x", streaming.head, size),), (activations("y", streaming.layers[0], size), *moments)),
     ]
