@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -22,19 +25,24 @@ from svd_engine.cli.main import main
 from svd_engine.errors import BackendUnavailable
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.decoder_segments import decoder_segment
-from svd_engine.networks.modules import Modules
-from svd_engine.networks.rewrites import rewrites_for
+from svd_engine.networks.rewrites import (
+    REWRITES,
+    TENSORRT_REWRITES,
+    Rewrite,
+    apply_rewrites,
+    rewrites_for,
+)
 from svd_engine.output import VideoOutput
+from svd_engine.spec.model import Architecture
 from svd_engine.spec.network import Network, Placement, named_outputs
 from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.streaming import segments_of, streaming_of
 from svd_engine.spec.tables import specs_of, streamed_decoder
-from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 from svd_export.cli import main as export
-from svd_export.to_onnx import export_bundle, export_network
+from svd_export.to_onnx import export_bundle, trace
 from svd_export.triton import QueueLimits, write_repository
-from svd_export.weights import WeightsFile
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.support import damage, tensorrt_double, tensorrt_plans
 from tests.support.commands import call
@@ -44,62 +52,90 @@ CPU = torch.device("cpu")
 Vae = Any  # diffusers is untyped
 
 
-class TorchNetwork(Network):
-    def __init__(self, spec: NetworkSpec, module: torch.nn.Module) -> None:
-        super().__init__(spec, Placement("eager", "cpu", "float32"))
-        self.module = module
+def random_vae(*channels: int) -> Vae:
+    """Blends and norms random too: defaults would hide mistakes."""
+    from diffusers import AutoencoderKLTemporalDecoder
 
-    @torch.no_grad()
-    def run(self, inputs: Any) -> dict[str, Tensor]:
-        return named_outputs(self.spec, self.module(**inputs))
+    torch.manual_seed(0)
+    down = ("DownEncoderBlock2D",) * len(channels)
+    vae = AutoencoderKLTemporalDecoder(block_out_channels=channels, down_block_types=down).eval()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return vae
 
 
-class TorchSegments:
-    """A backend of torch modules, which notes what is opened."""
+def chain_of(vae: Vae, frames: int, size: int) -> tuple[StreamedSpec, tuple[NetworkSpec, ...]]:
+    channels = vae.config.block_out_channels
+    profile, scale = Profile(frames, HEIGHT, WIDTH, decode_chunk=frames), 2 ** (len(channels) - 1)
+    spec = streamed_decoder(profile, Architecture(vae_scale=scale), FLOAT32, size)
+    return spec, segments_of(spec, streaming_of(channels, 1, size))
 
-    name, device, movable = "eager", CPU, False
 
-    def __init__(self, modules: Modules) -> None:
-        self.modules = modules
+class Segments:
+    """A backend of segments, which notes what is opened."""
+
+    device, movable = CPU, False
+
+    def __init__(self, name: str, make: Callable[[NetworkSpec, Placement], Network]) -> None:
+        self.name, self.make = name, make
         self.opened: list[int | None] = []
 
     def open(self, spec: NetworkSpec) -> Network:
         self.opened.append(spec.segment)
-        return TorchNetwork(spec, self.modules.network(spec))
+        return self.make(spec, Placement(self.name, "cpu", "float32"))
 
     def close(self) -> None: ...
 
 
-@pytest.fixture(scope="module", params=["diffusers' layers", "for the CPU", "for TensorRT"])
-def modules(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> Modules:
-    checkpoint = open_checkpoint(str(tiny_checkpoint))
-    rewrites = {
-        "diffusers' layers": (),
-        "for the CPU": rewrites_for("onnxruntime", "cpu"),
-        "for TensorRT": rewrites_for("tensorrt", "cuda"),
-    }
-    return Modules(checkpoint, (), rewrites[request.param])
+class TorchNetwork(Network):
+    def __init__(self, vae: Vae, spec: NetworkSpec, placement: Placement) -> None:
+        super().__init__(spec, placement)
+        self.module = decoder_segment(vae, spec)
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return named_outputs(self.spec, self.module(**inputs))
 
 
-def latent(frames: int) -> Tensor:
-    shape = (frames, 4, HEIGHT // 2, WIDTH // 2)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(frames))
-
-
-@pytest.mark.parametrize("frames", [2, 5, 14])
-def test_the_chain_gives_what_the_whole_decoder_gives(modules: Modules, frames: int) -> None:
-    architecture = modules.checkpoint.model.architecture
-    profile = Profile(frames, HEIGHT, WIDTH, decode_chunk=frames)
-    given = latent(frames)
+def difference(vae: Vae, whole: Vae, frames: int, size: int, backend: Segments) -> float:
+    """Of a chain from the whole decoder, over its range."""
+    spec, chain = chain_of(vae, frames, size)
+    given = torch.randn(spec.inputs[0].shape, generator=torch.Generator().manual_seed(frames))
     with torch.no_grad():
-        whole = VaeDecoder(modules.checkpoint.load("vae", torch.float32))(given)
-    for size in (n for n in (1, 2, 3, 5, 8) if n < frames):
-        spec = streamed_decoder(profile, architecture, FLOAT32, size)
-        chain = segments_of(spec, streaming_of((32, 64), 1, size))
-        backend = TorchSegments(modules)
-        decoded = SegmentedDecoder(spec, chain, backend)(latent=given)["frames"]
-        assert (decoded - whole).abs().max() <= 1e-5 * whole.abs().max(), size
-        assert backend.opened == list(range(len(chain)))
+        expected = VaeDecoder(whole)(given)
+    decoded = SegmentedDecoder(spec, chain, backend)(latent=given)["frames"]
+    assert backend.opened == list(range(len(chain)))
+    return float((decoded - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("channels", "rewrites"),
+    [((32,), REWRITES), ((32, 64), rewrites_for("onnxruntime", "cpu")), ((32, 32, 64), TENSORRT_REWRITES)],
+)
+def test_the_chain_gives_what_the_whole_decoder_gives(
+    channels: tuple[int, ...], rewrites: Sequence[Rewrite]
+) -> None:
+    whole = random_vae(*channels)
+    for rewritten, vae in ((False, whole), (True, random_vae(*channels))):
+        apply_rewrites(vae, (), rewrites if rewritten else ())
+        for frames, size in ((2, 1), (5, 1), (5, 2), (14, 3), (14, 8)):
+            segments = Segments("eager", partial(TorchNetwork, vae))
+            assert difference(vae, whole, frames, size, segments) <= 1e-5, (frames, size)
+
+
+def test_slices_of_another_size_on_onnx_runtime(tmp_path: Path) -> None:
+    """3 frames at a time of 5."""
+    vae = random_vae(32)
+    graphs: dict[str, Path] = {}
+    for spec in chain_of(vae, 5, 3)[1]:
+        graphs[spec.key] = tmp_path / f"{spec.key}.onnx"
+        ir.save(trace(decoder_segment(vae, spec).eval(), spec), graphs[spec.key])
+
+    def network(spec: NetworkSpec, placement: Placement) -> Network:
+        return OrtNetwork(spec, onnxruntime.InferenceSession(graphs[spec.key]), placement)
+
+    assert difference(vae, vae, 5, 3, Segments("onnxruntime", network)) <= 1e-5
 
 
 # Bundles
@@ -150,31 +186,6 @@ def test_onnx_runtime_streams(streaming_bundle: Path) -> None:
     engine = opened(streaming_bundle, swap_networks=True)
     swapped = video(engine, decoding="streamed", decode_chunk_size=SLICE)
     assert torch.equal(swapped.frames[0], video(opened(streaming_bundle), decoding="streamed").frames[0])
-
-
-def test_slices_of_another_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Exported alone, and run by ONNX Runtime: 3 frames at a time of 5."""
-    checkpoint = open_checkpoint(str(tiny_checkpoint))
-    modules = Modules(checkpoint, (), rewrites_for("onnxruntime", "cpu"))
-    spec = streamed_decoder(PROFILE, checkpoint.model.architecture, FLOAT32, 3)
-    chain = segments_of(spec, streaming_of((32, 64), 1, 3))
-    with WeightsFile(tmp_path / "vae_decoder.bin") as weights:
-        graphs = {s.key: export_network(modules, s, weights, ("onnxruntime",)).graphs for s in chain}
-
-    class Sessions:
-        name, device, movable = "onnxruntime", CPU, False
-
-        def open(self, spec: NetworkSpec) -> Network:
-            session = onnxruntime.InferenceSession(tmp_path / graphs[spec.key]["onnxruntime"])
-            return OrtNetwork(spec, session, Placement(self.name, "cpu", "float32"))
-
-        def close(self) -> None: ...
-
-    given = latent(5)
-    with torch.no_grad():
-        whole = VaeDecoder(checkpoint.load("vae", torch.float32))(given)
-    decoded = SegmentedDecoder(spec, chain, Sessions())(latent=given)["frames"]
-    assert (decoded - whole).abs().max() <= 1e-5 * whole.abs().max()
 
 
 def test_the_segments_share_the_decoder_s_weights(streaming_bundle: Path) -> None:
