@@ -32,6 +32,7 @@ from svd_engine.networks.rewrites import (
     rewrites_for,
 )
 from svd_engine.output import VideoOutput
+from svd_engine.request import Settings
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.network import Network, Placement, named_outputs
 from svd_engine.spec.precision import FLOAT32
@@ -281,6 +282,13 @@ def test_a_bundle_without_one(tiny_bundle: Path) -> None:
     with pytest.raises(ProfileError, match="expected a bundle with one, got decoders of whole") as caught:
         video(opened(tiny_bundle), num_frames=FRAMES, decoding="streamed")
     assert "--decode-chunk 2 --stream-decoder 2 --dtype fp32" in caught.value.remedy
+
+
+def test_a_bundle_whose_frames_are_decoded_alone(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = damage.copy(tiny_bundle, tmp_path)
+    damage.edit(copy, lambda m: m["model"].update(orbits=True))
+    with pytest.raises(ProfileError, match="Leave it out: each frame of this model is decoded alone"):
+        Bundle(copy).slice_frames(Settings(FRAMES, HEIGHT, WIDTH, decoding="streamed"))
 
 
 def test_another_slice_than_the_bundle_s(streaming_bundle: Path) -> None:

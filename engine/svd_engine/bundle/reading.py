@@ -110,7 +110,7 @@ class Bundle:
             got=f"decode_chunk_size={asked}" if streaming else "decoders of whole chunks alone",
             remedy=f"Leave out decode_chunk_size, or run: {command}"
             if streaming
-            else "Use decode_chunk_size: each frame of this model is decoded alone."
+            else "Leave it out: each frame of this model is decoded alone, so chunks make the same video."
             if self.manifest.model.orbits
             else f"Run: {command}",
         )
@@ -169,7 +169,7 @@ class Bundle:
                 expected=f"some of {', '.join(name for name in NETWORKS if name in held)}",
                 got=", ".join(missing),
                 remedy="Ask for these; `svd-export onnx CHECKPOINT -o BUNDLE --reuse-branch 0` exports a "
-                "shallow denoiser, --stream-decoder 2 the segments of a decoder.",
+                "shallow denoiser, `svd-export onnx CHECKPOINT -o BUNDLE --stream-decoder 2` segments.",
             )
         return [e for e in self.manifest.networks if networks is None or e.spec.network in networks]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.resnet import SpatioTemporalResBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,14 +46,16 @@ def decoder_segment(vae: AutoencoderKLTemporalDecoder, spec: NetworkSpec) -> Seg
     return kind(vae.decoder, (number - FRONT - 1) // 2, spec)
 
 
-def streamed_resnets(decoder: nn.Module) -> list[SpatioTemporalResBlock]:
+def streamed_resnets(decoder: TemporalDecoder) -> list[SpatioTemporalResBlock]:
     return [resnet for block in decoder.up_blocks[-STREAMED_BLOCKS:] for resnet in block.resnets]
 
 
 class Segment(nn.Module):
     """layer: number of its resnet among the streamed ones."""
 
-    def __init__(self, decoder: nn.Module, layer: int, spec: NetworkSpec) -> None:
+    decoder: TemporalDecoder
+
+    def __init__(self, decoder: TemporalDecoder, layer: int, spec: NetworkSpec) -> None:
         super().__init__()
         self.decoder, self.layer = decoder, layer
         self.left = getattr(torch, spec.outputs[0].dtype)  # type of what it leaves

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -47,7 +48,6 @@ class EngineSource:
     choice: Choice
     default: Profile  # of a call that says nothing of size and frames
     profile_for: Callable[[Settings, int], Profile]  # of a call, and how many videos it makes
-    slice_frames: Callable[[Settings], int | None]  # of a streamed decoder, where a call asks for it
     rewrites: Callable[[], dict[str, int]]  # places by "component/rewrite", of what is loaded so far
     weights: Callable[[], list[WeightFile]]  # the checkpoint's files behind what is loaded so far
     lora: tuple[LoraFile, ...] = ()  # fused into the UNet
@@ -56,6 +56,7 @@ class EngineSource:
     feature: Feature | None = None  # that is reused
     planner: Planner | None = None  # None: no memory budget
     other_half: Residency | None = None  # of two devices, for the second half of guidance
+    slice_frames: Callable[[Settings], int | None] = attrgetter("slice_frames")  # of a streamed decoder
 
     def plan(self, settings: Settings, videos: int) -> Plan:
         """How a call runs.  Raises SettingsError for one that the memory budget has no place for."""
@@ -194,7 +195,6 @@ def of_checkpoint(
         choice=choice,
         default=Profile(model.frames, model.height, model.width, decode_chunk=model.frames),
         profile_for=_single_of_request if other_half else Profile.of_request,
-        slice_frames=lambda settings: settings.slice_frames,
         other_half=other_half,
         rewrites=modules.places,
         weights=lambda: list(chain(*modules.weight_files.values())),

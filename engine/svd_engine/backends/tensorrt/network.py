@@ -62,12 +62,8 @@ class TrtNetwork(Network):
         super().__init__(spec, placement)
         self.engine, self.context, self.cuda, self.memory, self.record = engine, context, cuda, memory, record
         self.jit = jit
-
-        def buffer(tensor: TensorSpec) -> Tensor:
-            return cuda.empty(f"{tensor.name} of {spec.key}", tensor.shape, getattr(torch, tensor.dtype))
-
-        self.inputs = {tensor.name: buffer(tensor) for tensor in spec.inputs}
-        self.outputs = {tensor.name: buffer(tensor) for tensor in spec.outputs}
+        self.inputs = {tensor.name: self._buffer(tensor) for tensor in spec.inputs}
+        self.outputs = {tensor.name: self._buffer(tensor) for tensor in spec.outputs}
         for name, buffer in (self.inputs | self.outputs).items():
             if not context.set_tensor_address(name, buffer.data_ptr()):
                 raise self._error(f"a buffer for {name}")
@@ -108,6 +104,10 @@ class TrtNetwork(Network):
             self._use(self.memory.block())
             self._launch()
             self.cuda.synchronize()
+
+    def _buffer(self, tensor: TensorSpec) -> Tensor:
+        what = f"{tensor.name} of {self.spec.key}"
+        return self.cuda.empty(what, tensor.shape, getattr(torch, tensor.dtype))
 
     def _launch(self) -> None:
         with self.cuda.aside() as stream:
