@@ -174,7 +174,16 @@ LIBRARY = [
     for path in SOURCES
     if not {"svd_bench", "cli"} & set(path.parts) and path.name not in IS_COMMAND_LINE
 ]
-PARTS = ("batch", "decode-chunk", "flavour", "frames", "guidance", "reuse-branch", "variant")
+PARTS = (
+    "batch",
+    "decode-chunk",
+    "flavour",
+    "frames",
+    "guidance",
+    "reuse-branch",
+    "stream-decoder",
+    "variant",
+)
 PARTS_OF_COMMANDS = {
     "--dtype fp16",
     f"--dtype {HOLE}",

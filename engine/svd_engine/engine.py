@@ -224,9 +224,9 @@ class VideoEngine(Steered, DiffusersNames):
         noise_aug_strength: standard deviation of the noise on the image, whose pixels are in [-1, 1]; default
         the model's own (SVD: 0.02).
         decode_chunk_size: frames decoded at once; default all.  decoding: "whole", all frames at once;
-        "streamed", the same video layer by layer over `decode_chunk_size` frames at a time (default 1), in
-        less memory, over a checkpoint; "auto", whole or, where `decode_chunk_size` is given, chunks of it
-        that know nothing of each other, as diffusers'.
+        "streamed", the same video layer by layer over `decode_chunk_size` frames at a time (default 1; of a
+        bundle exported with a streamed decoder, its own number), in less memory; "auto", whole or, where
+        `decode_chunk_size` is given, chunks of it that know nothing of each other, as diffusers'.
         generator: one for all videos or one for each; latents: unit-variance noise [N,F,4,h,w] to start from.
         fit: resize an image of another aspect ("stretch", as diffusers), crop it in the middle ("crop"), or
         pad it with black ("pad").
@@ -366,7 +366,11 @@ class VideoEngine(Steered, DiffusersNames):
             return replace(plan, residency=type(self.residency))
         notices.info("%s of %s", plan, self.source.planner.budget)
         last, self._last_plan = self._last_plan, plan
-        others = BACKENDS[self.choice.backend].of_bundle and last is not None and last.profile != plan.profile
+        others = (
+            BACKENDS[self.choice.backend].of_bundle
+            and last is not None
+            and (last.profile, last.slice_frames) != (plan.profile, plan.slice_frames)
+        )
         if others or type(self.residency) is not plan.residency:
             self.residency.close()
             self.residency = plan.residency(self.backend)

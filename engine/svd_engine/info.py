@@ -191,6 +191,8 @@ def bundle_facts(bundle: Bundle) -> dict[str, str]:
         facts[f"profile {number}"] = str(profile)
     if (reused := manifest.reuse) is not None:
         facts["reuse"] = f"a full and a shallow denoiser, branch {reused.branch}"
+    if (streamed := manifest.streaming) is not None:
+        facts["streamed decoder"] = f"{streamed.slice_frames} frames at a time"
     facts["rewrites"] = ", ".join(sorted({r.name for r in manifest.rewrites if r.places})) or "none"
     if manifest.without_rewrites:
         facts["without"] = ", ".join(manifest.without_rewrites)

@@ -114,6 +114,14 @@ def onnx(
             "weights. B is how much the shallow one runs, DeepCache's branch; 0 is the least.",
         ),
     ] = None,
+    stream_decoder: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Add what `svd-engine generate --decoding streamed` runs: the decoder as a chain of "
+            "networks that take N frames at a time, over the same weights. The same video in less memory.",
+        ),
+    ] = None,
     without_rewrite: Annotated[
         list[str] | None, typer.Option(help="Switch off an exact rewrite. Repeatable.")
     ] = None,
@@ -150,8 +158,9 @@ def onnx(
     )  # fmt: skip
     chosen = dtype or (ExportDType.fp32 if checkpoint == "demo" else ExportDType.fp16)
     manifest = export_bundle(
-        opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress(), reuse_branch
-    )
+        opened, output, wanted, DTYPES[chosen.value], without_rewrite or (), _progress(), reuse_branch,
+        stream_decoder,
+    )  # fmt: skip
     size = sum(entry.bytes for entry in manifest.files.values())
     typer.echo(
         f"wrote {output}: {len(manifest.networks)} networks, {size / 2**20:.1f} MiB, {manifest.precision}"

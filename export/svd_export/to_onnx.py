@@ -32,17 +32,18 @@ from svd_engine.bundle.manifest import (
     Runtime,
     check_profile,
 )
-from svd_engine.checkpoint.configs import unet_levels
+from svd_engine.checkpoint.configs import unet_levels, vae_levels
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.cli import console
-from svd_engine.errors import ExportError
+from svd_engine.errors import ExportError, SettingsError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.networks.single_frames import one_for_all
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import SHALLOW, feature_of, reusing_specs
-from svd_engine.spec.tables import NETWORKS, specs_of
+from svd_engine.spec.streaming import SEGMENT, streaming_of
+from svd_engine.spec.tables import NETWORKS, segments, specs_of
 from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.spec.weights import WeightFile
 from svd_engine.values import at_least
@@ -64,25 +65,32 @@ def export_bundle(
     without_rewrites: Collection[str] = (),
     progress: Say = lambda line: None,
     reuse_branch: int | None = None,
+    stream_decoder: int | None = None,
 ) -> Manifest:
     """Writes the bundle of `checkpoint` for `profiles` to `folder`, which must not exist yet.
 
     `dtype` decides which runtimes it has graphs for, see `forms`.  `progress` is told each network as its
     work begins.  reuse_branch: also a full and a shallow denoiser of every profile, see `spec.reuse`.
-    Raises SettingsError for a profile or a branch out of bounds, ExportError when the place is taken or
-    cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
+    stream_decoder: also a streamed decoder of every profile, so many frames at a time: see `spec.streaming`.
+    Raises SettingsError for a profile, a branch or a slice out of bounds, ExportError when the place is taken
+    or cannot be written or a network cannot be exported, CheckpointError for the checkpoint's own faults.
     """
     architecture, precision = checkpoint.model.architecture, Precision.of(dtype_name(dtype))
     feature = None
     if reuse_branch is not None:
         feature = feature_of(*unet_levels(checkpoint.configs), at_least("reuse branch", reuse_branch, 0))
+    streaming = None
+    if stream_decoder is not None:
+        size = _slice_of(profiles, stream_decoder)
+        streaming = streaming_of(*vae_levels(checkpoint.configs), size)
     for profile in profiles:
-        check_profile(profile, architecture, feature)
+        check_profile(profile, architecture, feature, streaming)
     rewrites = rewrites_for("onnxruntime", forms.device_of(dtype))
     modules = Modules(checkpoint, without_rewrites, rewrites)
     of_profiles = [specs_of(p, architecture, precision) for p in profiles]
     reusing = [reusing_specs(specs[2], feature) for specs in of_profiles] if feature else []
-    specs = dict.fromkeys(chain(*of_profiles, *reusing))
+    streamed = [segments(p, architecture, precision, streaming) for p in profiles if streaming]
+    specs = dict.fromkeys(chain(*of_profiles, *reusing, *streamed))
     with placed(folder) as aside:
         entries: list[NetworkEntry] = []
         for name in dict.fromkeys(map(weights_name, NETWORKS)):
@@ -102,6 +110,7 @@ def export_bundle(
             opset=forms.OPSET,
             profiles=tuple(profiles),
             reuse=feature,
+            streaming=streaming,
             networks=tuple(entries),
             files={path.name: file_entry(path) for path in sorted(aside.iterdir())},
             rewrites=tuple(
@@ -117,9 +126,22 @@ def export_bundle(
     return manifest
 
 
+def _slice_of(profiles: Sequence[Profile], frames: int) -> int:
+    """Raises SettingsError for a slice that is not shorter than every video."""
+    size, shortest = at_least("stream decoder", frames, 1), min(profile.frames for profile in profiles)
+    if size >= shortest:
+        raise SettingsError(
+            "stream decoder",
+            expected=f"fewer frames at a time than a video's {shortest}",
+            got=str(size),
+            remedy="Take fewer, or leave it out: the whole decoder takes all.",
+        )
+    return size
+
+
 def weights_name(network: str) -> str:
-    """Of the file that holds a network's weights, which all denoisers share."""
-    return "denoiser" if network == SHALLOW else network
+    """Of the file that holds a network's weights: all denoisers share one, a decoder and its segments too."""
+    return {SHALLOW: "denoiser", SEGMENT: "vae_decoder"}.get(network, network)
 
 
 def source_of(checkpoint: Checkpoint, weights: Iterable[WeightFile]) -> CheckpointSource:

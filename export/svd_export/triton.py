@@ -2,7 +2,8 @@
 
     svd/            image in, mp4 out: config.pbtxt, 1/model.py, 1/bundle/ (a copy of the bundle)
     svd_stream/     the same over svd's bundle, with progress and previews on the way (decoupled)
-    <network key>/  each network as an onnxruntime model, for hosts with a loop of their own
+    <network key>/  each network as an onnxruntime model, for hosts with a loop of their own; not the segments
+                    of a streamed decoder
     <plan name>/    each TensorRT plan that holds its weights, as a tensorrt model
 
 Files are copied: onnx refuses weights that are links of either kind.
@@ -79,6 +80,8 @@ def write_repository(
             (version / "model.py").write_text(MODEL_PY, encoding="utf-8")
         _copy(bundle, aside / "svd/1/bundle", *bundle.manifest.files, MANIFEST)
         for entry in bundle.manifest.networks:
+            if entry.spec.segment is not None:  # of use in a chain alone, which svd runs
+                continue
             progress(entry.spec.key)
             version = _model(aside, entry.spec.key, config.network_model(entry.spec, "onnxruntime"))
             graph = bundle.graph_name(entry.spec, "onnxruntime")
@@ -98,8 +101,12 @@ def write_repository(
 
 def servable(bundle: Bundle) -> list[PlanEntry]:
     """Plans that Triton's tensorrt backend can load: of TensorRT proper, and with their weights, which it has
-    no way to give to a stripped one."""
-    return [plan for plan in bundle.manifest.plans if plan.flavour == "tensorrt" and not plan.stripped]
+    no way to give to a stripped one.  Not of a streamed decoder's segments."""
+    return [
+        plan
+        for plan in bundle.manifest.plans
+        if plan.flavour == "tensorrt" and not plan.stripped and bundle.spec(plan).segment is None
+    ]
 
 
 def _model(repository: Path, name: str, text: str) -> Path:

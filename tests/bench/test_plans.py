@@ -22,7 +22,7 @@ GIB = 2**30
 def ways() -> Ways:
     """SVD-XT's, from the committed figures: no network is counted."""
     (document,) = (document for document in committed() if document.model == "svd-xt")
-    return ways_of_compiled(random_checkpoint("svd-xt").model, "TensorRT for RTX", DocumentCosts(document))
+    return ways_of_compiled(random_checkpoint("svd-xt").model, "TensorRT for RTX", DocumentCosts([document]))
 
 
 def test_every_way(ways: Ways) -> None:
@@ -59,7 +59,7 @@ def test_the_table(ways: Ways) -> None:
 def test_a_network_that_was_not_compiled() -> None:
     spec = denoiser(Profile(25, 64, 64), random_checkpoint("svd-xt").model.architecture, FLOAT32)
     with pytest.raises(SettingsError, match=r"compiled figures of denoiser-b1-f25-64x64-.*svd-bench"):
-        DocumentCosts(committed()[0])(spec)
+        DocumentCosts(committed()[:1])(spec)
 
 
 def test_plans_are_not_measured(capsys: pytest.CaptureFixture[str]) -> None:

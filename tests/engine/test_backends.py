@@ -49,7 +49,7 @@ def backend(request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_bundle: 
     opened.close()
 
 
-@pytest.fixture(params=[name for name in NETWORKS if name != "shallow_denoiser"])
+@pytest.fixture(params=[name for name in NETWORKS if name not in ("shallow_denoiser", "decoder_segment")])
 def network(
     request: pytest.FixtureRequest, backend: Backend, specs: dict[str, NetworkSpec]
 ) -> Iterator[Network]:

@@ -32,7 +32,7 @@ from svd_engine.request import Settings
 from svd_engine.residency import budget as budgets
 from svd_engine.residency.budget import Budget, budget_of
 from svd_engine.residency.plan import Plan
-from svd_engine.residency.planner import Planner, checkpoint_profiles, lesser_calls
+from svd_engine.residency.planner import SLICES, Planner, checkpoint_profiles, lesser_calls
 from svd_engine.residency.planning import planner_of_bundle
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
@@ -188,7 +188,7 @@ def made_up(seed: int) -> Any:
 def planner(budget: int, seed: int = 0, device: torch.device = CUDA, swap: bool = False) -> Planner:
     return Planner(
         Budget(budget), device, Architecture(), FLOAT32, made_up(seed), checkpoint_profiles,
-        (Swapped,) if swap else (Resident, Swapped), streams=True, lesser=lambda s: lesser_calls(s, 8),
+        (Swapped,) if swap else (Resident, Swapped), slices=SLICES, lesser=lambda s: lesser_calls(s, 8),
     )  # fmt: skip
 
 

@@ -213,14 +213,6 @@ def test_torch_compile_leaves_it_to_eager_torch_and_says_so(tiny_checkpoint: Pat
 # Refusals
 
 
-def test_a_bundle_has_no_streamed_decoder(tiny_bundle: Path) -> None:
-    with (
-        VideoEngine.from_bundle(tiny_bundle, device="cpu") as engine,
-        pytest.raises(ProfileError, match=r"expected auto or whole: .* got streamed. Use VideoEngine"),
-    ):
-        video(engine, decoding="streamed")
-
-
 def test_a_bundle_without_a_whole_decoder_refuses_to_decode_whole(tiny_bundle: Path) -> None:
     with (
         VideoEngine.from_bundle(tiny_bundle, device="cpu") as engine,

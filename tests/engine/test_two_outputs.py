@@ -75,7 +75,7 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 def modules(checkpoint: Checkpoint, module: nn.Module) -> Modules:
     """Whose VAE decoder is `module`."""
     made = Modules(checkpoint)
-    made._networks["vae_decoder", None, "float32", None, None] = module.eval()
+    made._networks["vae_decoder", None, "float32", None, None, None] = module.eval()
     return made
 
 

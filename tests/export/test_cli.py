@@ -93,8 +93,9 @@ def test_defaults_are_the_checkpoint_s_own(
 ) -> None:
     named = (str(tiny_checkpoint) if a == "TINY" else a for a in arguments)
     assert call(main, "onnx", *named, "-o", tmp_path / "new") == 0
-    ((checkpoint, _, (profile,), used, without, _, reuse_branch),) = exported
+    ((checkpoint, _, (profile,), used, without, _, reuse_branch, stream_decoder),) = exported
     assert reuse_branch is None
+    assert stream_decoder is None
     model = checkpoint.model
     assert used is dtype
     assert list(without) == []

@@ -21,8 +21,8 @@ def compiled_command(
     network: Annotated[
         list[str] | None,
         typer.Option(
-            help="image_encoder, vae_encoder, denoiser, shallow_denoiser, vae_decoder; default all. "
-            "Repeatable."
+            help="image_encoder, vae_encoder, denoiser, shallow_denoiser, vae_decoder, decoder_segment; "
+            "default all. Repeatable."
         ),
     ] = None,
     against: Annotated[

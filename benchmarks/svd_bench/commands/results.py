@@ -163,8 +163,9 @@ def _overview(measured: Path | None, compiled: list[Path] | None, markdown: bool
 
 def _plans(markdown: bool) -> None:
     from svd_bench.compiled.costs import DocumentCosts
-    from svd_bench.compiled.whole_video import committed
+    from svd_bench.compiled.whole_video import committed, committed_streamed
     from svd_bench.memory.plans import plans_table, ways_of_compiled, ways_of_torch
+    from svd_engine.checkpoint.configs import vae_levels
     from svd_engine.checkpoint.opening import random_checkpoint
 
     all_ways = []
@@ -172,7 +173,10 @@ def _plans(markdown: bool) -> None:
         checkpoint = random_checkpoint(family.value)
         for document in (d for d in committed() if d.model == checkpoint.model.name):
             engine = f"{document.compiler.rpartition(' ')[0]}, {document.target}"
-            all_ways.append(ways_of_compiled(checkpoint.model, engine, DocumentCosts(document)))
+            alike = (document.model, document.target)
+            streamed = [other for other in committed_streamed() if (other.model, other.target) == alike]
+            cost_of = DocumentCosts([document, *streamed], vae_levels(checkpoint.configs))
+            all_ways.append(ways_of_compiled(checkpoint.model, engine, cost_of, cost_of.slices))
         all_ways.append(ways_of_torch(checkpoint))
     show_tables([plans_table(all_ways)], markdown)
 

@@ -26,6 +26,11 @@ def committed() -> list[CompiledDocument]:
     return [read_compiled(path) for path in sorted(DOCUMENTS.glob("svd*.json"))]
 
 
+def committed_streamed() -> list[CompiledDocument]:
+    """Those of decoders that are streamed, as the documents of `committed` have them whole."""
+    return [read_compiled(path) for path in sorted(DOCUMENTS.glob("streamed-svd*.json"))]
+
+
 def committed_videos() -> list[CompiledVideo]:
     return [whole_video(document) for document in committed()]
 

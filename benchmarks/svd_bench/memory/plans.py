@@ -55,11 +55,11 @@ def ways_of_torch(checkpoint: Checkpoint) -> Ways:
     return Ways(_video(model), "torch.compile", planner.considered(_call(model), 1))
 
 
-def ways_of_compiled(model: Model, engine: str, cost_of: CostOf) -> Ways:
-    """A bundle's networks, decoded whole, both guidance modes."""
+def ways_of_compiled(model: Model, engine: str, cost_of: CostOf, slices: Sequence[int] = ()) -> Ways:
+    """A bundle's networks, both guidance modes, decoded whole or streamed so many frames at a time."""
     planner = Planner(
         NO_LIMIT, GPU, model.architecture, HALF, cost_of, checkpoint_profiles, (Resident, Swapped),
-        streams=False, lesser=lambda _: iter(()),
+        slices=slices, lesser=lambda _: iter(()),
     )  # fmt: skip
     return Ways(_video(model), engine, planner.considered(_call(model), 1))
 

@@ -15,13 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from svd_engine.backends.segmented import SegmentedDecoder
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.host_memory import give_back_freed
 from svd_engine.install import install_line
 from svd_engine.spec.network import Network, Placement
-from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 
+Element = type[np.generic] | int  # a type of numpy's, or the number of one that onnx alone has
+ELEMENTS: dict[torch.dtype, Element] = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: 16,
+}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -31,7 +38,8 @@ class OrtNetwork(Network):
         self.session = session
         self.device = torch.device(placement.device)
         self.outputs = {
-            t.name: torch.empty(t.shape, dtype=torch.float32, device=self.device) for t in spec.outputs
+            t.name: torch.empty(t.shape, dtype=getattr(torch, t.dtype), device=self.device)
+            for t in spec.outputs
         }
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,8 +62,9 @@ class OrtNetwork(Network):
             ) from error
         return dict(self.outputs)
 
-    def _where(self, tensor: Tensor) -> tuple[str, int, type[np.float32], list[int], int]:
-        return self.device.type, self.device.index or 0, np.float32, list(tensor.shape), tensor.data_ptr()
+    def _where(self, tensor: Tensor) -> tuple[str, int, Element, list[int], int]:
+        element = ELEMENTS[tensor.dtype]
+        return self.device.type, self.device.index or 0, element, list(tensor.shape), tensor.data_ptr()
 
     def close(self) -> None:
         del self.session, self.outputs
@@ -71,6 +80,8 @@ class OrtBackend:
         self.device = device
 
     def open(self, spec: NetworkSpec) -> Network:
+        if isinstance(spec, StreamedSpec):
+            return SegmentedDecoder(spec, self.bundle.segments(spec), self)
         path = self.bundle.graph(spec, "onnxruntime", _memory(self.device))
         provider = PROVIDERS[self.device.type]
         session = self._session(path, provider)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Sequence
+from math import ceil
 
 from svd_engine.bundle.external_data import read_graph
 from svd_engine.bundle.flavours import FlavourName
@@ -11,8 +12,8 @@ from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.plans import plans_of
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable
-from svd_engine.spec.cost import NetworkCost
-from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.cost import CostOf, NetworkCost
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 
 
 class PlanCosts:
@@ -23,6 +24,8 @@ class PlanCosts:
 
     def __call__(self, spec: NetworkSpec) -> NetworkCost:
         """Raises BackendUnavailable where no plan was built."""
+        if isinstance(spec, StreamedSpec):
+            return streamed_cost(spec, self.bundle.segments(spec), self)
         plans = plans_of(self.bundle, spec, self.flavour)
         if not plans:
             raise BackendUnavailable(
@@ -55,6 +58,8 @@ class GraphCosts:
         self._known: dict[str, NetworkCost] = {}  # by key
 
     def __call__(self, spec: NetworkSpec) -> NetworkCost:
+        if isinstance(spec, StreamedSpec):
+            return streamed_cost(spec, self.bundle.segments(spec), self, on_host=self.device == "cpu")
         if spec.key not in self._known:
             path = self.bundle.folder / self.bundle.graph_name(spec, "onnxruntime")
             widened = self.device == "cpu" and spec.precision.weights != "float32"
@@ -66,6 +71,35 @@ class GraphCosts:
         return self._known[spec.key]
 
 
+def streamed_cost(
+    decoder: StreamedSpec, segments: Sequence[NetworkSpec], cost_of: CostOf, on_host: bool = False
+) -> NetworkCost:
+    """Of a streamed decoder: one segment is open at a time, and activations are parked between two.
+
+    on_host: whether they lie in the memory that networks run in.
+    """
+    frames, size = decoder.inputs[0].shape[0], decoder.slice_frames
+    costs = {segment.key: cost_of(segment) for segment in segments}
+    largest = max(costs.values(), key=lambda cost: cost.weight_bytes + cost.activation_bytes)
+    head, *sliced, _finish = segments
+    of_head = head.outputs[0].nbytes
+    layers = [segment for segment in sliced if segment.outputs[0].name != "mean"]
+    left = [segment.outputs[0].nbytes // size * frames for segment in layers]  # front, then each layer
+    parked = max(a if a == b else a + b for a, b in zip([of_head, *left[:-1]], left, strict=True))
+    moved = 2 * of_head + 3 * sum(left[:-1]) + 2 * left[-1]  # activations are read by two segments
+    passes = ceil(frames / size)
+    return NetworkCost(
+        {decoder.key: largest.weight_bytes},
+        largest.activation_bytes + (parked if on_host else 0),
+        0 if on_host else parked,
+        0 if on_host else moved,
+        traffic_bytes=sum(
+            costs[segment.key].traffic_bytes * (passes if segment in sliced else 1) for segment in segments
+        ),
+        source=largest.source,
+    )
+
+
 def boundary_bytes(spec: NetworkSpec) -> int:
-    """Of a network's inputs and outputs, float32."""
-    return sum(4 * prod(tensor.shape) for tensor in (*spec.inputs, *spec.outputs))
+    """Of a network's inputs and outputs."""
+    return sum(tensor.nbytes for tensor in (*spec.inputs, *spec.outputs))

@@ -22,6 +22,7 @@ from svd_engine.spec.model import Architecture, Model
 from svd_engine.spec.precision import DTYPE_OPTIONS, Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import Feature
+from svd_engine.spec.streaming import Streaming
 from svd_engine.spec.tables import too_large
 from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.spec.weights import Component, Family, LoraFile, WeightFile
@@ -113,6 +114,7 @@ class Manifest(_Strict):
     opset: Opset
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1, max_length=256)]
     reuse: Feature | None = None  # of a full and a shallow denoiser beside the plain one of every profile
+    streaming: Streaming | None = None  # of a streamed decoder beside the plain one of every profile
     networks: Annotated[tuple[NetworkEntry, ...], Field(max_length=4096)]
     files: dict[str, FileEntry]
     rewrites: tuple[RewriteEntry, ...] = ()
@@ -131,10 +133,12 @@ class Manifest(_Strict):
         if len(set(keys)) < len(keys):
             raise ValueError("a network that stands twice")
         for profile in self.profiles:
-            if fault := too_large(profile, self.model.architecture, self.reuse):
+            if fault := too_large(profile, self.model.architecture, self.reuse, self.streaming):
                 raise ValueError(fault)
         if self.reuse is None and any(entry.spec.kept for entry in self.networks):
             raise ValueError("a denoiser that reuses, and nothing said of reuse")
+        if self.streaming is None and any(entry.spec.segment is not None for entry in self.networks):
+            raise ValueError("a segment of a decoder, and nothing said of streaming")
         return self
 
     @property
@@ -240,8 +244,14 @@ def _checkpoint_of(source: object) -> str:
     return f"--random-weights {family}" if random else quoted(named) + option
 
 
-def check_profile(profile: Profile, architecture: Architecture, feature: Feature | None = None) -> None:
-    """Raises SettingsError when a bundle cannot hold `profile`, with reuse of `feature`: see `bounds`."""
+def check_profile(
+    profile: Profile,
+    architecture: Architecture,
+    feature: Feature | None = None,
+    streaming: Streaming | None = None,
+) -> None:
+    """Raises SettingsError when a bundle cannot hold `profile`, with reuse of `feature` and a streamed
+    decoder: see `bounds`."""
     try:
         TypeAdapter(Profile).validate_json(json.dumps(asdict(profile)), strict=True)
     except ValidationError as error:
@@ -250,7 +260,7 @@ def check_profile(profile: Profile, architecture: Architecture, feature: Feature
         raise SettingsError(
             what, expected=expected, got=repr(first["input"]), remedy="Pass a value in this range."
         ) from error
-    if fault := too_large(profile, architecture, feature):
+    if fault := too_large(profile, architecture, feature, streaming):
         raise SettingsError(
             "profile",
             expected="a video that a bundle may hold",

@@ -4,7 +4,8 @@
     manifest.schema.json      the same schema for readers in other languages
     <network key>.onnx        one graph per network and static shape, as ONNX Runtime wants it
     <network key>.tensorrt.onnx   the same network as TensorRT wants it; half precision only
-    <network>.bin             that network's weights, shared by all its graphs; one for all denoisers
+    <network>.bin             that network's weights, shared by all its graphs; one for all denoisers, and
+                              one for the decoder, whole and streamed
     <network key>.*.plan      a TensorRT engine of one graph, for one machine; `plans` knows which
 
 The manifest is read when a bundle is opened; the files of a network are hashed before they are loaded.
@@ -33,10 +34,12 @@ from svd_engine.request import SETTINGS, Settings
 from svd_engine.shell import quoted
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import Feature, Reuse, reusing_specs
-from svd_engine.spec.tables import NETWORKS, specs_of
-from svd_engine.spec.tensors import NetworkSpec
+from svd_engine.spec.streaming import segments_of
+from svd_engine.spec.tables import NETWORKS, segments, specs_of
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 
 ABSENT = "no such file"
+DEFAULT_SLICE = 2  # frames of a streamed decoder at a time, where nobody says
 COPY_AGAIN = "Copy the whole bundle again, links resolved, or export it again."
 RUNTIME_NAMES: dict[Runtime, str] = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 
@@ -60,18 +63,9 @@ class Bundle:
     def profile_for(self, settings: Settings) -> Profile:
         """The profile that does this call, see `Profile.of_bundle`.
 
-        Raises ProfileError that names what there is and the export command that would do it, and for a
-        streamed decoder, which no bundle holds.
+        Raises ProfileError that names what there is and the export command that would do it.
         """
-        if settings.decoding == "streamed":
-            raise ProfileError(
-                f"decoding with bundle {self.folder}",
-                expected="auto or whole: a bundle's decoder is one graph of its chunk",
-                got="streamed",
-                remedy="Use VideoEngine.from_checkpoint(CHECKPOINT), or a bundle with a small decode chunk "
-                "(`svd-export onnx CHECKPOINT -o BUNDLE --decode-chunk 4`), whose chunks are independent.",
-            )
-        found = Profile.of_bundle(self.manifest.profiles, settings)
+        found = Profile.of_bundle(self.profiles(settings), settings)
         if found is None:
             s, chunk = settings, settings.decode_chunk_size
             decoded = f" and decode chunk {chunk}" if chunk else ""
@@ -83,14 +77,48 @@ class Bundle:
                 got=f"{s.frames} frames of {s.height}x{s.width}{decoded}",
                 remedy=f"Ask for one of these, or run: svd-export onnx {self.manifest.export_source} "
                 f"-o NEW_BUNDLE --frames {s.frames} --height {s.height} --width {s.width}{flag}"
-                f"{self._reuse_option()} --dtype {self.manifest.precision.option}",
+                f"{self._reuse_option()}{self._stream_option()} --dtype {self.manifest.precision.option}",
             )
         return found
+
+    def profiles(self, settings: Settings) -> list[Profile]:
+        """Those that a call chooses from; with a streamed decoder, which takes all frames, as it needs them.
+
+        Raises ProfileError where a streamed decoder is asked for, and the bundle has none like that.
+        """
+        if self.slice_frames(settings) is None:
+            return list(self.manifest.profiles)
+        return list(dict.fromkeys(replace(p, decode_chunk=p.frames) for p in self.manifest.profiles))
+
+    def slice_frames(self, settings: Settings) -> int | None:
+        """Frames that the streamed decoder takes at a time; None for a call that asks for none.
+
+        Raises ProfileError for a bundle without one, and for another number of frames.
+        """
+        if settings.decoding != "streamed":
+            return None
+        streaming, asked = self.manifest.streaming, settings.decode_chunk_size
+        if streaming is not None and asked in (None, streaming.slice_frames):
+            return streaming.slice_frames
+        dtype = f"--dtype {self.manifest.precision.option}"
+        command = self._export_command(dtype, size=asked or DEFAULT_SLICE)
+        raise ProfileError(
+            f"streamed decoder of bundle {self.folder}",
+            expected=f"decode_chunk_size={streaming.slice_frames}, which it was exported with"
+            if streaming
+            else "a bundle with one",
+            got=f"decode_chunk_size={asked}" if streaming else "decoders of whole chunks alone",
+            remedy=f"Leave out decode_chunk_size, or run: {command}"
+            if streaming
+            else "Leave it out: each frame of this model is decoded alone, so chunks make the same video."
+            if self.manifest.model.orbits
+            else f"Run: {command}",
+        )
 
     def single_profile_for(self, settings: Settings) -> Profile:
         """As `profile_for`, one half of guidance a call.  Raises ProfileError where there is none."""
         profile = replace(self.profile_for(settings), guidance="single")
-        if profile not in self.manifest.profiles:
+        if profile not in self.profiles(settings):
             dtype = f"--dtype {self.manifest.precision.option}"
             raise ProfileError(
                 f"bundle {self.folder} on two devices",
@@ -102,9 +130,20 @@ class Bundle:
 
     def specs_of(self, profile: Profile) -> list[NetworkSpec]:
         """Every network of `profile`, in the bundle's precision: those of a plain call in its order, then the
-        full and the shallow denoiser of a bundle with reuse."""
-        specs = specs_of(profile, self.manifest.model.architecture, self.manifest.precision)
-        return [*specs, *(reusing_specs(specs[2], self.manifest.reuse) if self.manifest.reuse else ())]
+        full and the shallow denoiser of a bundle with reuse, then the segments of a streamed decoder."""
+        manifest = self.manifest
+        of = profile, manifest.model.architecture, manifest.precision
+        specs = specs_of(*of)
+        return [
+            *specs,
+            *(reusing_specs(specs[2], manifest.reuse) if manifest.reuse else ()),
+            *(segments(*of, manifest.streaming) if manifest.streaming else ()),
+        ]
+
+    def segments(self, decoder: StreamedSpec) -> tuple[NetworkSpec, ...]:
+        """The networks of a streamed decoder of this bundle, in its order."""
+        assert self.manifest.streaming is not None  # `slice_frames` has refused a call without
+        return segments_of(decoder, self.manifest.streaming)
 
     def feature(self, reuse: Reuse) -> Feature:
         """What the bundle's denoisers reuse.  Raises ProfileError where it is nothing or another branch's."""
@@ -130,7 +169,7 @@ class Bundle:
                 expected=f"some of {', '.join(name for name in NETWORKS if name in held)}",
                 got=", ".join(missing),
                 remedy="Ask for these; `svd-export onnx CHECKPOINT -o BUNDLE --reuse-branch 0` exports a "
-                "shallow denoiser.",
+                "shallow denoiser, `svd-export onnx CHECKPOINT -o BUNDLE --stream-decoder 2` segments.",
             )
         return [e for e in self.manifest.networks if networks is None or e.spec.network in networks]
 
@@ -182,9 +221,10 @@ class Bundle:
         option = f" --flavour {flavour}" if flavour else ""
         return f"svd-export tensorrt {quoted(self.folder)}{option}"
 
-    def _export_command(self, changes: str, branch: int | None = None) -> str:
-        """Makes this bundle again with `changes`, and with reuse of another `branch`."""
-        changes = f"{self._reuse_option(branch)} {changes}".lstrip()
+    def _export_command(self, changes: str, branch: int | None = None, size: int | None = None) -> str:
+        """Makes this bundle again with `changes`, with reuse of another `branch`, or with a decoder streamed
+        in slices of another `size`."""
+        changes = f"{self._reuse_option(branch)}{self._stream_option(size)} {changes}".lstrip()
         return export_command(self.manifest.export_source, self.manifest.profiles, changes)
 
     def _reuse_option(self, branch: int | None = None) -> str:
@@ -192,6 +232,12 @@ class Bundle:
         own = self.manifest.reuse
         branch = own.branch if branch is None and own else branch
         return "" if branch is None else f" --reuse-branch {branch}"
+
+    def _stream_option(self, size: int | None = None) -> str:
+        """Of the export: for slices of `size`, or else for what the bundle has; empty for none."""
+        own = self.manifest.streaming
+        size = own.slice_frames if size is None and own else size
+        return "" if size is None else f" --stream-decoder {size}"
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""
@@ -296,7 +342,8 @@ class Bundle:
 def _described(spec: NetworkSpec) -> str:
     """A table, and what its tensors do not say."""
     kept = f"{spec.kept} resnets kept" if spec.kept else None
-    return ", ".join(filter(None, (spec.table, str(spec.precision), spec.guidance, kept)))
+    segment = None if spec.segment is None else f"segment {spec.segment}"
+    return ", ".join(filter(None, (spec.table, str(spec.precision), spec.guidance, kept, segment)))
 
 
 def sha256_of(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from svd_engine.errors import CheckpointError
+from svd_engine.errors import CheckpointError, SettingsError
 from svd_engine.spec.bounds import (
     ChannelMean,
     Channels,
@@ -73,6 +73,7 @@ class _Vae(_Config):
     out_channels: Literal[3] = 3
     latent_channels: LatentChannels
     block_out_channels: Levels
+    layers_per_block: AtLeastOne = 1  # resnets of a level of the encoder; diffusers' default
     scaling_factor: Divisor
     use_quant_conv: Literal[True] = True  # these four only AutoencoderKL has
     use_post_quant_conv: Literal[True] = True
@@ -236,6 +237,22 @@ def unet_levels(configs: Configs) -> tuple[list[int], int]:
             remedy="Open the checkpoint without reuse.",
         )
     return list(unet.block_out_channels), layers.pop()
+
+
+def vae_levels(configs: Configs) -> tuple[list[int], int]:
+    """Channels of a temporal VAE by level, the outermost first, and resnets of a level of its encoder.
+
+    Raises SettingsError for a VAE of single images, whose frames need no streamed decoder.
+    """
+    vae = _Vae.model_validate(configs["vae"])
+    if vae.class_name != "AutoencoderKLTemporalDecoder":
+        raise SettingsError(
+            "stream decoder",
+            expected="a checkpoint whose decoder sees all frames, as SVD's",
+            got=f"{vae.class_name}, which decodes each frame alone",
+            remedy="Leave it out: decode_chunk_size gives the same video in less memory.",
+        )
+    return list(vae.block_out_channels), vae.layers_per_block
 
 
 def _parse(kind: type[_C], part: str, where: str, configs: Configs) -> _C:

@@ -21,6 +21,7 @@ from svd_engine.networks.rewrites import REWRITES, Applied, Rewrite, apply_rewri
 from svd_engine.networks.streamed_decoder import StreamedDecoder
 from svd_engine.spec.precision import DType
 from svd_engine.spec.profile import GuidanceMode
+from svd_engine.spec.streaming import SEGMENT
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 from svd_engine.spec.weights import WeightFile
 
@@ -31,6 +32,7 @@ COMPONENT_OF: Mapping[str, Component] = {  # network -> what of a checkpoint it 
     "denoiser": "unet",
     "shallow_denoiser": "unet",
     "vae_decoder": "vae",
+    SEGMENT: "vae",
 }
 _WRAPPERS: Mapping[tuple[str, GuidanceMode | None], Callable[[nn.Module], nn.Module]] = {
     ("image_encoder", None): ImageEncoder,
@@ -40,7 +42,7 @@ _WRAPPERS: Mapping[tuple[str, GuidanceMode | None], Callable[[nn.Module], nn.Mod
     ("vae_decoder", None): VaeDecoder,
 }
 # of networks that one module serves, at any shape
-_Kind = tuple[str, GuidanceMode | None, DType, int | None, int | None]
+_Kind = tuple[str, GuidanceMode | None, DType, int | None, int | None, int | None]
 
 
 def wrap(spec: NetworkSpec, component: nn.Module) -> nn.Module:
@@ -49,6 +51,10 @@ def wrap(spec: NetworkSpec, component: nn.Module) -> nn.Module:
         from svd_engine.networks.reuse import ReusingDenoiser  # diffusers' UNet is slow to import
 
         return ReusingDenoiser(component, spec.kept)
+    if spec.segment is not None:
+        from svd_engine.networks.decoder_segments import decoder_segment
+
+        return decoder_segment(component, spec)
     slice_frames = spec.slice_frames if isinstance(spec, StreamedSpec) else None
     if spec.network == "vae_decoder" and hasattr(component, "post_quant_conv"):
         return ImageVaeDecoder(component, slice_frames)
@@ -92,7 +98,7 @@ class Modules:
                 remedy='Use dtype="fp16", "bf16" or "fp32".',
             )
         slice_frames = spec.slice_frames if isinstance(spec, StreamedSpec) else None
-        kind = (spec.network, spec.guidance, precision.weights, spec.kept, slice_frames)
+        kind = (spec.network, spec.guidance, precision.weights, spec.kept, slice_frames, spec.segment)
         if kind not in self._networks:
             component = self._component(COMPONENT_OF[spec.network], precision.weights)
             self._networks[kind] = wrap(spec, component).eval()

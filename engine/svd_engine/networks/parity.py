@@ -27,7 +27,9 @@ def example_inputs(spec: NetworkSpec, conditioning: Conditioning = SVD) -> dict[
     conditioning: of the model that the network belongs to.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    inputs = {t.name: torch.randn(t.shape, generator=generator) for t in spec.inputs}
+    inputs = {
+        t.name: torch.randn(t.shape, generator=generator).to(getattr(torch, t.dtype)) for t in spec.inputs
+    }
     if spec.network == "vae_encoder":
         inputs["pixels"] = inputs["pixels"].clamp(-1, 1)
     if spec.network in ("denoiser", "shallow_denoiser"):
@@ -37,4 +39,9 @@ def example_inputs(spec: NetworkSpec, conditioning: Conditioning = SVD) -> dict[
         inputs["time_ids"] = conditioning.time_ids(conditioning.defaults, batch, frames)
         if "guidance" in inputs:
             inputs["guidance"] = torch.linspace(1, 3, frames).repeat(batch, 1)
+    for name in inputs.keys() & {"variance1", "variance2"}:
+        inputs[name] = inputs[name].square() + 0.5
+    if "inside" in inputs:
+        inputs["inside"] = torch.ones_like(inputs["inside"])
+        inputs["inside"][0] = 0  # the first frame of a video has none before it
     return inputs

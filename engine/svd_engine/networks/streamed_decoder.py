@@ -31,10 +31,12 @@ from torch.nn import functional as F
 from svd_engine.errors import SettingsError
 from svd_engine.networks.rewrites._resnets import half, obstacle_to_adoption
 from svd_engine.networks.rewrites.frames_apart import FramesApart
+from svd_engine.networks.rewrites.frames_in_groups import FramesInGroups
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder
 
+KNOWN = (TemporalDecoder, FramesApart, FramesInGroups)  # whose layers a stream can run
 PerFrame = Callable[[Tensor], Tensor]  # [n,C,h,w] -> [n,C',h',w'], each frame alone
 
 
@@ -72,7 +74,7 @@ class StreamedDecoder(nn.Module):
 
 def obstacle(decoder: nn.Module) -> str | None:
     """Why a decoder cannot be streamed."""
-    if not isinstance(decoder, TemporalDecoder) or type(decoder) not in (TemporalDecoder, FramesApart):
+    if not isinstance(decoder, TemporalDecoder) or type(decoder) not in KNOWN:
         return f"{type(decoder).__name__}, not diffusers' TemporalDecoder"
     kinds = (MidBlockTemporalDecoder, *(UpBlockTemporalDecoder for _ in decoder.up_blocks))
     for block, kind in zip((decoder.mid_block, *decoder.up_blocks), kinds, strict=True):
@@ -193,12 +195,16 @@ def over_frames(conv: nn.Module, stream: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def valid(conv: nn.Module, x: Tensor) -> Tensor:
     """[n,C,h,w] -> [n-2,C',h,w]: the outputs whose three frames are there."""
+    pixels = valid_by_channel(conv, x.transpose(0, 1).flatten(2)).transpose(0, 1)  # [n-2, C', h*w]
+    return pixels.reshape(*pixels.shape[:2], *x.shape[2:])
+
+
+def valid_by_channel(conv: nn.Module, x: Tensor) -> Tensor:
+    """The same for flat pixels: [C,n,h*w] -> [C',n-2,h*w]."""
     assert isinstance(conv.weight, Tensor)
     weight = conv.weight.flatten(2)[..., None]  # [C', C, 3, 1]
-    video = x.transpose(0, 1).flatten(2, 3)[None]  # [1, C, n, h*w]
     bias = conv.bias if isinstance(conv.bias, Tensor) else None
-    pixels = F.conv2d(video, weight, bias)[0].transpose(0, 1)  # [n-2, C', h*w]
-    return pixels.reshape(*pixels.shape[:2], *x.shape[2:])
+    return F.conv2d(x[None], weight, bias)[0]
 
 
 class Moments:

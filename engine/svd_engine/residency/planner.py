@@ -32,6 +32,7 @@ from svd_engine.spec.tensors import NetworkSpec
 SLICES = (8, 4, 2, 1)  # frames at a time of a streamed decoder, the fastest first
 # Of the activations: kernels' scratch memory, and freed blocks that an allocator keeps (glibc's many of them)
 SCRATCH = {"cuda": 0.1, "cpu": 0.5}
+Way = tuple[Profile, int | None, type[Residency]]  # int: frames of a slice
 LATENT_VIDEOS = 6  # that the sampler holds at most, float32
 
 # Operations in the time of one byte: read by a kernel, and moved (GPU: over the bus; CPU: from the disk)
@@ -44,7 +45,8 @@ class Planner:
     """Plans calls of one engine.
 
     profiles: for a call and a number of videos, those that make its video, the fastest first.
-    residencies: that the backend can do, the fastest first.  streams: whether decoders can be streamed.
+    residencies: that the backend can do, the fastest first.
+    slices: frames at a time by which decoders can be streamed, the fastest first; none where they cannot.
     lesser: calls that take less memory, to name where nothing fits.
     """
 
@@ -55,7 +57,7 @@ class Planner:
     cost_of: CostOf
     profiles: Callable[[Settings, int], Sequence[Profile]]
     residencies: Sequence[type[Residency]]
-    streams: bool
+    slices: Sequence[int]
     lesser: Callable[[Settings], Iterator[Settings]]
 
     def choose(self, settings: Settings, videos: int) -> Plan:
@@ -68,8 +70,12 @@ class Planner:
 
     def considered(self, settings: Settings, videos: int) -> list[Plan]:
         """Every plan of a call, whether it fits or not."""
+        return [self._plan(settings, videos, *way) for way in self._ways(settings, videos)]
+
+    def _ways(self, settings: Settings, videos: int) -> list[Way]:
+        """Choices out of each list.  A decoder of chunks is not streamed: that would be another video."""
         ways = product(self.profiles(settings, videos), self._slices(settings), self.residencies)
-        return [self._plan(settings, videos, *way) for way in ways]
+        return [(p, n, residency) for p, n, residency in ways if n is None or p.decode_chunk == p.frames]
 
     def fits(self, plan: Plan) -> bool:
         return plan.peak_bytes <= self.budget.bytes
@@ -83,10 +89,12 @@ class Planner:
         if settings.decoding == "streamed":
             asked = settings.decode_chunk_size
             return (
-                [min(asked, settings.frames)] if asked else [n for n in SLICES if n < settings.frames] or [1]
+                [min(asked, settings.frames)]
+                if asked
+                else [n for n in self.slices if n < settings.frames] or [1]
             )
-        free = self.streams and settings.decoding == "auto" and settings.decode_chunk_size is None
-        return [None, *(n for n in SLICES if free and n < settings.frames)]
+        free = settings.decoding == "auto" and settings.decode_chunk_size is None
+        return [None, *(n for n in self.slices if free and n < settings.frames)]
 
     def _plan(
         self,
@@ -138,11 +146,8 @@ class Planner:
 
     def _fits_at_all(self, settings: Settings, videos: int) -> bool:
         """Whether the plan of least memory fits: the last of each list."""
-        profiles = self.profiles(settings, videos)
-        if not profiles:
-            return False
-        slices = self._slices(settings)
-        return self.fits(self._plan(settings, videos, profiles[-1], slices[-1], self.residencies[-1]))
+        ways = self._ways(settings, videos)
+        return bool(ways) and self.fits(self._plan(settings, videos, *ways[-1]))
 
 
 def _calls(spec: NetworkSpec, profile: Profile, settings: Settings, videos: int) -> int:

@@ -15,7 +15,7 @@ from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.request import Settings
 from svd_engine.residency.budget import Budget
 from svd_engine.residency.contract import Residency
-from svd_engine.residency.planner import Planner, checkpoint_profiles, lesser_calls
+from svd_engine.residency.planner import SLICES, Planner, checkpoint_profiles, lesser_calls
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.precision import Precision
@@ -43,7 +43,7 @@ def planner_of_checkpoint(
         TorchCosts(checkpoint, device.type, without_rewrites, rewrites),
         checkpoint_profiles,
         _residencies(swap_networks),
-        streams=True,
+        slices=SLICES,
         lesser=lambda settings: lesser_calls(settings, architecture.size_multiple),
     )
 
@@ -57,14 +57,17 @@ def planner_of_bundle(
     def profiles(settings: Settings, _videos: int) -> Sequence[Profile]:
         """Those that make the same video as the one that the bundle would take: its guidance mode first."""
         taken = bundle.profile_for(settings)
-        same = [p for p in manifest.profiles if _same_video(p, taken)]
+        same = [p for p in bundle.profiles(settings) if _same_video(p, taken)]
         return sorted(same, key=lambda p: (p.guidance != taken.guidance, -p.batch))
 
     def lesser(settings: Settings) -> Iterator[Settings]:
+        streamed = settings.decoding == "streamed"
+        if manifest.streaming is not None and not streamed:
+            yield replace(settings, decoding="streamed", decode_chunk_size=None)
         if settings.guidance_scales is None:
             for p in manifest.profiles:
                 of_size = replace(settings, frames=p.frames, height=p.height, width=p.width)
-                yield replace(of_size, decode_chunk_size=p.decode_chunk)
+                yield of_size if streamed else replace(of_size, decode_chunk_size=p.decode_chunk)
 
     return Planner(
         budget,
@@ -74,7 +77,7 @@ def planner_of_bundle(
         PlanCosts(bundle, flavour.name) if flavour else GraphCosts(bundle, device.type),
         profiles,
         _residencies(swap_networks),
-        streams=False,
+        slices=() if manifest.streaming is None else (manifest.streaming.slice_frames,),
         lesser=lesser,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -55,12 +56,13 @@ class EngineSource:
     feature: Feature | None = None  # that is reused
     planner: Planner | None = None  # None: no memory budget
     other_half: Residency | None = None  # of two devices, for the second half of guidance
+    slice_frames: Callable[[Settings], int | None] = attrgetter("slice_frames")  # of a streamed decoder
 
     def plan(self, settings: Settings, videos: int) -> Plan:
         """How a call runs.  Raises SettingsError for one that the memory budget has no place for."""
         if self.planner is not None:
             return self.planner.choose(settings, videos)
-        return Plan(self.profile_for(settings, videos), settings.slice_frames, type(self.residency))
+        return Plan(self.profile_for(settings, videos), self.slice_frames(settings), type(self.residency))
 
 
 def of_bundle(
@@ -100,6 +102,7 @@ def of_bundle(
         profile_for=lambda settings, _videos: (
             bundle.single_profile_for(settings) if other_half else bundle.profile_for(settings)
         ),
+        slice_frames=bundle.slice_frames,
         other_half=other_half,
         rewrites=lambda: {f"{r.network}/{r.name}": r.places for r in manifest.rewrites},
         weights=lambda: list(manifest.source.weights),

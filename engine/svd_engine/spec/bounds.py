@@ -18,6 +18,7 @@ Channels = Annotated[int, Field(ge=1, le=65_536)]  # of an embedding
 LatentChannels = Annotated[int, Field(ge=1, le=64)]
 PixelScale = Annotated[int, Field(ge=1, le=1024)]  # pixels per pixel of something smaller
 Kept = Annotated[int, Field(ge=2, le=1024)]  # resnets of a UNet's upward path
+SegmentNumber = Annotated[int, Field(ge=0, le=1024)]  # of a streamed decoder
 Side = Annotated[int, Field(ge=1, le=65_536)]  # one axis of a tensor
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]

@@ -55,6 +55,12 @@ class Network(ABC):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The call itself, on checked inputs."""
 
+    def input_buffer(self, name: str) -> Tensor:
+        """Zeros in the shape of an input, to fill and pass: of a network with buffers of its own it is that
+        one, whose call then copies nothing."""
+        spec = next(tensor for tensor in self.spec.inputs if tensor.name == name)
+        return torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype), device=self.placement.device)
+
     def to_device(self) -> None:
         """Brings the weights to the device; does nothing where they lie there from the start."""
 

@@ -64,7 +64,8 @@ class Profile:
             if (p.frames, p.height, p.width) == size
             and (request.decoding != "whole" or p.decode_chunk == p.frames)
             and (
-                request.decode_chunk_size is None
+                request.decoding == "streamed"
+                or request.decode_chunk_size is None
                 or min(request.decode_chunk_size, p.frames) == p.decode_chunk
             )
         ]

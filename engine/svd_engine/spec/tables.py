@@ -2,7 +2,8 @@
 
 Letters in shapes: B videos, F frames, T frames of one decode chunk, H W pixels, h w latent pixels
 (H/8, W/8), C latent channels (4).  Every tensor that crosses a network's boundary is float32, whatever
-the network computes in, so a host in any language needs one element type.
+the network computes in, so a host in any language needs one element type; activations between the segments
+of a streamed decoder are not.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from svd_engine.spec.model import Architecture
 from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import SHALLOW, Feature, reusing_specs
+from svd_engine.spec.streaming import SEGMENT, Streaming, segments_of
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec, TensorSpec
 
-NETWORKS = ("image_encoder", "vae_encoder", "denoiser", SHALLOW, "vae_decoder")
+NETWORKS = ("image_encoder", "vae_encoder", "denoiser", SHALLOW, "vae_decoder", SEGMENT)
 
 
 def image_encoder(profile: Profile, arch: Architecture, precision: Precision) -> NetworkSpec:
@@ -77,7 +79,7 @@ def vae_decoder(profile: Profile, arch: Architecture, precision: Precision, fram
 
 def streamed_decoder(
     profile: Profile, arch: Architecture, precision: Precision, slice_frames: int
-) -> NetworkSpec:
+) -> StreamedSpec:
     """The decoder of all frames at once, run over `slice_frames` at a time: same tensors, same result."""
     whole = vae_decoder(profile, arch, precision, profile.frames)
     key = f"{whole.key}-streamed{slice_frames}"
@@ -105,16 +107,32 @@ def specs_of(
     ]
 
 
-def too_large(profile: Profile, arch: Architecture, feature: Feature | None = None) -> str:
+def segments(
+    profile: Profile, arch: Architecture, precision: Precision, streaming: Streaming
+) -> tuple[NetworkSpec, ...]:
+    """The networks of the profile's streamed decoder, in its order."""
+    return segments_of(streamed_decoder(profile, arch, precision, streaming.slice_frames), streaming)
+
+
+def too_large(
+    profile: Profile,
+    arch: Architecture,
+    feature: Feature | None = None,
+    streaming: Streaming | None = None,
+) -> str:
     """What in `profile` is larger than a bundle may ask for, each number alone being in range; else empty.
 
-    feature: that its denoisers reuse.
+    feature: that its denoisers reuse.  streaming: of its streamed decoder.
     """
     pixels = profile.batch * profile.frames * profile.height * profile.width
     if pixels > VIDEO_PIXELS:
         return f"{pixels:,} pixels in one call ({profile}), at most {VIDEO_PIXELS:,}"
     specs = specs_of(profile, arch, FLOAT32)  # of any precision: shapes are the same
-    for spec in (*specs, *(reusing_specs(specs[2], feature) if feature else ())):
+    more = (
+        *(reusing_specs(specs[2], feature) if feature else ()),
+        *(segments(profile, arch, FLOAT32, streaming) if streaming else ()),
+    )
+    for spec in (*specs, *more):
         for tensor in (*spec.inputs, *spec.outputs):
             if prod(tensor.shape) > TENSOR_VALUES:
                 return f"{prod(tensor.shape):,} values in {tensor} of {spec.key}, at most {TENSOR_VALUES:,}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated
 
 from pydantic import Field
 
-from svd_engine.spec.bounds import Kept, Side
+from svd_engine.spec.bounds import Kept, SegmentNumber, Side
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import GuidanceMode
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a value
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,10 @@ class TensorSpec:
     name: str
     shape: Annotated[tuple[Side, ...], Field(max_length=8)]
     dtype: str = "float32"
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * BYTES[self.dtype]
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {list(self.shape)}"
@@ -36,6 +43,7 @@ class NetworkSpec:
     precision: Precision
     guidance: GuidanceMode | None = None  # of a denoiser
     kept: Kept | None = None  # of one that leaves or takes a feature: see `spec.reuse`
+    segment: SegmentNumber | None = None  # of a streamed decoder: see `spec.streaming`
 
     @property
     def table(self) -> str:
@@ -47,7 +55,7 @@ class NetworkSpec:
 class StreamedSpec(NetworkSpec):
     """A decoder of all frames of a video that holds the activations of a few at a time.
 
-    Only torch modules run it: no bundle holds one.
+    Torch modules run it as one network, bundles as a chain of segments: see `spec.streaming`.
     """
 
     slice_frames: int = 1

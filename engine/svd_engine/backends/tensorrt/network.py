@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from svd_engine.backends.segmented import SegmentedDecoder
 from svd_engine.backends.tensorrt.cuda import LESS_MEMORY, Cuda, SharedMemory, driver_version
 from svd_engine.backends.tensorrt.jit import Jit, invalidity, jit_context
 from svd_engine.backends.tensorrt.jit_cache import JitCache, cache_of, notices
@@ -31,7 +32,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
 from svd_engine.spec.network import Network, Placement
 from svd_engine.spec.reuse import SHALLOW
-from svd_engine.spec.tensors import NetworkSpec, TensorSpec
+from svd_engine.spec.tensors import NetworkSpec, StreamedSpec, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt
@@ -61,8 +62,8 @@ class TrtNetwork(Network):
         super().__init__(spec, placement)
         self.engine, self.context, self.cuda, self.memory, self.record = engine, context, cuda, memory, record
         self.jit = jit
-        self.inputs = {t.name: cuda.empty(f"{t.name} of {spec.key}", t.shape) for t in spec.inputs}
-        self.outputs = {t.name: cuda.empty(f"{t.name} of {spec.key}", t.shape) for t in spec.outputs}
+        self.inputs = {tensor.name: self._buffer(tensor) for tensor in spec.inputs}
+        self.outputs = {tensor.name: self._buffer(tensor) for tensor in spec.outputs}
         for name, buffer in (self.inputs | self.outputs).items():
             if not context.set_tensor_address(name, buffer.data_ptr()):
                 raise self._error(f"a buffer for {name}")
@@ -84,6 +85,9 @@ class TrtNetwork(Network):
                 self._launch()
         return dict(self.outputs)
 
+    def input_buffer(self, name: str) -> Tensor:
+        return self.inputs[name].zero_()
+
     @property
     def needs_warm_up(self) -> bool:
         return self.jit is not None and not self.jit.is_warm
@@ -100,6 +104,10 @@ class TrtNetwork(Network):
             self._use(self.memory.block())
             self._launch()
             self.cuda.synchronize()
+
+    def _buffer(self, tensor: TensorSpec) -> Tensor:
+        what = f"{tensor.name} of {self.spec.key}"
+        return self.cuda.empty(what, tensor.shape, getattr(torch, tensor.dtype))
 
     def _launch(self) -> None:
         with self.cuda.aside() as stream:
@@ -170,6 +178,11 @@ class TrtBackend:
 
     def open(self, spec: NetworkSpec) -> Network:
         """Raises BackendUnavailable when no plan fits, BundleError when one was altered, BackendError."""
+        if isinstance(spec, StreamedSpec):
+            segments = self.bundle.segments(spec)
+            for segment in segments:
+                fitting_plan(self.bundle, segment, self.host)  # now, not in the middle of a call
+            return SegmentedDecoder(spec, segments, self)
         plan = fitting_plan(self.bundle, spec, self.host)
         with self.cuda.selected():
             engine = self._engine(plan)
