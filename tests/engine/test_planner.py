@@ -18,12 +18,13 @@ import psutil
 import pytest
 import torch
 
-from svd_engine import VideoEngine
+from svd_engine import VideoEngine, host_memory
 from svd_engine.bundle.costs import GraphCosts, PlanCosts
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.cli.main import main
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.host_memory import total_bytes
 from svd_engine.networks.counting import Counts, TorchCosts
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
@@ -84,11 +85,46 @@ def test_no_amount_of_memory(memory: Any, tmp_path: Path) -> None:
 
 def test_automatic_is_what_is_free_and_what_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 8 * GIB))
+    card = SimpleNamespace(is_integrated=False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     assert budget_of("auto", CUDA).bytes == int(0.9 * 6 * GIB) + budgets.CUDA_RUNTIME_BYTES
-    assert budget_of("0.5", CUDA).bytes == 4 * GIB
-    total = psutil.virtual_memory().total
+    assert budget_of("auto", CUDA).there == 8 * GIB
+    assert budget_of("0.5", CUDA) == Budget(4 * GIB)
+    total = total_bytes()
     assert psutil.Process().memory_info().rss < budget_of("auto", CPU).bytes <= total
-    assert budget_of("1", CPU).bytes == total
+    assert budget_of("1", CPU) == Budget(total)
+    assert budget_of("auto", CPU).there == total + psutil.swap_memory().total
+    card.is_integrated = True  # its memory is the host's
+    monkeypatch.setattr(budgets, "free_bytes", lambda: 10 * GIB)
+    assert budget_of("auto", CUDA).bytes == 9 * GIB + budgets.CUDA_RUNTIME_BYTES
+    monkeypatch.setattr(sys, "platform", "win32")  # a full GPU is lent host memory
+    assert budget_of("auto", CUDA).there == 8 * GIB + total
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_control_group_limits_memory(version: int, tmp_path: Path) -> None:
+    """The group of a container, and one around it: what is free is what files keep, too."""
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    inner = root / "outer/inner"
+    inner.mkdir(parents=True)
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    if version == 2:
+        names = ("memory.max", "memory.current", "inactive_file")
+    for folder, limit, used in ((inner, "max", 400), (inner.parent, "1000", 700)):
+        (folder / names[0]).write_text(limit + "\n")
+        (folder / names[1]).write_text(f"{used}\n")
+    (inner.parent / "memory.stat").write_text(f"anon 5\n{names[2]} 100\nother_{names[2]} 7\n")
+    process = tmp_path / "cgroup"
+    process.write_text("3:cpu:/\n" + ("4:memory,x:" if version == 1 else "0::") + "/outer/inner\n")
+    assert host_memory.limits(tmp_path, process) == [host_memory.Limit(1000, 400)]
+    process.write_text(process.read_text().replace("/outer/inner", "/not/here"))
+    assert host_memory.limits(tmp_path, process) == []
+    assert host_memory.limits(tmp_path, tmp_path / "none") == []
+
+
+def test_the_smallest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "limits", lambda: [host_memory.Limit(2000, 5), host_memory.Limit(1000, 70)])
+    assert (host_memory.total_bytes(), host_memory.free_bytes()) == (1000, 5)
 
 
 # What is counted

@@ -13,6 +13,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.request import Settings
+from svd_engine.residency import ceiling
 from svd_engine.residency.budget import Budget
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.planner import Planner, checkpoint_profiles, lesser_calls
@@ -45,6 +46,7 @@ def planner_of_checkpoint(
         _residencies(swap_networks),
         streams=True,
         lesser=lambda settings: lesser_calls(settings, architecture.size_multiple),
+        ceiling=ceiling.of_checkpoint(checkpoint, precision),
     )
 
 
@@ -55,10 +57,10 @@ def planner_of_bundle(
     manifest = bundle.manifest
 
     def profiles(settings: Settings, _videos: int) -> Sequence[Profile]:
-        """Those that make the same video as the one that the bundle would take: its guidance mode first."""
+        """Those that make the same video as the one that the bundle would take: that first."""
         taken = bundle.profile_for(settings)
         same = [p for p in manifest.profiles if _same_video(p, taken)]
-        return sorted(same, key=lambda p: (p.guidance != taken.guidance, -p.batch))
+        return sorted(same, key=lambda p: (p != taken, p.guidance != taken.guidance, -p.batch))
 
     def lesser(settings: Settings) -> Iterator[Settings]:
         if settings.guidance_scales is None:
@@ -66,16 +68,20 @@ def planner_of_bundle(
                 of_size = replace(settings, frames=p.frames, height=p.height, width=p.width)
                 yield replace(of_size, decode_chunk_size=p.decode_chunk)
 
+    cost_of = PlanCosts(bundle, flavour.name) if flavour else GraphCosts(bundle, device.type)
     return Planner(
         budget,
         device,
         manifest.model.architecture,
         manifest.precision,
-        PlanCosts(bundle, flavour.name) if flavour else GraphCosts(bundle, device.type),
+        cost_of,
         profiles,
         _residencies(swap_networks),
         streams=False,
         lesser=lesser,
+        ceiling=ceiling.of_plans(bundle, cost_of, flavour.name)
+        if flavour
+        else ceiling.of_graphs(bundle, device.type),
     )
 
 
