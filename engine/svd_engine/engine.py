@@ -385,7 +385,9 @@ class VideoEngine(Steered, DiffusersNames):
     def _say(self, plan: Plan, planner: Planner) -> None:
         notices.info("%s of %s", plan, planner.budget)
         if not planner.fits(plan):
-            notices.warning("memory may run out: this is the way that takes least, and by its count it does not fit")
+            notices.warning(
+                "memory may run out: this is the way that takes least, and by its count it does not fit"
+            )
 
     def _stages(
         self, plan: Plan, turn: Turn, short: Callable[[str, str], Exception], observer: Observer
@@ -436,7 +438,9 @@ class VideoEngine(Steered, DiffusersNames):
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
             swap_networks=isinstance(self.residency, Swapped),
-            plan=plan.report(self.source.planner.budget.bytes) if self.source.planner and plan.stages else None,
+            plan=plan.report(self.source.planner.budget.bytes)
+            if self.source.planner and plan.stages
+            else None,
             stage_ms=clock.stages,
             step_ms=clock.steps,
             evaluation_ms=clock.evaluations,

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from svd_engine.checkpoint.opening import Checkpoint, Component
 from svd_engine.checkpoint.weights import build
 from svd_engine.networks.modules import COMPONENT_OF, Modules
+from svd_engine.networks.offloading import held_bytes
 from svd_engine.networks.rewrites import Rewrite
 from svd_engine.networks.streamed_decoder import InPlace, StreamedDecoder
 from svd_engine.spec.cost import NetworkCost
@@ -62,6 +63,7 @@ class TorchCosts:
             0 if on_cpu else parking.most,
             0 if on_cpu else parking.moved,
             counts.operations,
+            block_bytes=None if on_cpu or spec.network != "denoiser" else held_bytes(module),
         )
 
     def _weights(self, spec: NetworkSpec, module: nn.Module) -> Mapping[str, int]:

@@ -91,7 +91,7 @@ def _total(device: torch.device) -> int:
 
 
 def _there(device: torch.device) -> int:
-    """All that an allocator could give: of the host with its swap, and on Windows with what it lends a GPU."""
+    """All that an allocator could give: of the host with its swap, of a GPU with what it is lent."""
     if device.type == "cuda":
         lent = total_bytes() if _lends_to_gpu() else 0
         return _total(device) + lent

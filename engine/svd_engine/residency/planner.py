@@ -1,6 +1,6 @@
 """From a memory budget to the fastest way to run a call within it, or to what would fit.
 
-A plan is one choice out of each list: networks `resident` or `swapped`; guidance `batched` or `single`; all
+A plan is one choice out of each list: networks `resident`, `swapped` or `offloaded`; guidance `batched` or `single`; all
 videos in a batch or one by one; the decoder whole or streamed over slices.  All of them make the same video.
 What changes it, such as decoding in chunks, happens only where a call asks for it.
 
@@ -91,9 +91,7 @@ class Planner:
         most = used_by_runtime(self.device) + self.ceiling(settings, videos)
         return Plan(*self._usual_way(settings, videos)) if most <= self.budget.bytes else None
 
-    def _usual_way(
-        self, settings: Settings, videos: int
-    ) -> tuple[Profile, int | None, type[Residency]]:
+    def _usual_way(self, settings: Settings, videos: int) -> tuple[Profile, int | None, type[Residency]]:
         return self.profiles(settings, videos)[0], settings.slice_frames, self.residencies[0]
 
     def considered(self, settings: Settings, videos: int) -> list[Plan]:
@@ -133,7 +131,7 @@ class Planner:
         for spec in specs:
             of, calls = costs[spec.key], _calls(spec, profile, settings, videos)
             held = sum(residency.held_weights(list(costs.values()), of).values())
-            carried = residency.moved_bytes(of, there_and_back=kind == "cuda")
+            carried = residency.moved_bytes(of, calls, there_and_back=kind == "cuda")
             least = runtime + held + of.activation_bytes + _beside(spec, profile, videos)
             peak = least + ceil(SCRATCH[kind] * of.activation_bytes)
             sure = max(sure, least)
@@ -146,7 +144,9 @@ class Planner:
             )  # fmt: skip
             passes = ceil(profile.frames / slice_frames) if slice_frames and spec is specs[-1] else 1
             read = of.weight_bytes * passes + of.traffic_bytes
-            cost += calls * (of.operations + READ[kind] * read) + MOVED[kind] * moved
+            computed = calls * (of.operations + READ[kind] * read)
+            waited = MOVED[kind] * moved
+            cost += max(computed, waited) if residency.moves_meanwhile(of) else computed + waited
         return Plan(profile, slice_frames, residency, tuple(stages), cost, sure)
 
     def _refusal(self, settings: Settings, videos: int, smallest: Plan) -> SettingsError:

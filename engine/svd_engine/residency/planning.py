@@ -16,6 +16,7 @@ from svd_engine.request import Settings
 from svd_engine.residency import ceiling
 from svd_engine.residency.budget import Budget
 from svd_engine.residency.contract import Residency
+from svd_engine.residency.offloaded import Offloaded
 from svd_engine.residency.planner import Planner, checkpoint_profiles, lesser_calls
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
@@ -43,7 +44,7 @@ def planner_of_checkpoint(
         precision,
         TorchCosts(checkpoint, device.type, without_rewrites, rewrites),
         checkpoint_profiles,
-        _residencies(swap_networks),
+        _residencies(swap_networks, movable=device.type != "cpu"),
         streams=True,
         lesser=lambda settings: lesser_calls(settings, architecture.size_multiple),
         ceiling=ceiling.of_checkpoint(checkpoint, precision),
@@ -89,5 +90,8 @@ def _same_video(one: Profile, other: Profile) -> bool:
     return replace(one, guidance=other.guidance, batch=other.batch) == other
 
 
-def _residencies(swap_networks: bool) -> tuple[type[Residency], ...]:
-    return (Swapped,) if swap_networks else (Resident, Swapped)
+def _residencies(swap_networks: bool, movable: bool = False) -> tuple[type[Residency], ...]:
+    """That were not ruled out, the fastest first.  movable: whether the backend's networks are."""
+    if swap_networks:
+        return (Swapped,)
+    return (Resident, Swapped, Offloaded) if movable else (Resident, Swapped)

@@ -38,7 +38,6 @@ from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import Feature, Reuse, feature_of
 from svd_engine.spec.weights import Component, LoraFile, WeightFile
 
-
 UNTIL_A_CALL = Budget(0, 0)  # of "auto": what is free is asked when networks are to be loaded
 
 
@@ -67,7 +66,7 @@ class EngineSource:
         return "reuse" if self.reuse else "devices" if self.other_half else ""
 
     def with_budget_of_now(self) -> EngineSource:
-        """For a first call.  While its networks are loaded the budget stays, and so does the plan of a call."""
+        """For a first call.  While networks are loaded the budget stays, and so does the plan of a call."""
         if self.planner is None or self.budget_of_now is None:
             return self
         return replace(self, planner=replace(self.planner, budget=self.budget_of_now()))
@@ -85,7 +84,7 @@ def of_bundle(
     device: str | torch.device,
     swap_networks: bool,
     jit_cache: str | Path | None,
-    memory: Memory | None = "auto",
+    memory: Memory | None = None,
     reuse: Reuse | None = None,
     devices: Sequence[DeviceName] | None = None,
 ) -> EngineSource:
@@ -145,7 +144,7 @@ def of_checkpoint(
     lora: Mapping[str | Path, float] | None = None,
     lora_partial: bool = False,
     reuse: Reuse | None = None,
-    memory: Memory | None = "auto",
+    memory: Memory | None = None,
     devices: Sequence[DeviceName] | None = None,
 ) -> EngineSource:
     """Raises CheckpointError, BackendUnavailable, SettingsError; nothing is opened before these are said."""
