@@ -73,7 +73,9 @@ class Offloading:
             for block in self.blocks
             for hook in (
                 block.module.register_forward_pre_hook(lambda *_, block=block: self._enter(block)),
-                block.module.register_forward_hook(lambda *_, block=block: self._leave(block), always_call=True),
+                block.module.register_forward_hook(
+                    lambda *_, block=block: self._leave(block), always_call=True
+                ),
             )
         ]
 
@@ -81,6 +83,8 @@ class Offloading:
         """Leaves all weights in host memory, and frees the device."""
         for hook in self._hooks:
             hook.remove()
+        for block in self.blocks:
+            block.wait()
         for tensor in self._rest:
             tensor.data = tensor.data.to("cpu")
         self.lanes.synchronize()
@@ -166,7 +170,7 @@ class Slot:
 
 
 class Lanes:
-    """Copies on a stream beside the computing one; neither ever makes the host wait.  Of a CPU there is one."""
+    """A stream for copies beside the computing one, neither of which makes the host wait; a CPU has one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -1,8 +1,8 @@
 """From a memory budget to the fastest way to run a call within it, or to what would fit.
 
-A plan is one choice out of each list: networks `resident`, `swapped` or `offloaded`; guidance `batched` or `single`; all
-videos in a batch or one by one; the decoder whole or streamed over slices.  All of them make the same video.
-What changes it, such as decoding in chunks, happens only where a call asks for it.
+A plan is one choice out of each list: networks `resident`, `swapped` or `offloaded`; guidance `batched` or
+`single`; all videos in a batch or one by one; the decoder whole or streamed over slices.  All of them make
+the same video.  What changes it, such as decoding in chunks, happens only where a call asks for it.
 
 Within an automatic budget a call runs as it would without one wherever that fits, which is known without
 counting where there is ample memory.  One that fits in no way is tried in the way of least memory, for counts
