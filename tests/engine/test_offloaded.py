@@ -1,8 +1,7 @@
-"""The denoiser block by block from host memory: the same frames, two blocks at a time, copies ahead of use."""
+"""The denoiser block by block from host memory: the same frames, two blocks at a time, each ahead of use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def spec_of(modules: Modules, network: str = "denoiser", guidance: str = "batche
 
 
 @pytest.fixture
-def copied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happens to blocks, in order: "copy N", "run N"."""
     events: list[str] = []
     enter, bring = Offloading._enter, Offloading._bring
@@ -65,7 +64,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(Offloading, "_enter", noted_enter)
     monkeypatch.setattr(Offloading, "_bring", noted_bring)
-    yield events
+    return events
 
 
 def test_every_block_is_brought_ahead_of_its_use(modules: Modules, copied: list[str]) -> None:
