@@ -582,6 +582,11 @@ def test_a_plan_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.endswith(" of 100.0 GiB")
 
 
+def test_the_plan_of_what_is_free_is_counted(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, "plan", tiny_bundle, "--device", "cpu") == 0
+    assert "networks resident, batched guidance, batch 1, decoder chunks of 2" in capsys.readouterr().out
+
+
 def test_the_plan_of_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "plan", tiny_bundle, "--memory", "100GiB", "--device", "cpu") == 0
     assert "decoder chunks of 2: at most" in capsys.readouterr().out

@@ -139,7 +139,8 @@ class WaitingBlock:
         """The buffer; of a block that was offloaded before, the same one."""
         storage = self.tensors[0].untyped_storage()
         together = {t.untyped_storage().data_ptr() for t in self.tensors} == {storage.data_ptr()}
-        if together and storage.nbytes() == self.count:
+        waits = storage.device.type == "cpu" and (self.tensors[0].is_pinned() or not pinned)
+        if together and waits and storage.nbytes() == self.count:
             return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
         buffer = torch.empty(self.count, dtype=torch.uint8, pin_memory=pinned)
         for tensor, there in zip(self.tensors, self._views(buffer), strict=True):
