@@ -41,7 +41,7 @@ def planner_of(
     swap_networks: bool,
     asked: Mapping[str, Any],
 ) -> tuple[Planner, Settings]:
-    """A planner of a bundle's folder or of a checkpoint, which counts every call, and the one that is asked for.
+    """A planner of a bundle's folder or of a checkpoint that counts every call, and the call asked for.
 
     device: "cpu", "cuda" or "auto"; of memory in bytes no such device need be here.
     Raises SettingsError, BundleError, CheckpointError.
