@@ -141,7 +141,7 @@ class WaitingBlock:
         together = {t.untyped_storage().data_ptr() for t in self.tensors} == {storage.data_ptr()}
         waits = storage.device.type == "cpu" and (self.tensors[0].is_pinned() or not pinned)
         if together and waits and storage.nbytes() == self.count:
-            return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+            return torch.empty(0, dtype=torch.uint8).set_(storage)
         buffer = torch.empty(self.count, dtype=torch.uint8, pin_memory=pinned)
         for tensor, there in zip(self.tensors, self._views(buffer), strict=True):
             tensor.data = there.copy_(tensor.data)

@@ -7,6 +7,7 @@ with a third more, and all weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from math import ceil, prod
 
 from svd_engine.bundle.flavours import FlavourName
@@ -30,16 +31,20 @@ REST_BYTES = 2**26  # CLIP's activations, for each image
 def of_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Ceiling:
     """Raises what reading the files' headers raises; from the hub, files are fetched for that."""
 
-    def ceiling(settings: Settings, videos: int) -> int:
+    itemsize = _itemsize(precision)
+
+    @cache
+    def weights() -> int:
         stated = [sum(prod(one.shape) for one in checkpoint.weights.stated(part)) for part in COMPONENTS]
         parameters = sum(stated) if all(stated) else SVD_PARAMETERS
-        itemsize = _itemsize(precision)
-        channels = tuple(
+        return 5 * parameters * itemsize // 4  # the VAE's may lie there twice
+
+    def ceiling(settings: Settings, videos: int) -> int:
+        channels = (
             max(ceil(c / 4**level) for level, c in enumerate(checkpoint.configs[part]["block_out_channels"]))
             for part in ("vae", "unet")
         )
-        weights = 5 * parameters * itemsize // 4  # the VAE's may lie there twice
-        return weights + itemsize * _values(settings, videos, *channels) + _rest(settings, videos)
+        return weights() + itemsize * _values(settings, videos, *channels) + _rest(settings, videos)
 
     return ceiling
 

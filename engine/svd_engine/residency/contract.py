@@ -40,11 +40,6 @@ class Residency(ABC):
     def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:
         """Weights that a call of the engine moves for one of its networks, which it calls so often."""
 
-    @staticmethod
-    def moves_meanwhile(running: NetworkCost) -> bool:  # noqa: ARG004
-        """Whether they move while the network runs."""
-        return False
-
     @abstractmethod
     def _make(self, spec: NetworkSpec) -> Network:
         """What is given out for a network: the opened one, or one that opens it when it is called."""

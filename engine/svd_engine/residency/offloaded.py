@@ -1,7 +1,7 @@
 """One network in device memory at a time, and of the denoiser a block or two: for the smallest cards.
 
-Its weights wait in host memory and cross the bus in every evaluation, while other blocks run.  Otherwise as
-`swapped`.  For backends whose networks move.
+Its weights wait in host memory and cross the bus in every evaluation, while other blocks run; a plan's cost
+counts that time as if none were hidden.  Otherwise as `swapped`.  For backends whose networks move.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ class Offloaded(Swapped):
         if running.block_bytes is None:
             return Swapped.moved_bytes(running, calls, there_and_back)
         return running.weight_bytes * calls
-
-    @staticmethod
-    def moves_meanwhile(running: NetworkCost) -> bool:
-        return running.block_bytes is not None
 
     def load(self, network: Network) -> None:
         if network.spec.network in OFFLOADED:

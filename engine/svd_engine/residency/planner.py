@@ -144,9 +144,7 @@ class Planner:
             )  # fmt: skip
             passes = ceil(profile.frames / slice_frames) if slice_frames and spec is specs[-1] else 1
             read = of.weight_bytes * passes + of.traffic_bytes
-            computed = calls * (of.operations + READ[kind] * read)
-            waited = MOVED[kind] * moved
-            cost += max(computed, waited) if residency.moves_meanwhile(of) else computed + waited
+            cost += calls * (of.operations + READ[kind] * read) + MOVED[kind] * moved
         return Plan(profile, slice_frames, residency, tuple(stages), cost, sure)
 
     def _refusal(self, settings: Settings, videos: int, smallest: Plan) -> SettingsError:
