@@ -150,8 +150,9 @@ def plans_table(document: PlansDocument) -> Table:
         "memory, the rest being the system's.\nEvery way makes the same video. Predicted time: over that of "
         "the fastest way of the same video and engine.\nPredicted s: 25 steps at the peak rates of the card "
         "in the last column, of TensorRT from its kernels, of torch from counted\noperations. No card "
-        "reaches its peak: expect more. Offloaded: the denoiser's weights cross the bus in every evaluation, "
-        "and none of\nthat time is counted as hidden. TensorRT's own compiler was not at hand: its plans say "
+        "reaches its peak: expect more, and do not compare engines by it: only TensorRT's figure knows what "
+        "kernels read and write.\nOffloaded: the denoiser's weights cross the bus in every evaluation, which "
+        "is counted as if nothing ran meanwhile.\nTensorRT's own compiler was not at hand: its plans say "
         "what they take when they are built (`svd-engine plan BUNDLE`).",
     )
 
