@@ -337,7 +337,9 @@ def test_every_choice_of_a_plan_makes_the_same_video(engine: VideoEngine) -> Non
     assert expected.report.plan.decoding == "whole"
     own = engine.source
     for plan in (*(plan for plan in plans if differences(plan, plans[0]) == 1), plans[-1]):
-        forced: Any = SimpleNamespace(choose=lambda settings, videos, plan=plan: plan, budget=Budget(ALL))
+        forced: Any = SimpleNamespace(
+            choose=lambda settings, videos, plan=plan: plan, fits=lambda plan: True, budget=Budget(ALL)
+        )
         engine.source = replace(own, planner=forced)
         result = video(engine)
         assert (result.frames - expected.frames).abs().max() <= 1e-6, str(plan)
