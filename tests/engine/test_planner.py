@@ -90,6 +90,9 @@ def test_automatic_is_what_is_free_and_what_this_process_has(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     assert budget_of("auto", CUDA).bytes == int(0.9 * 6 * GIB) + budgets.CUDA_RUNTIME_BYTES
     assert budget_of("auto", CUDA).there == 8 * GIB
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * GIB)  # kept for reuse, in part
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB)
+    assert budget_of("auto", CUDA).bytes == int(0.9 * 8 * GIB) + budgets.CUDA_RUNTIME_BYTES
     assert budget_of("0.5", CUDA) == Budget(4 * GIB)
     total = total_bytes()
     assert psutil.Process().memory_info().rss < budget_of("auto", CPU).bytes <= total

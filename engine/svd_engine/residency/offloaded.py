@@ -29,10 +29,10 @@ class Offloaded(Swapped):
         return running.weight_bytes * calls
 
     def load(self, network: Network) -> None:
-        if network.spec.network in OFFLOADED:
+        if network.spec.network in IN_BLOCKS:
             network.offload()
         else:
             network.to_device()
 
 
-OFFLOADED = ("denoiser",)  # by name: the network that is called many times, and holds most weights
+IN_BLOCKS = ("denoiser",)  # by name: the network that is called many times, and holds most weights
