@@ -179,6 +179,23 @@ def test_a_streamed_decoder_is_counted_on_fewer_frames(
     del held
 
 
+def test_on_a_cpu_loading_counts(costs: TorchCosts, modules: Modules) -> None:
+    """The checkpoint's weights are there before rewrites drop and replace some of them."""
+    spec = tiny_specs(modules)[2]
+    whole = modules.checkpoint.load("unet", torch.float32)
+    assert costs(spec).loading_bytes == sum(t.nbytes for t in (*whole.parameters(), *whole.buffers()))
+
+    def cost_of(_spec: NetworkSpec) -> NetworkCost:
+        return NetworkCost({_spec.network: 900}, 10, loading_bytes=1000)
+
+    loading = replace(planner(0), cost_of=cost_of).considered(asked(), 1)
+    running = replace(planner(0), cost_of=lambda s: replace(cost_of(s), loading_bytes=0)).considered(
+        asked(), 1
+    )
+    for one, other in zip(loading, running, strict=True):
+        assert one.stages[0].peak_bytes - other.stages[0].peak_bytes == 1200 - 900 - 11
+
+
 def test_weights_that_networks_share_count_once(costs: TorchCosts, modules: Modules) -> None:
     specs = tiny_specs(modules)
     expected = 0

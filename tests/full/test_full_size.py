@@ -181,7 +181,7 @@ import re, torch
 from svd_engine import VideoEngine
 from svd_engine.checkpoint.opening import random_checkpoint
 
-with VideoEngine.from_checkpoint(random_checkpoint("svd"), device="cpu", memory="7GiB") as engine:
+with VideoEngine.from_checkpoint(random_checkpoint("svd"), device="cpu", memory="8GiB") as engine:
     run = engine(torch.rand(1, 3, 64, 128), 64, 128, 14, num_inference_steps=1, output_type="pt").report
 status = open("/proc/self/status").read()
 print("seen", 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]), run.plan.peak_bytes, run.plan.residency)
@@ -190,12 +190,15 @@ print("seen", 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]), run.plan.pe
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_a_video_within_a_budget() -> None:
-    """SVD's networks in float32, 8 GiB of weights, in 7 GiB of a process of its own: one at a time."""
+    """SVD's networks in float32, 8.5 GiB with their libraries, in 8 GiB of a process: one at a time.
+
+    The peak is of loading the UNet.
+    """
     done = subprocess.run([sys.executable, "-c", WITHIN], capture_output=True, text=True, check=True)
     seen, planned, residency = done.stdout.split("seen ")[1].split()
-    print(f"\na video within 7 GiB: planned {int(planned) / GIB:.2f} GiB, seen {int(seen) / GIB:.2f} GiB")
+    print(f"\na video within 8 GiB: planned {int(planned) / GIB:.2f} GiB, seen {int(seen) / GIB:.2f} GiB")
     assert residency == "swapped"
-    assert int(seen) <= 7 * GIB
+    assert int(seen) <= int(planned) <= 8 * GIB
 
 
 @pytest.mark.longest

@@ -37,6 +37,7 @@ from svd_engine.spec.tensors import NetworkSpec
 SLICES = (8, 4, 2, 1)  # frames at a time of a streamed decoder, the fastest first
 # Of the activations: kernels' scratch memory, and freed blocks that an allocator keeps (glibc's many of them)
 SCRATCH = {"cuda": 0.1, "cpu": 0.5}
+LOADING = 1.2  # of the weights, while rewrites replace them: SVD's UNet in float32 took 1.16
 LATENT_VIDEOS = 6  # that the sampler holds at most, float32
 
 # Operations in the time of one byte: read by a kernel, and moved (GPU: over the bus; CPU: from the disk)
@@ -134,6 +135,9 @@ class Planner:
             carried = residency.moved_bytes(of, calls, there_and_back=kind == "cuda")
             least = runtime + held + of.activation_bytes + _beside(spec, profile, videos)
             peak = least + ceil(SCRATCH[kind] * of.activation_bytes)
+            if of.loading_bytes:
+                others = runtime + held - of.weight_bytes
+                peak = max(peak, others + ceil(LOADING * of.loading_bytes))
             sure = max(sure, least)
             moved = carried + of.moved_bytes * calls
             stages.append(
