@@ -362,7 +362,9 @@ def test_every_choice_of_a_plan_makes_the_same_video(engine: VideoEngine) -> Non
         )
         engine.source = replace(own, planner=forced)
         result = video(engine)
-        assert (result.frames - expected.frames).abs().max() <= 1e-6, str(plan)
+        same_denoiser = str(plan.profile) == expected.report.profile  # a call of other rows rounds otherwise
+        tolerance = 1e-6 if same_denoiser else 4e-6
+        assert (result.frames - expected.frames).abs().max() <= tolerance, str(plan)
         assert result.report.plan == plan.report(ALL)
         assert result.report.swap_networks is (plan.residency is Swapped)
         assert ("streamed" in result.report.stages["vae_decoder"].detail) is (plan.slice_frames is not None)
