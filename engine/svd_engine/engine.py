@@ -37,6 +37,7 @@ from svd_engine.request import SETTINGS, Settings, check_together, own_values
 from svd_engine.residency.budget import Memory
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
+from svd_engine.residency.planner import Planner
 from svd_engine.residency.shortage import shortage
 from svd_engine.residency.source import EngineSource, of_bundle, of_checkpoint
 from svd_engine.residency.swapped import Swapped
@@ -85,7 +86,7 @@ class VideoEngine(Steered, DiffusersNames):
         swap_networks: bool = False,
         jit_cache: str | Path | None = "auto",
         reuse: Reuse | None = None,
-        memory: Memory | None = None,
+        memory: Memory | None = "auto",
         devices: Sequence[str | torch.device] | None = None,
     ) -> VideoEngine:
         """Open a bundle that svd-export wrote.
@@ -97,8 +98,10 @@ class VideoEngine(Steered, DiffusersNames):
         reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say, over a bundle that
         was exported with `--reuse-branch`.  Lossy: the report says in which.
         memory: what the process may take of a GPU's memory, or of the host's where networks run on the CPU:
-        "8GiB", "0.9" of it all, "auto" of what is free, or bytes.  Each call then takes the fastest plan that
-        stays below, or is refused with what would fit; None sets no limit.
+        "8GiB", "0.9" of it all, or bytes.  Each call then takes the fastest plan that stays below, or is
+        refused with what would fit.  "auto" is 90 % of what is free when networks are first loaded: a call
+        runs as without a limit where that fits, then in the fastest way that does, and is refused only when
+        it surely needs more than there is.  None sets no limit, and so does "auto" with reuse or devices.
         devices: two, in place of `device`: each runs one half of guidance, at the same time, with the same
         result.  The first does all the rest.  The bundle must have a profile of single guidance.
         Raises BundleError, BackendUnavailable, OutputError, SettingsError (ProfileError for reuse that the
@@ -122,7 +125,7 @@ class VideoEngine(Steered, DiffusersNames):
         without_rewrites: Collection[str] = (),
         swap_networks: bool = False,
         reuse: Reuse | None = None,
-        memory: Memory | None = None,
+        memory: Memory | None = "auto",
         devices: Sequence[str | torch.device] | None = None,
     ) -> VideoEngine:
         """Open a checkpoint as torch modules: a name, a diffusers folder, a single file or a hub id.
@@ -140,8 +143,10 @@ class VideoEngine(Steered, DiffusersNames):
         swap_networks: keep one network at a time on the device, the others in host memory; on the CPU load
         each for its stage.
         memory: what the process may take of a GPU's memory, or of the host's where networks run on the CPU:
-        "8GiB", "0.9" of it all, "auto" of what is free, or bytes.  Each call then takes the fastest plan that
-        stays below, or is refused with what would fit; None sets no limit.
+        "8GiB", "0.9" of it all, or bytes.  Each call then takes the fastest plan that stays below, or is
+        refused with what would fit.  "auto" is 90 % of what is free when networks are first loaded: a call
+        runs as without a limit where that fits, then in the fastest way that does, and is refused only when
+        it surely needs more than there is.  None sets no limit, and so does "auto" with reuse or devices.
         reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say.  Lossy: the report
         says in which.
         devices: two, in place of `device`: each holds a denoiser and runs one half of guidance, at the same
@@ -269,7 +274,7 @@ class VideoEngine(Steered, DiffusersNames):
                 plan = self._plan(settings, videos)
                 short = partial(
                     shortage, device=self.backend.device, plan=plan, planner=self.source.planner,
-                    settings=settings, videos=videos,
+                    settings=settings, videos=videos, unplanned=self.source.unplanned,
                 )  # fmt: skip
                 stages, reusing = self._stages(plan, turn, short, observer)
             others = self.source.other_half.cold() if self.source.other_half else []
@@ -318,6 +323,7 @@ class VideoEngine(Steered, DiffusersNames):
             self.residency.close()
             if self.source.other_half is not None:
                 self.source.other_half.close()
+            self._last_plan = None
 
     def __enter__(self) -> VideoEngine:
         return self
@@ -361,13 +367,17 @@ class VideoEngine(Steered, DiffusersNames):
 
     def _plan(self, settings: Settings, videos: int) -> Plan:
         """How this call runs.  Within a budget, networks that another plan left in memory are closed."""
+        if self._last_plan is None:
+            self.source = self.source.with_budget_of_now()
         plan = self.source.plan(settings, videos)
         if self.source.planner is None:
             return replace(plan, residency=type(self.residency))
-        notices.info("%s of %s", plan, self.source.planner.budget)
+        if plan.stages:
+            self._say(plan, self.source.planner)
         last, self._last_plan = self._last_plan, plan
         others = (
             BACKENDS[self.choice.backend].of_bundle
+            and bool(plan.stages)  # where memory was not ample
             and last is not None
             and (last.profile, last.slice_frames) != (plan.profile, plan.slice_frames)
         )
@@ -375,6 +385,13 @@ class VideoEngine(Steered, DiffusersNames):
             self.residency.close()
             self.residency = plan.residency(self.backend)
         return plan
+
+    def _say(self, plan: Plan, planner: Planner) -> None:
+        notices.info("%s of %s", plan, planner.budget)
+        if not planner.fits(plan):
+            notices.warning(
+                "memory may run out: this is the way that takes least, and by its count it does not fit"
+            )
 
     def _stages(
         self, plan: Plan, turn: Turn, short: Callable[[str, str], Exception], observer: Observer
@@ -425,7 +442,9 @@ class VideoEngine(Steered, DiffusersNames):
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
             swap_networks=isinstance(self.residency, Swapped),
-            plan=plan.report(self.source.planner.budget.bytes) if self.source.planner else None,
+            plan=plan.report(self.source.planner.budget.bytes)
+            if self.source.planner and plan.stages
+            else None,
             stage_ms=clock.stages,
             step_ms=clock.steps,
             evaluation_ms=clock.evaluations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def planner_of(
     swap_networks: bool,
     asked: Mapping[str, Any],
 ) -> tuple[Planner, Settings]:
-    """A planner of a bundle's folder or of a checkpoint, and the call that is asked for.
+    """A planner of a bundle's folder or of a checkpoint that counts every call, and the call asked for.
 
     device: "cpu", "cuda" or "auto"; of memory in bytes no such device need be here.
     Raises SettingsError, BundleError, CheckpointError.
@@ -61,13 +62,15 @@ def planner_of(
         bundle = Bundle(source)
         own = bundle.manifest.profiles[0]
         settings = _settings(bundle.manifest.model, own.frames, own.height, own.width, asked)
-        return planner_of_bundle(bundle, budget_of(memory, where), chosen, where, swap_networks), settings
+        planner = planner_of_bundle(bundle, budget_of(memory, where), chosen, where, swap_networks)
+        return replace(planner, ceiling=None), settings
     checkpoint = open_checkpoint(source)
     model = checkpoint.model
     settings = _settings(model, model.frames, model.height, model.width, asked)
     precision = Precision.of(dtype_name(torch_dtype(dtype, where)))
     budget = budget_of(memory, where)
-    return planner_of_checkpoint(checkpoint, budget, chosen, where, precision, (), swap_networks), settings
+    planner = planner_of_checkpoint(checkpoint, budget, chosen, where, precision, (), swap_networks)
+    return replace(planner, ceiling=None), settings
 
 
 def table(planner: Planner, plan: Plan) -> str:

@@ -98,7 +98,7 @@ class RunReport(BaseModel):
     rewrites: dict[str, int]  # places by "component/rewrite"
     without_rewrites: list[str]
     swap_networks: bool  # one network in memory at a time
-    plan: PlanReport | None = None  # None without a memory budget
+    plan: PlanReport | None = None  # None without a memory budget, and where "auto" found ample memory
     stage_ms: dict[str, float]
     step_ms: list[float]  # of the denoiser in each step
     evaluation_ms: list[float] = []  # of each evaluation of the denoiser: one or two a step

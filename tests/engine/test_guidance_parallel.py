@@ -39,7 +39,7 @@ def engines(
     if request.param == "eager":
         folder = request.getfixturevalue("tiny_checkpoint")
         both = VideoEngine.from_checkpoint(folder, backend="eager", devices=TWO)
-        one = VideoEngine.from_checkpoint(folder, backend="eager", device="cpu")
+        one = VideoEngine.from_checkpoint(folder, backend="eager", device="cpu", memory=None)
         one.source = replace(one.source, profile_for=both.source.profile_for)  # half after half, too
     else:
         bundle = request.getfixturevalue("tiny_bundle")

@@ -15,6 +15,7 @@ from svd_engine import VideoEngine
 from svd_engine.backends.interruptible import ran_out_of_memory
 from svd_engine.errors import BackendError, Cancelled, OutOfMemory
 from svd_engine.spec.network import Network
+from svd_engine.spec.reuse import Reuse
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 
 CALL = {"height": HEIGHT, "width": WIDTH, "num_frames": FRAMES, "num_inference_steps": 1, "output_type": "pt"}
@@ -81,10 +82,30 @@ def test_the_smallest_plan_and_no_plan(
     monkeypatch.setattr(type(planner), "considered", lambda self, *_: [only])
     with pytest.raises(OutOfMemory, match="Ask for fewer frames or a smaller video"):
         frames(engine)
-    with VideoEngine.from_checkpoint(tiny_checkpoint, backend="eager", device="cpu") as unplanned:
+    with VideoEngine.from_checkpoint(
+        tiny_checkpoint, backend="eager", device="cpu", memory=None
+    ) as unplanned:
         starve(unplanned, monkeypatch, "denoiser")
         with pytest.raises(OutOfMemory, match=r'room for its activations.*Pass memory="auto"'):
             frames(unplanned)
+
+
+def test_where_memory_seemed_ample(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was counted before; the error counts."""
+    with VideoEngine.from_checkpoint(tiny_checkpoint, backend="eager", device="cpu") as ample:
+        assert ample._plan(ample._settings(arguments()), 1).stages == ()
+        starve(ample, monkeypatch, "denoiser")
+        with pytest.raises(OutOfMemory, match=r"room for the planned.*for the next smaller plan"):
+            frames(ample)
+
+
+def test_memory_that_is_not_planned(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with VideoEngine.from_checkpoint(
+        tiny_checkpoint, backend="eager", device="cpu", reuse=Reuse(2)
+    ) as reusing:
+        starve(reusing, monkeypatch, "full_denoiser")
+        with pytest.raises(OutOfMemory, match=r"Ask for fewer frames .* without reuse"):
+            frames(reusing)
 
 
 def test_the_same_over_a_bundle(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,13 @@ import psutil
 import pytest
 import torch
 
-from svd_engine import VideoEngine
+from svd_engine import VideoEngine, host_memory
 from svd_engine.bundle.costs import GraphCosts, PlanCosts
 from svd_engine.bundle.reading import Bundle
-from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint
 from svd_engine.cli.main import main
 from svd_engine.errors import BackendUnavailable, SettingsError
+from svd_engine.host_memory import total_bytes
 from svd_engine.networks.counting import Counts, TorchCosts
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs
@@ -33,13 +34,14 @@ from svd_engine.residency import budget as budgets
 from svd_engine.residency.budget import Budget, budget_of
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import SLICES, Planner, checkpoint_profiles, lesser_calls
-from svd_engine.residency.planning import planner_of_bundle
+from svd_engine.residency.planning import planner_of_bundle, planner_of_checkpoint
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.cost import NetworkCost
 from svd_engine.spec.model import Architecture
-from svd_engine.spec.precision import FLOAT32
+from svd_engine.spec.precision import FLOAT32, Precision
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import Reuse
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
@@ -84,11 +86,51 @@ def test_no_amount_of_memory(memory: Any, tmp_path: Path) -> None:
 
 def test_automatic_is_what_is_free_and_what_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 8 * GIB))
+    card = SimpleNamespace(is_integrated=False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     assert budget_of("auto", CUDA).bytes == int(0.9 * 6 * GIB) + budgets.CUDA_RUNTIME_BYTES
-    assert budget_of("0.5", CUDA).bytes == 4 * GIB
-    total = psutil.virtual_memory().total
+    assert budget_of("auto", CUDA).there == 8 * GIB
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * GIB)  # kept for reuse, in part
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB)
+    assert budget_of("auto", CUDA).bytes == int(0.9 * 8 * GIB) + budgets.CUDA_RUNTIME_BYTES
+    assert budget_of("0.5", CUDA) == Budget(4 * GIB)
+    total = total_bytes()
     assert psutil.Process().memory_info().rss < budget_of("auto", CPU).bytes <= total
-    assert budget_of("1", CPU).bytes == total
+    assert budget_of("1", CPU) == Budget(total)
+    assert budget_of("auto", CPU).there == total + psutil.swap_memory().total
+    card.is_integrated = True  # its memory is the host's
+    monkeypatch.setattr(budgets, "free_bytes", lambda: 10 * GIB)
+    assert budget_of("auto", CUDA).bytes == 9 * GIB + budgets.CUDA_RUNTIME_BYTES
+    monkeypatch.setattr(sys, "platform", "win32")  # a full GPU is lent host memory
+    assert budget_of("auto", CUDA).there == 8 * GIB + total
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_control_group_limits_memory(version: int, tmp_path: Path) -> None:
+    """The group of a container, and one around it: what is free is what files keep, too."""
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    inner = root / "outer/inner"
+    inner.mkdir(parents=True)
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    if version == 2:
+        names = ("memory.max", "memory.current", "inactive_file")
+    for folder, limit, used in ((inner, "max", 400), (inner.parent, "1000", 700)):
+        (folder / names[0]).write_text(limit + "\n")
+        (folder / names[1]).write_text(f"{used}\n")
+    (inner.parent / "memory.stat").write_text(f"anon 5\n{names[2]} 100\nother_{names[2]} 7\n")
+    process = tmp_path / "cgroup"
+    process.write_text("3:cpu:/\n" + ("4:memory,x:" if version == 1 else "0::") + "/outer/inner\n")
+    assert host_memory.limits(tmp_path, process) == [host_memory.Limit(1000, 400)]
+    process.write_text(process.read_text().replace("/outer/inner", "/not/here"))
+    assert host_memory.limits(tmp_path, process) == []
+    assert host_memory.limits(tmp_path, tmp_path / "none") == []
+
+
+def test_the_smallest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        host_memory, "limits", lambda: [host_memory.Limit(2000, 5), host_memory.Limit(1000, 70)]
+    )
+    assert (host_memory.total_bytes(), host_memory.free_bytes()) == (1000, 5)
 
 
 # What is counted
@@ -135,6 +177,23 @@ def test_a_streamed_decoder_is_counted_on_fewer_frames(
         held = module(**example_inputs(spec))
     assert 0.95 <= costs(spec).activation_bytes / counts.peak <= 1.4
     del held
+
+
+def test_on_a_cpu_loading_counts(costs: TorchCosts, modules: Modules) -> None:
+    """The checkpoint's weights are there before rewrites drop and replace some of them."""
+    spec = tiny_specs(modules)[2]
+    whole = modules.checkpoint.load("unet", torch.float32)
+    assert costs(spec).loading_bytes == sum(t.nbytes for t in (*whole.parameters(), *whole.buffers()))
+
+    def cost_of(_spec: NetworkSpec) -> NetworkCost:
+        return NetworkCost({_spec.network: 900}, 10, loading_bytes=1000)
+
+    loading = replace(planner(0), cost_of=cost_of).considered(asked(), 1)
+    running = replace(planner(0), cost_of=lambda s: replace(cost_of(s), loading_bytes=0)).considered(
+        asked(), 1
+    )
+    for one, other in zip(loading, running, strict=True):
+        assert one.stages[0].peak_bytes - other.stages[0].peak_bytes == 1200 - 900 - 11
 
 
 def test_weights_that_networks_share_count_once(costs: TorchCosts, modules: Modules) -> None:
@@ -298,10 +357,14 @@ def test_every_choice_of_a_plan_makes_the_same_video(engine: VideoEngine) -> Non
     assert expected.report.plan.decoding == "whole"
     own = engine.source
     for plan in (*(plan for plan in plans if differences(plan, plans[0]) == 1), plans[-1]):
-        forced: Any = SimpleNamespace(choose=lambda settings, videos, plan=plan: plan, budget=Budget(ALL))
+        forced: Any = SimpleNamespace(
+            choose=lambda settings, videos, plan=plan: plan, fits=lambda plan: True, budget=Budget(ALL)
+        )
         engine.source = replace(own, planner=forced)
         result = video(engine)
-        assert (result.frames - expected.frames).abs().max() <= 1e-5, str(plan)
+        same_denoiser = str(plan.profile) == expected.report.profile  # a call of other rows rounds otherwise
+        tolerance = 1e-6 if same_denoiser else 4e-6
+        assert (result.frames - expected.frames).abs().max() <= tolerance, str(plan)
         assert result.report.plan == plan.report(ALL)
         assert result.report.swap_networks is (plan.residency is Swapped)
         assert ("streamed" in result.report.stages["vae_decoder"].detail) is (plan.slice_frames is not None)
@@ -322,8 +385,131 @@ def test_the_plan_is_said(engine: VideoEngine, caplog: pytest.LogCaptureFixture)
 
 
 def test_without_a_budget_nothing_is_planned(tiny_checkpoint: Path) -> None:
-    with VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu") as engine:
+    with VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu", memory=None) as engine:
+        assert engine.source.planner is None
         assert video(engine).report.plan is None
+
+
+# What is automatic
+
+
+def automatic(budget: int, there: int, seed: int = 0, ceiling: int | None = None) -> Planner:
+    known = None if ceiling is None else (lambda _settings, _videos: ceiling)
+    return replace(planner(0, seed), budget=Budget(budget, there), ceiling=known)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("call_", "videos"), CALLS)
+def test_where_it_fits_a_call_runs_as_without_a_budget(
+    call_: Mapping[str, Any], videos: int, seed: int
+) -> None:
+    settings = asked(**call_)
+    usual = automatic(0, ALL, seed).usual(settings, videos)
+    assert usual.profile == Profile.of_request(settings, videos)
+    assert (usual.slice_frames, usual.residency) == (settings.slice_frames, Resident)
+    assert automatic(usual.peak_bytes, ALL, seed).choose(settings, videos) == usual
+    less = usual.peak_bytes - 1
+    if any(p.peak_bytes <= less for p in planner(0, seed).considered(settings, videos)):
+        assert automatic(less, ALL, seed).choose(settings, videos) == planner(less, seed).choose(
+            settings, videos
+        )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_fits_in_no_way_is_tried_in_the_smallest_unless_there_is_surely_less(seed: int) -> None:
+    settings = asked(frames=25)
+    plans = planner(0, seed).considered(settings, 1)
+    smallest = min(plans, key=lambda plan: plan.peak_bytes)
+    assert smallest.sure_bytes < smallest.peak_bytes
+    assert automatic(0, smallest.sure_bytes, seed).choose(settings, 1) == smallest
+    there = smallest.sure_bytes - 1
+    with pytest.raises(SettingsError, match=r"^memory: expected .* or more for .*, got .* in all") as caught:
+        automatic(there, there, seed).choose(settings, 1)
+    assert caught.value.remedy.startswith("Use a device of ")
+    for frames in re.findall(r"num_frames=(\d+)", caught.value.remedy):
+        automatic(there, there, seed).choose(replace(settings, frames=int(frames)), 1)
+
+
+def test_where_memory_is_ample_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = budgets.CUDA_RUNTIME_BYTES
+    counted = []
+    known = replace(automatic(runtime + 100, ALL, ceiling=100), cost_of=lambda spec: counted.append(spec))
+    chosen = known.choose(asked(frames=14), 2)
+    assert counted == []
+    assert chosen == Plan(Profile.of_request(asked(frames=14), 2), None, Resident)
+    with pytest.raises(AttributeError):  # it is counted
+        replace(known, budget=Budget(runtime + 99, ALL)).choose(asked(frames=14), 2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("frames", "height", "width", "videos"), [(1, 64, 64, 1), (8, 128, 192, 3)])
+def test_the_ceiling_is_above_what_is_counted(
+    frames: int, height: int, width: int, videos: int, device: str
+) -> None:
+    precision = FLOAT32 if device == "cpu" else Precision.of("float16")
+    demo = planner_of_checkpoint(
+        open_checkpoint("demo"), Budget(ALL), "eager", torch.device(device), precision
+    )
+    settings = Settings(frames, height, width, steps=1)
+    peak = demo.usual(settings, videos).peak_bytes - demo._runtime_bytes
+    assert demo.ceiling is not None
+    assert peak <= demo.ceiling(settings, videos) <= 3 * peak + 2**30
+
+
+def test_the_ceiling_of_the_largest_networks() -> None:
+    """Beside the peak of SVD-XT's 25 frames that docs/cards.md shows, counted: 39.5 GiB."""
+    xt = planner_of_checkpoint(
+        random_checkpoint("svd-xt"), Budget(ALL), "compiled", CUDA, Precision.of("float16")
+    )
+    assert xt.ceiling is not None
+    assert 39.5 * GIB < xt.ceiling(Settings(25, 576, 1024), 1) < 70 * GIB
+
+
+def test_automatic_is_the_default_and_changes_nothing(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    for opened in (VideoEngine.from_checkpoint, VideoEngine.from_bundle):
+        folder = tiny_checkpoint if opened == VideoEngine.from_checkpoint else tiny_bundle
+        with opened(folder, device="cpu") as engine, opened(folder, device="cpu", memory=None) as unplanned:
+            planned = video(engine, num_frames=FRAMES)
+            assert engine.source.planner is not None
+            assert engine.source.planner.budget.bytes > 0  # asked when the call came
+            assert planned.report.plan is None  # memory is ample: nothing was counted
+            assert type(engine.residency) is Resident
+            assert torch.equal(planned.frames, video(unplanned, num_frames=FRAMES).frames)
+
+
+def test_an_automatic_budget_stays_while_networks_are_loaded(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [8 * GIB, 100 * MIB]
+    monkeypatch.setattr(budgets, "free_bytes", lambda: free.pop(0))
+    with VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu") as engine:
+        video(engine)
+        budget = engine.source.planner.budget  # type: ignore[union-attr]
+        video(engine)
+        assert engine.source.planner.budget == budget  # type: ignore[union-attr]
+        engine.close()
+        video(engine)
+        assert engine.source.planner.budget.bytes < budget.bytes  # type: ignore[union-attr]
+
+
+def test_a_call_that_may_not_fit_is_tried_and_says_so(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(budgets, "free_bytes", lambda: 0)
+    with (
+        caplog.at_level(logging.INFO, "svd_engine.notices"),
+        VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu") as engine,
+    ):
+        assert video(engine).report.plan is not None
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "memory may run out" in caplog.messages[1]
+
+
+def test_reuse_and_two_devices_are_not_planned(tiny_checkpoint: Path) -> None:
+    for other in ({"reuse": Reuse(2)}, {"devices": ["cpu", "cpu"]}):
+        with VideoEngine.from_checkpoint(tiny_checkpoint, backend="eager", **other) as engine:  # type: ignore[arg-type]
+            assert engine.source.planner is None
+            assert engine.source.unplanned == next(iter(other))
 
 
 def test_a_call_that_does_not_fit_is_refused_before_anything_is_opened(tiny_checkpoint: Path) -> None:
@@ -418,6 +604,11 @@ def test_a_plan_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         "image_encoder", "vae_encoder", "denoiser", "vae_decoder",
     ]  # fmt: skip
     assert line.endswith(" of 100.0 GiB")
+
+
+def test_the_plan_of_what_is_free_is_counted(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, "plan", tiny_bundle, "--device", "cpu") == 0
+    assert "networks resident, batched guidance, batch 1, decoder chunks of 2" in capsys.readouterr().out
 
 
 def test_the_plan_of_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

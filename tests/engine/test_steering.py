@@ -100,7 +100,9 @@ def with_guidance(engine: VideoEngine, guidance: str) -> VideoEngine:
     source = engine.source
     return VideoEngine(
         dataclasses.replace(
-            source, profile_for=lambda s, n: dataclasses.replace(source.profile_for(s, n), guidance=guidance)
+            source,
+            planner=None,
+            profile_for=lambda s, n: dataclasses.replace(source.profile_for(s, n), guidance=guidance),
         )
     )
 

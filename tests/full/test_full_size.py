@@ -20,6 +20,7 @@ import torch
 
 from svd_bench.compiled.compiling import CompileCase, compiled_in_child
 from svd_bench.compiled.document import grown, read_compiled
+from svd_bench.memory.plans import COMMITTED, plans_document, read_plans, ways_of_torch
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import random_checkpoint
 from svd_engine.checkpoint.weights import build
@@ -173,6 +174,39 @@ def hold_against_the_compiler(bundle: Bundle) -> None:
             assert compiled.peak_host_bytes < 12 * GIB
             for committed in read_compiled(COMPILED / "svd-xt-sm89.json").networks:
                 assert committed.network != compiled.network or grown(committed, compiled) == []
+
+
+WITHIN = """
+import re, torch
+from svd_engine import VideoEngine
+from svd_engine.checkpoint.opening import random_checkpoint
+
+with VideoEngine.from_checkpoint(random_checkpoint("svd"), device="cpu", memory="8GiB") as engine:
+    run = engine(torch.rand(1, 3, 64, 128), 64, 128, 14, num_inference_steps=1, output_type="pt").report
+status = open("/proc/self/status").read()
+print("seen", 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]), run.plan.peak_bytes, run.plan.residency)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_a_video_within_a_budget() -> None:
+    """SVD's networks in float32, 8.5 GiB with their libraries, in 8 GiB of a process: one at a time.
+
+    The peak is of loading the UNet.
+    """
+    done = subprocess.run([sys.executable, "-c", WITHIN], capture_output=True, text=True, check=True)
+    seen, planned, residency = done.stdout.split("seen ")[1].split()
+    print(f"\na video within 8 GiB: planned {int(planned) / GIB:.2f} GiB, seen {int(seen) / GIB:.2f} GiB")
+    assert residency == "swapped"
+    assert int(seen) <= int(planned) <= 8 * GIB
+
+
+@pytest.mark.longest
+def test_the_committed_plans_are_what_is_counted() -> None:
+    """docs/cards.md shows them: every row of torch, whose networks take minutes to count."""
+    shown = [row for row in read_plans(COMMITTED).rows if row.source == "counted"]
+    ways = [ways_of_torch(random_checkpoint(family)) for family in ("svd", "svd-xt")]
+    assert tuple(shown) == plans_document(ways).rows
 
 
 def test_diffusers_attends_twice_as_often() -> None:

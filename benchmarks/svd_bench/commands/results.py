@@ -72,14 +72,17 @@ def tiers_command(
     ] = "",
     repeat: Annotated[int, typer.Option(min=1, help="With --run: timed videos, after one to warm up.")] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="With --run: folder for tiers.json, updated after each attempt.")
+        Path | None,
+        typer.Option(
+            help="Folder: with --run for tiers.json, updated after each attempt; with --plans for plans.json."
+        ),
     ] = None,
 ) -> None:
     """List GPUs by memory tier with latencies predicted from compiled kernels, or measure tiers (--run)."""
     if plans:
         if run or measured or compiled:
-            raise typer.BadParameter("--plans goes with --markdown only")
-        _plans(markdown)
+            raise typer.BadParameter("--plans goes with --markdown and --out only")
+        _plans(markdown, out)
         return
     if not run:
         if any((random_weights, checkpoint, variant, tiers, backends, frames, out)):
@@ -161,13 +164,16 @@ def _overview(measured: Path | None, compiled: list[Path] | None, markdown: bool
     show_tables(overview(videos, efficiency, steps), markdown)
 
 
-def _plans(markdown: bool) -> None:
+def _plans(markdown: bool, out: Path | None) -> None:
     from svd_bench.compiled.costs import DocumentCosts
-    from svd_bench.compiled.whole_video import committed, committed_streamed
-    from svd_bench.memory.plans import plans_table, ways_of_compiled, ways_of_torch
+    from svd_bench.compiled.whole_video import committed, committed_streamed, whole_video
+    from svd_bench.documents.recorder import out_folder
+    from svd_bench.memory.plans import plans_document, plans_table, ways_of_compiled, ways_of_torch
     from svd_engine.checkpoint.configs import vae_levels
     from svd_engine.checkpoint.opening import random_checkpoint
+    from svd_engine.cli import console
 
+    folder = None if out is None else out_folder(out)
     all_ways = []
     for family in FullSizeFamily:
         checkpoint = random_checkpoint(family.value)
@@ -176,9 +182,15 @@ def _plans(markdown: bool) -> None:
             alike = (document.model, document.target)
             streamed = [other for other in committed_streamed() if (other.model, other.target) == alike]
             cost_of = DocumentCosts([document, *streamed], vae_levels(checkpoint.configs))
-            all_ways.append(ways_of_compiled(checkpoint.model, engine, cost_of, cost_of.slices))
+            ways = ways_of_compiled(checkpoint.model, engine, cost_of, whole_video(document), cost_of.slices)
+            all_ways.append(ways)
         all_ways.append(ways_of_torch(checkpoint))
-    show_tables([plans_table(all_ways)], markdown)
+    made = plans_document(all_ways)
+    if folder is not None:
+        console.write_text(
+            folder / "plans.json", made.model_dump_json(indent=1, exclude_defaults=True) + "\n"
+        )
+    show_tables([plans_table(made)], markdown)
 
 
 def _emulate(

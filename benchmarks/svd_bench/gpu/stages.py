@@ -14,11 +14,12 @@ from svd_bench.gpu.context import CachedNetwork, Context, Skipped, tiny_checkpoi
 from svd_bench.gpu.stage import SMALL, VIDEO_TOLERANCE, Findings, GpuStage, small_video
 from svd_bench.measuring.ceiling import measure_ceiling
 from svd_bench.measuring.check import check_output, check_outputs
-from svd_bench.subjects.cases import Case
+from svd_bench.subjects.cases import Case, profile_of
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs, tolerance
 from svd_engine.networks.rewrites import REWRITES
+from svd_engine.report import peak_device_bytes, size
 from svd_engine.spec.network import named_outputs
 from svd_engine.spec.precision import FLOAT32, DType, Precision
 from svd_engine.spec.tables import specs_of
@@ -108,6 +109,40 @@ def encoders(context: Context) -> Findings:
     return Findings()
 
 
+def offloaded(context: Context) -> Findings:
+    """The denoiser block by block from host memory, against itself with all weights on the device."""
+    architecture = context.checkpoint.model.architecture
+    spec = specs_of(profile_of(context.setting()), architecture, Precision.of(context.dtype))[2]
+    inputs = example_inputs(spec, architecture.conditioning)
+    there = {name: tensor.to(context.device) for name, tensor in inputs.items()}
+    network = context.opened(context.subject("svd-engine", "eager")).backend.open(spec)
+
+    def timed() -> tuple[float, int | None, dict[str, torch.Tensor]]:
+        network(**there)  # offloaded, it learns the order of its blocks
+        if context.full:
+            torch.cuda.reset_peak_memory_stats(context.device)
+        lap, outputs = context.timer.lap(lambda: network(**there))
+        return lap.ms, peak_device_bytes(context.device), {n: t.cpu() for n, t in outputs.items()}
+
+    network.to_device()
+    ms, peak, expected = timed()
+    network.to_host()
+    network.offload()
+    try:
+        offloaded_ms, offloaded_peak, got = timed()
+    finally:
+        network.to_host()
+        network.to_device()  # as other stages left it
+    facts = {
+        "difference": f"{check_outputs('offloaded', got, expected, tolerance(spec)):.2e}",
+        "call, weights on the device": f"{ms:.1f} ms",
+        "call, offloaded": f"{offloaded_ms:.1f} ms",
+    }
+    if peak is not None and offloaded_peak is not None:
+        facts |= {"peak": size(peak), "peak, offloaded": size(offloaded_peak)}
+    return Findings(facts)
+
+
 def runtimes(_context: Context) -> Findings:
     """What else could run artefacts here."""
     facts = {}
@@ -180,6 +215,7 @@ GPU_STAGES = (
     GpuStage("kernels of the compiled denoiser", 15, kernels_of("denoiser_step", "compiled")),
     GpuStage("kernels of the compiled VAE decoder", 15, kernels_of("vae_decoder", "compiled")),
     GpuStage("whole video", 130, whole_video),
+    GpuStage("denoiser offloaded to host memory", 20, offloaded),
     GpuStage("other runtimes", 5, runtimes),
     GpuStage("encoders", 15, encoders),
     GpuStage("kernels of the eager denoiser", 15, kernels_of("denoiser_step", "eager")),

@@ -202,7 +202,9 @@ def engine_of(subject: Subject) -> VideoEngine:
     from svd_engine.engine import VideoEngine
 
     if subject.bundle is not None:
-        return VideoEngine.from_bundle(subject.bundle, backend=subject.backend, device=subject.device)
+        return VideoEngine.from_bundle(
+            subject.bundle, backend=subject.backend, device=subject.device, memory=None
+        )
     names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
     return VideoEngine.from_checkpoint(
         checkpoint_of(subject.checkpoint, subject.variant),
@@ -210,6 +212,7 @@ def engine_of(subject: Subject) -> VideoEngine:
         device=subject.device,
         dtype=names[subject.dtype],
         without_rewrites=subject.without_rewrites,
+        memory=None,  # the setting says what is in memory
     )
 
 

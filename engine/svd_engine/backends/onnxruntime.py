@@ -18,7 +18,7 @@ from torch import Tensor
 from svd_engine.backends.segmented import SegmentedDecoder
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
-from svd_engine.host_memory import give_back_freed
+from svd_engine.host_memory import give_back_freed, total_bytes
 from svd_engine.install import install_line
 from svd_engine.spec.network import Network, Placement
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
@@ -123,9 +123,7 @@ def _memory(device: torch.device) -> int:
     """Bytes that `device` has, used or not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    import psutil
-
-    return int(psutil.virtual_memory().total)
+    return total_bytes()
 
 
 def load_runtime(device: torch.device) -> Any:

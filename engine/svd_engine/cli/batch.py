@@ -25,6 +25,7 @@ from svd_engine.cli.options import (
     VaePart,
     Variant,
     lora_of,
+    memory_of,
     parts_of,
 )
 
@@ -97,7 +98,7 @@ def batch(
     lora: LoraFiles = None,
     lora_partial: LoraPartial = False,
     swap_networks: SwapNetworks = False,
-    memory: MemoryOption = None,
+    memory: MemoryOption = "auto",
     **call: Any,
 ) -> None:
     """Generate a video of every picture in a folder or a list; run again, make what is missing or changed.
@@ -131,7 +132,8 @@ def batch(
     check(call)
     items = read_items(source, call, video_format.value)
     options: dict[str, Any] = {
-        "backend": backend, "device": device, "swap_networks": swap_networks, "memory": memory
+        "backend": backend, "device": device, "swap_networks": swap_networks,
+        "memory": memory_of(memory),
     }  # fmt: skip
     if bundle is not None:
         opening = Opening(bundle.absolute(), None, options)

@@ -30,6 +30,7 @@ from svd_engine.cli.options import (
     VersionFlag,
     integer,
     lora_of,
+    memory_of,
     parts_of,
 )
 from svd_engine.cli.prompt import check_prompt, picture_of_prompt
@@ -124,7 +125,7 @@ def generate(
     lora: LoraFiles = None,
     lora_partial: LoraPartial = False,
     swap_networks: SwapNetworks = False,
-    memory: MemoryOption = None,
+    memory: MemoryOption = "auto",
     jit_cache: Annotated[
         Path | None,
         typer.Option(help="Keep the kernels that tensorrt-rtx compiles here; default your cache folder."),
@@ -226,8 +227,8 @@ def generate(
     if bundle is not None:
         engine = VideoEngine.from_bundle(
             bundle, backend=backend, device=device, swap_networks=swap_networks,
-            jit_cache=None if no_jit_cache else jit_cache or "auto", reuse=reused, memory=memory,
-            devices=two,
+            jit_cache=None if no_jit_cache else jit_cache or "auto", reuse=reused,
+            memory=memory_of(memory), devices=two,
         )  # fmt: skip
     else:
         from svd_engine.checkpoint.opening import hides_frames
@@ -237,8 +238,8 @@ def generate(
             checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
             frames=call["num_frames"] if hides_frames(checkpoint) else None, parts=parts,
             lora=scales, lora_partial=lora_partial,
-            without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused, memory=memory,
-            devices=two,
+            without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused,
+            memory=memory_of(memory), devices=two,
         )  # fmt: skip
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
     if preset is not None:

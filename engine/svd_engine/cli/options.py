@@ -46,12 +46,18 @@ SwapNetworks = Annotated[
     bool, typer.Option("--swap-networks", help="Keep one network in memory at a time: less memory, slower.")
 ]
 MemoryOption = Annotated[
-    str | None,
+    str,
     typer.Option(
-        help="Memory budget, of the GPU or of the host on the CPU: 8GiB, 0.9 (of all), auto (what is free). "
-        "The fastest way that fits is taken; default no limit."
+        metavar="[auto|none|8GiB|0.9]",
+        help="Memory budget, of the GPU or of the host on the CPU: 8GiB, 0.9 (of all), auto (what is free) "
+        "or none. The fastest way that fits is taken.",
     ),
 ]
+
+
+def memory_of(option: str) -> str | None:
+    """As `VideoEngine` takes it."""
+    return None if option == "none" else option
 
 
 def parts_of(unet: str | None, vae: str | None, image_encoder: str | None) -> dict[Component, str | Path]:

@@ -10,7 +10,7 @@ import typer
 
 from svd_engine.backends.registry import NAMES, check_name
 from svd_engine.cli import console
-from svd_engine.cli.options import DTypeOption, MemoryOption, integer
+from svd_engine.cli.options import DTypeOption, MemoryOption, integer, memory_of
 
 
 def serve(
@@ -47,7 +47,7 @@ def serve(
     swap_networks: Annotated[
         bool, typer.Option("--swap-networks", help="Keep one network in memory at a time.")
     ] = False,
-    memory: MemoryOption = None,
+    memory: MemoryOption = "auto",
 ) -> None:
     """Serve a web page that makes videos: photograph in, progress and previews, mp4 out."""
     check_name(backend)
@@ -65,8 +65,9 @@ def serve(
             err=True,
         )
     models = open_models(
-        sources, backend=backend, device=device, dtype=dtype.value, swap_networks=swap_networks, memory=memory
-    )
+        sources, backend=backend, device=device, dtype=dtype.value, swap_networks=swap_networks,
+        memory=memory_of(memory),
+    )  # fmt: skip
     page = server.WebServer(models, host=host, port=port, credentials=credentials, max_queue=queue)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up as after Ctrl-C
     try:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from svd_engine.checkpoint.opening import Checkpoint, Component
 from svd_engine.checkpoint.weights import build
 from svd_engine.networks.modules import COMPONENT_OF, Modules
+from svd_engine.networks.offloading import held_bytes
 from svd_engine.networks.rewrites import Rewrite
 from svd_engine.networks.streamed_decoder import InPlace, StreamedDecoder
 from svd_engine.spec.cost import NetworkCost
@@ -62,6 +63,8 @@ class TorchCosts:
             0 if on_cpu else parking.most,
             0 if on_cpu else parking.moved,
             counts.operations,
+            loading_bytes=self.modules.loaded_bytes(spec) if on_cpu else 0,
+            block_bytes=None if on_cpu or spec.network != "denoiser" else held_bytes(module),
         )
 
     def _weights(self, spec: NetworkSpec, module: nn.Module) -> Mapping[str, int]:
@@ -75,14 +78,25 @@ class TorchCosts:
 class MetaModules(Modules):
     """A checkpoint's modules without data, rewritten like those that run."""
 
+    def __init__(
+        self, checkpoint: Checkpoint, without_rewrites: Collection[str], rewrites: Sequence[Rewrite]
+    ) -> None:
+        super().__init__(checkpoint, without_rewrites, rewrites)
+        self._loaded: dict[tuple[Component, torch.dtype], int] = {}  # bytes, before rewrites
+
     def network(self, spec: NetworkSpec) -> nn.Module:
         return nn.Module.to(super().network(spec), META)  # blends too, which rewrites have read by now
+
+    def loaded_bytes(self, spec: NetworkSpec) -> int:
+        """Of the component that a network was loaded with, before rewrites."""
+        return self._loaded[COMPONENT_OF[spec.network], getattr(torch, spec.precision.weights)]
 
     def component(self, component: Component, spec: NetworkSpec) -> nn.Module:
         return self._component(component, spec.precision.weights)
 
     def _load(self, component: Component, dtype: torch.dtype) -> nn.Module:
         module = nn.Module.to(build(component, self.checkpoint.configs[component]), dtype)
+        self._loaded[component, dtype] = bytes_of(module)
         for part in module.modules():
             blend = getattr(part, "mix_factor", None)
             if isinstance(blend, nn.Parameter):  # rewrites fold its value into weights

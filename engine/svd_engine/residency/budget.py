@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import sys
 from dataclasses import dataclass
 
 import torch
 
 from svd_engine.errors import SettingsError
+from svd_engine.host_memory import free_bytes, swap_bytes, total_bytes
 from svd_engine.report import size
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -20,9 +23,14 @@ Memory = str | int | float  # "8GiB", "0.9", "auto"; bytes; a share
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of one device, or of the host where networks run on the CPU, that a whole process may take."""
+    """Bytes of one device, or of the host where networks run on the CPU, that a whole process may take.
+
+    there: of "auto", bytes that nothing can exceed.  A call that is planned with more than `bytes`, which are
+    an estimate, is tried as long as it does not surely need more than `there`.
+    """
 
     bytes: int
+    there: int | None = None
 
     def __str__(self) -> str:
         return size(self.bytes)
@@ -40,7 +48,7 @@ def budget_of(memory: Memory, device: torch.device) -> Budget:
     Raises SettingsError for what says no amount of memory.
     """
     if memory == "auto":
-        return Budget(int(AUTO_SHARE * _free(device)) + used_by_runtime(device))
+        return Budget(int(AUTO_SHARE * _free(device)) + used_by_runtime(device), _there(device))
     amount = _amount(memory)
     return Budget(int(amount * _total(device)) if isinstance(amount, float) else amount)
 
@@ -73,16 +81,31 @@ def _amount(memory: object) -> int | float:
 
 
 def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    if device.type == "cuda" and not _shares_host_memory(device):
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # by torch, for reuse
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return free_bytes()
 
 
 def _total(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    import psutil
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_bytes()
 
-    return int(psutil.virtual_memory().total)
+
+def _there(device: torch.device) -> int:
+    """All that an allocator could give: of the host with its swap, of a GPU with what it is lent."""
+    if device.type == "cuda":
+        lent = total_bytes() if _lends_to_gpu() else 0
+        return _total(device) + lent
+    return total_bytes() + swap_bytes()
+
+
+def _shares_host_memory(device: torch.device) -> bool:
+    """Whether a GPU has none of its own: what CUDA calls free there leaves out what the host can clear."""
+    return bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
+
+
+def _lends_to_gpu() -> bool:
+    """Whether the driver gives a full GPU host memory, as it does on Windows and under WSL."""
+    return sys.platform == "win32" or "microsoft" in platform.release().lower()

@@ -37,8 +37,8 @@ class Residency(ABC):
 
     @staticmethod
     @abstractmethod
-    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:
-        """Weights that a call moves for one of its networks."""
+    def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:
+        """Weights that a call of the engine moves for one of its networks, which it calls so often."""
 
     @abstractmethod
     def _make(self, spec: NetworkSpec) -> Network:

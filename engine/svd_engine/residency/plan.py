@@ -11,13 +11,14 @@ from svd_engine.spec.profile import Profile
 
 @dataclass(frozen=True)
 class Plan:
-    """`stages` are empty, and `cost` is 0, where no budget asked for them."""
+    """`stages` are empty, and the rest is 0, where no budget asked for them, or memory was ample."""
 
     profile: Profile
     slice_frames: int | None  # that a streamed decoder holds at a time
     residency: type[Residency]
     stages: tuple[PlannedStage, ...] = ()
     cost: float = 0.0  # of time, in units that compare the plans of one call
+    sure_bytes: int = 0  # of `peak_bytes`, without what kernels may take beside what is counted
 
     @property
     def peak_bytes(self) -> int:

@@ -1,8 +1,12 @@
 """From a memory budget to the fastest way to run a call within it, or to what would fit.
 
-A plan is one choice out of each list: networks `resident` or `swapped`; guidance `batched` or `single`; all
-videos in a batch or one by one; the decoder whole or streamed over slices.  All of them make the same video.
-What changes it, such as decoding in chunks, happens only where a call asks for it.
+A plan is one choice out of each list: networks `resident`, `swapped` or `offloaded`; guidance `batched` or
+`single`; all videos in a batch or one by one; the decoder whole or streamed over slices.  All of them make
+the same video.  What changes it, such as decoding in chunks, happens only where a call asks for it.
+
+Within an automatic budget a call runs as it would without one wherever that fits, which is known without
+counting where there is ample memory.  One that fits in no way is tried in the way of least memory, for counts
+are estimates, unless it surely needs more than there is.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from svd_engine.errors import SettingsError
 from svd_engine.report import PlannedStage, size
 from svd_engine.request import Settings
 from svd_engine.residency.budget import Budget, used_by_runtime
+from svd_engine.residency.ceiling import Ceiling
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
 from svd_engine.sampling.registry import SAMPLERS
@@ -32,6 +37,7 @@ from svd_engine.spec.tensors import NetworkSpec
 SLICES = (8, 4, 2, 1)  # frames at a time of a streamed decoder, the fastest first
 # Of the activations: kernels' scratch memory, and freed blocks that an allocator keeps (glibc's many of them)
 SCRATCH = {"cuda": 0.1, "cpu": 0.5}
+LOADING = 1.2  # of the weights, while rewrites replace them: SVD's UNet in float32 took 1.16
 Way = tuple[Profile, int | None, type[Residency]]  # int: frames of a slice
 LATENT_VIDEOS = 6  # that the sampler holds at most, float32
 
@@ -48,6 +54,7 @@ class Planner:
     residencies: that the backend can do, the fastest first.
     slices: frames at a time by which decoders can be streamed, the fastest first; none where they cannot.
     lesser: calls that take less memory, to name where nothing fits.
+    ceiling: more than a call can take; None where each has to be counted.
     """
 
     budget: Budget
@@ -59,14 +66,37 @@ class Planner:
     residencies: Sequence[type[Residency]]
     slices: Sequence[int]
     lesser: Callable[[Settings], Iterator[Settings]]
+    ceiling: Ceiling | None = None
 
     def choose(self, settings: Settings, videos: int) -> Plan:
         """The fastest plan within the budget.  Raises SettingsError that names what would fit."""
+        if self.budget.there is not None:
+            usual = self._ample(settings, videos) or self.usual(settings, videos)
+            if self.fits(usual):
+                return usual
         plans = self.considered(settings, videos)
         fitting = [plan for plan in plans if self.fits(plan)]
-        if not fitting:
-            raise self._refusal(settings, videos, plans)
-        return min(fitting, key=lambda plan: plan.cost)
+        if fitting:
+            return min(fitting, key=lambda plan: plan.cost)
+        smallest = min(plans, key=lambda plan: plan.peak_bytes)
+        if self.budget.there is not None and smallest.sure_bytes <= self.budget.there:
+            return smallest
+        raise self._refusal(settings, videos, smallest)
+
+    def usual(self, settings: Settings, videos: int) -> Plan:
+        """How a call runs where memory sets no limit."""
+        return self._plan(settings, videos, *self._usual_way(settings, videos))
+
+    def _ample(self, settings: Settings, videos: int) -> Plan | None:
+        """The usual plan, not counted, where it surely fits."""
+        if self.ceiling is None:
+            return None
+        most = used_by_runtime(self.device) + self.ceiling(settings, videos)
+        return Plan(*self._usual_way(settings, videos)) if most <= self.budget.bytes else None
+
+    def _usual_way(self, settings: Settings, videos: int) -> Way:
+        slice_frames = self._slices(settings)[-1] if settings.decoding == "streamed" else None
+        return self.profiles(settings, videos)[0], slice_frames, self.residencies[0]
 
     def considered(self, settings: Settings, videos: int) -> list[Plan]:
         """Every plan of a call, whether it fits or not."""
@@ -107,17 +137,17 @@ class Planner:
         specs = specs_of(profile, self.architecture, self.precision, slice_frames)
         costs = {spec.key: self.cost_of(spec) for spec in specs}
         runtime = self._runtime_bytes  # after the costs, whose counting imports what networks need
-        kind, stages, cost = self.device.type, [], 0.0
+        kind, stages, cost, sure = self.device.type, [], 0.0, 0
         for spec in specs:
             of, calls = costs[spec.key], _calls(spec, profile, settings, videos)
             held = sum(residency.held_weights(list(costs.values()), of).values())
-            carried = residency.moved_bytes(of, there_and_back=kind == "cuda")
-            peak = (
-                runtime
-                + held
-                + ceil((1 + SCRATCH[kind]) * of.activation_bytes)
-                + _beside(spec, profile, videos)
-            )
+            carried = residency.moved_bytes(of, calls, there_and_back=kind == "cuda")
+            least = runtime + held + of.activation_bytes + _beside(spec, profile, videos)
+            peak = least + ceil(SCRATCH[kind] * of.activation_bytes)
+            if of.loading_bytes:
+                others = runtime + held - of.weight_bytes
+                peak = max(peak, others + ceil(LOADING * of.loading_bytes))
+            sure = max(sure, least)
             moved = carried + of.moved_bytes * calls
             stages.append(
                 PlannedStage(
@@ -128,18 +158,22 @@ class Planner:
             passes = ceil(profile.frames / slice_frames) if slice_frames and spec is specs[-1] else 1
             read = of.weight_bytes * passes + of.traffic_bytes
             cost += calls * (of.operations + READ[kind] * read) + MOVED[kind] * moved
-        return Plan(profile, slice_frames, residency, tuple(stages), cost)
+        return Plan(profile, slice_frames, residency, tuple(stages), cost, sure)
 
-    def _refusal(self, settings: Settings, videos: int, plans: Sequence[Plan]) -> SettingsError:
-        smallest = min(plans, key=lambda plan: plan.peak_bytes)
-        s = settings
+    def _refusal(self, settings: Settings, videos: int, smallest: Plan) -> SettingsError:
+        s, there = settings, self.budget.there
+        needed = smallest.peak_bytes if there is None else smallest.sure_bytes
         fitting = [_less(s, other) for other in self.lesser(s) if self._fits_at_all(other, videos)]
         return SettingsError(
             "memory",
-            expected=f"{size(smallest.peak_bytes)} or more for {s.frames} frames of {s.height}x{s.width} "
+            expected=f"{size(needed)} or more for {s.frames} frames of {s.height}x{s.width} "
             f"({smallest}, in {_largest(smallest)})",
-            got=str(self.budget),
-            remedy=f'Pass memory="{_rounded_up(smallest.peak_bytes)}"'
+            got=str(self.budget) if there is None else f"{size(there)} in all",
+            remedy=(
+                f'Pass memory="{_rounded_up(smallest.peak_bytes)}"'
+                if there is None
+                else f"Use a device of {size(smallest.peak_bytes)} or more"
+            )
             + "".join(f", or {less}" for less in dict.fromkeys(fitting))
             + ".",
         )

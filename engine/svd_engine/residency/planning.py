@@ -13,8 +13,10 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.request import Settings
+from svd_engine.residency import ceiling
 from svd_engine.residency.budget import Budget
 from svd_engine.residency.contract import Residency
+from svd_engine.residency.offloaded import Offloaded
 from svd_engine.residency.planner import SLICES, Planner, checkpoint_profiles, lesser_calls
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
@@ -42,9 +44,10 @@ def planner_of_checkpoint(
         precision,
         TorchCosts(checkpoint, device.type, without_rewrites, rewrites),
         checkpoint_profiles,
-        _residencies(swap_networks),
+        _residencies(swap_networks, movable=device.type != "cpu"),
         slices=SLICES,
         lesser=lambda settings: lesser_calls(settings, architecture.size_multiple),
+        ceiling=ceiling.of_checkpoint(checkpoint, precision),
     )
 
 
@@ -55,10 +58,10 @@ def planner_of_bundle(
     manifest = bundle.manifest
 
     def profiles(settings: Settings, _videos: int) -> Sequence[Profile]:
-        """Those that make the same video as the one that the bundle would take: its guidance mode first."""
+        """Those that make the same video as the one that the bundle would take: that first."""
         taken = bundle.profile_for(settings)
         same = [p for p in bundle.profiles(settings) if _same_video(p, taken)]
-        return sorted(same, key=lambda p: (p.guidance != taken.guidance, -p.batch))
+        return sorted(same, key=lambda p: (p != taken, p.guidance != taken.guidance, -p.batch))
 
     def lesser(settings: Settings) -> Iterator[Settings]:
         streamed = settings.decoding == "streamed"
@@ -69,16 +72,20 @@ def planner_of_bundle(
                 of_size = replace(settings, frames=p.frames, height=p.height, width=p.width)
                 yield of_size if streamed else replace(of_size, decode_chunk_size=p.decode_chunk)
 
+    cost_of = PlanCosts(bundle, flavour.name) if flavour else GraphCosts(bundle, device.type)
     return Planner(
         budget,
         device,
         manifest.model.architecture,
         manifest.precision,
-        PlanCosts(bundle, flavour.name) if flavour else GraphCosts(bundle, device.type),
+        cost_of,
         profiles,
         _residencies(swap_networks),
         slices=() if manifest.streaming is None else (manifest.streaming.slice_frames,),
         lesser=lesser,
+        ceiling=ceiling.of_plans(bundle, cost_of, flavour.name)
+        if flavour
+        else ceiling.of_graphs(bundle, device.type),
     )
 
 
@@ -86,5 +93,8 @@ def _same_video(one: Profile, other: Profile) -> bool:
     return replace(one, guidance=other.guidance, batch=other.batch) == other
 
 
-def _residencies(swap_networks: bool) -> tuple[type[Residency], ...]:
-    return (Swapped,) if swap_networks else (Resident, Swapped)
+def _residencies(swap_networks: bool, movable: bool = False) -> tuple[type[Residency], ...]:
+    """That were not ruled out, the fastest first.  movable: whether the backend's networks are."""
+    if swap_networks:
+        return (Swapped,)
+    return (Resident, Swapped, Offloaded) if movable else (Resident, Swapped)

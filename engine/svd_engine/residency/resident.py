@@ -18,7 +18,7 @@ class Resident(Residency):
         return {part: count for cost in costs for part, count in cost.weights.items()}
 
     @staticmethod
-    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:  # noqa: ARG004
+    def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:  # noqa: ARG004
         return 0
 
     def _make(self, spec: NetworkSpec) -> Network:

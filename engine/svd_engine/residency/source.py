@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -25,7 +26,7 @@ from svd_engine.checkpoint.configs import unet_levels
 from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.request import Settings
-from svd_engine.residency.budget import Memory, budget_of, check_memory
+from svd_engine.residency.budget import Budget, Memory, budget_of, check_memory
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
@@ -37,6 +38,8 @@ from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import Feature, Reuse, feature_of
 from svd_engine.spec.weights import Component, LoraFile, WeightFile
+
+UNTIL_A_CALL = Budget(0, 0)  # of "auto": what is free is asked when networks are to be loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,20 @@ class EngineSource:
     reuse: Reuse | None = None  # between evaluations of the denoiser
     feature: Feature | None = None  # that is reused
     planner: Planner | None = None  # None: no memory budget
+    budget_of_now: Callable[[], Budget] | None = None  # of "auto"; None for an amount that was named
     other_half: Residency | None = None  # of two devices, for the second half of guidance
     slice_frames: Callable[[Settings], int | None] = attrgetter("slice_frames")  # of a streamed decoder
+
+    @property
+    def unplanned(self) -> str:
+        """The option beside which no call is planned; empty where there is none."""
+        return "reuse" if self.reuse else "devices" if self.other_half else ""
+
+    def with_budget_of_now(self) -> EngineSource:
+        """For a first call.  While networks are loaded the budget stays, and so does the plan of a call."""
+        if self.planner is None or self.budget_of_now is None:
+            return self
+        return replace(self, planner=replace(self.planner, budget=self.budget_of_now()))
 
     def plan(self, settings: Settings, videos: int) -> Plan:
         """How a call runs.  Raises SettingsError for one that the memory budget has no place for."""
@@ -77,11 +92,12 @@ def of_bundle(
 ) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
     check_memory(memory)
-    device, second = _devices(device, devices, swap_networks=swap_networks, memory=memory, reuse=reuse)
+    named = None if memory == "auto" else memory
+    device, second = _devices(device, devices, swap_networks=swap_networks, memory=named, reuse=reuse)
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
-    _check_reuse(reuse, memory)
+    _check_reuse(reuse, named)
     bundle = Bundle(folder)
     feature = bundle.feature(reuse) if reuse else None
     choice = choose_for_bundle(backend, device, bundle)
@@ -92,6 +108,7 @@ def of_bundle(
     if second is not None:
         other_half = Resident(row.open(bundle, choose_for_bundle(row.name, second, bundle).device, kept))
     manifest = bundle.manifest
+    budget = _budget(memory, choice.device, plain=reuse is None and second is None)
     return EngineSource(
         name=str(folder),
         model=manifest.model,
@@ -110,11 +127,10 @@ def of_bundle(
         without_rewrites=manifest.without_rewrites,
         reuse=_settled(reuse, feature),
         feature=feature,
-        planner=None
-        if memory is None
-        else planner_of_bundle(
-            bundle, budget_of(memory, choice.device), choice.backend, choice.device, swap_networks
-        ),
+        planner=planner_of_bundle(bundle, budget, choice.backend, choice.device, swap_networks)
+        if budget
+        else None,
+        budget_of_now=None if named else partial(budget_of, "auto", choice.device),
     )
 
 
@@ -153,8 +169,9 @@ def of_checkpoint(
             remedy='Pass a list, such as ["fused-qkv"].',
         )
     residency = _residency(swap_networks)
-    _check_reuse(reuse, memory)
-    device, second = _devices(device, devices, swap_networks=swap_networks, memory=memory, reuse=reuse)
+    named = None if memory == "auto" else memory
+    _check_reuse(reuse, named)
+    device, second = _devices(device, devices, swap_networks=swap_networks, memory=named, reuse=reuse)
     choice = choose_for_checkpoint(backend, device)
     for name, value in (
         ("variant", variant),
@@ -187,6 +204,7 @@ def of_checkpoint(
         there = choose_for_checkpoint(row.name, second).device
         other_half = Resident(row.open(Modules(opened, without_rewrites, rewrites), there, None))
     model = opened.model
+    budget = _budget(memory, choice.device, plain=reuse is None and second is None)
     return EngineSource(
         name=opened.source,
         model=model,
@@ -202,13 +220,20 @@ def of_checkpoint(
         without_rewrites=without_rewrites,
         reuse=_settled(reuse, feature),
         feature=feature,
-        planner=None
-        if memory is None
-        else planner_of_checkpoint(
-            opened, budget_of(memory, choice.device), choice.backend, choice.device, precision,
-            without_rewrites, swap_networks,
-        ),
-    )  # fmt: skip
+        planner=planner_of_checkpoint(
+            opened, budget, choice.backend, choice.device, precision, without_rewrites, swap_networks
+        )
+        if budget
+        else None,
+        budget_of_now=None if named else partial(budget_of, "auto", choice.device),
+    )
+
+
+def _budget(memory: Memory | None, device: torch.device, plain: bool) -> Budget | None:
+    """None where no call is planned: neither with reuse nor on two devices, which no planner knows."""
+    if memory is None or not plain:
+        return None
+    return UNTIL_A_CALL if memory == "auto" else budget_of(memory, device)
 
 
 def _single_of_request(settings: Settings, videos: int) -> Profile:

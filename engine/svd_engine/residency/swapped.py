@@ -29,7 +29,7 @@ class Swapped(Residency):
         return running.weights
 
     @staticmethod
-    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:
+    def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:  # noqa: ARG004
         return running.weight_bytes * (2 if there_and_back else 1)
 
     def _make(self, spec: NetworkSpec) -> Network:
@@ -42,6 +42,10 @@ class Swapped(Residency):
                 self._present.pop().leave()
             self._present.append(network)
         return network.enter()
+
+    def load(self, network: Network) -> None:
+        """Brings an opened network to the device."""
+        network.to_device()
 
     def close(self) -> None:
         self._present.clear()
@@ -68,7 +72,8 @@ class SwappedNetwork(Network):
         """The opened network, on the device.  One that failed half-way is there in part, until `leave`."""
         network = self._opened or self._open()
         if not self._is_present:
-            network.to_device()
+            self.owner.load(network)
+            self.placement = network.placement
             network.warm_up()
             self._is_present = True
         return network

@@ -22,6 +22,8 @@ class NetworkCost:
     operations: int = 0  # floating-point; 0 where nothing is known of them
     traffic_bytes: int = 0  # that kernels read and write, where the compiler says so
     source: Source = "counted"
+    loading_bytes: int = 0  # of host memory while weights are loaded there, at least; 0 where they stay
+    block_bytes: int | None = None  # of weights on the device where blocks come one by one; None: they cannot
 
     @property
     def weight_bytes(self) -> int:

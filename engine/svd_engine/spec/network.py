@@ -64,6 +64,10 @@ class Network(ABC):
     def to_device(self) -> None:
         """Brings the weights to the device; does nothing where they lie there from the start."""
 
+    def offload(self) -> None:
+        """Brings the weights block by block in every call, until `to_host`; asked as that is."""
+        raise NotImplementedError(f"{self.spec.key}: {type(self).__name__} has no blocks that move")
+
     def to_host(self) -> None:
         """Frees the device of the weights; asked only of networks of a backend that is `movable`."""
 

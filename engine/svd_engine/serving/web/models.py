@@ -18,7 +18,7 @@ def open_models(
     device: str = "auto",
     dtype: str = "auto",
     swap_networks: bool = False,
-    memory: Memory | None = None,
+    memory: Memory | None = "auto",
 ) -> dict[str, VideoEngine]:
     """An engine of each bundle's folder or checkpoint.  Loads no networks yet.
 

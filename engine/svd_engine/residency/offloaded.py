@@ -1,0 +1,38 @@
+"""One network in device memory at a time, and of the denoiser a block or two: for the smallest cards.
+
+Its weights wait in host memory and cross the bus in every evaluation, while other blocks run; a plan's cost
+counts that time as if none were hidden.  Otherwise as `swapped`.  For backends whose networks move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from svd_engine.residency.swapped import Swapped
+from svd_engine.spec.cost import NetworkCost
+from svd_engine.spec.network import Network
+
+
+class Offloaded(Swapped):
+    name = "offloaded"
+
+    @staticmethod
+    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost) -> Mapping[str, int]:  # noqa: ARG004
+        if running.block_bytes is None:
+            return running.weights
+        return {part: running.block_bytes for part in running.weights}
+
+    @staticmethod
+    def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:
+        if running.block_bytes is None:
+            return Swapped.moved_bytes(running, calls, there_and_back)
+        return running.weight_bytes * calls
+
+    def load(self, network: Network) -> None:
+        if network.spec.network in IN_BLOCKS:
+            network.offload()
+        else:
+            network.to_device()
+
+
+IN_BLOCKS = ("denoiser",)  # by name: the network that is called many times, and holds most weights
