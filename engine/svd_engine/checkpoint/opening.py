@@ -113,7 +113,7 @@ def open_checkpoint(
     opened = _open(source, variant, frames)
     if parts:
         opened = _with_parts(opened, parts)
-    return _with_lora(opened, lora, lora_partial) if lora else opened
+    return with_lora(opened, lora, lora_partial) if lora else opened
 
 
 def _open(source: str | Path, variant: str | None, frames: int | None) -> Checkpoint:
@@ -228,7 +228,11 @@ def _with_parts(checkpoint: Checkpoint, parts: Mapping[Component, str | Path]) -
     )
 
 
-def _with_lora(checkpoint: Checkpoint, lora: Mapping[str | Path, float], partial: bool) -> Checkpoint:
+def with_lora(checkpoint: Checkpoint, lora: Mapping[str | Path, float], partial: bool = False) -> Checkpoint:
+    """`checkpoint` with LoRA in its UNet; `lora` and `partial` as `open_checkpoint` has them.
+
+    Raises CheckpointError, SettingsError.
+    """
     _check_mapping("lora", lora, '{"style.safetensors": 0.8}')
     config = checkpoint.configs["unet"]
     shapes = {name: tuple(tensor.shape) for name, tensor in build("unet", config).state_dict().items()}
