@@ -129,7 +129,7 @@ def onnx(
     Repeat --frames, --guidance or --decode-chunk for several profiles in one bundle; they share weights.
     """
     if (checkpoint is None) == (random_weights is None):
-        raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
+        raise typer.BadParameter("pass either CHECKPOINT or --random-weights FAMILY")
     parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
     if random_weights and (variant or parts or scales or lora_partial):
         raise typer.BadParameter(
