@@ -174,11 +174,12 @@ LIBRARY = [
     for path in SOURCES
     if not {"svd_bench", "cli"} & set(path.parts) and path.name not in IS_COMMAND_LINE
 ]
-PARTS = ("batch", "decode-chunk", "flavour", "frames", "guidance", "reuse-branch", "variant")
+PARTS = ("batch", "decode-chunk", "flavour", "frames", "guidance", "lora", "reuse-branch", "variant")
 PARTS_OF_COMMANDS = {
     "--dtype fp16",
     f"--dtype {HOLE}",
     f"--random-weights {HOLE}",
+    " --lora-partial",
     *(f" --{name} {HOLE}" for name in PARTS),
 }
 

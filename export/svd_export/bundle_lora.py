@@ -73,7 +73,9 @@ def take_lora(
             shutil.copyfile(bundle.folder / name, aside / name)
         weights = aside / denoisers[0].weights
         graphs = {
-            name: Graph(read_graph(bundle.graph(entry.spec, runtime)), weights, entry.spec.network != SHALLOW)
+            name: DenoiserGraph(
+                read_graph(bundle.graph(entry.spec, runtime)), weights, entry.spec.network != SHALLOW
+            )
             for entry in denoisers
             for runtime, name in entry.graphs.items()
         }
@@ -90,7 +92,7 @@ def take_lora(
     return Taken(manifest, len(changes.changed), left_out)
 
 
-class Graph:
+class DenoiserGraph:
     """A denoiser's graph and the digests of what it holds, in the file of weights and in itself.
 
     whole: whether it holds every weight of the UNet.
@@ -129,7 +131,7 @@ class Changes:
         }
         self.changed: list[str] = []
 
-    def to(self, after: Mapping[str, Tensor], graphs: Mapping[str, Graph]) -> dict[Digest, Tensor]:
+    def to(self, after: Mapping[str, Tensor], graphs: Mapping[str, DenoiserGraph]) -> dict[Digest, Tensor]:
         """What takes the place of which tensor of the graphs.
 
         Raises ExportError for a weight that a graph does not hold, and for two that it cannot tell apart.

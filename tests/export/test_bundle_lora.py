@@ -20,7 +20,7 @@ from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint, wi
 from svd_engine.checkpoint.weights import build
 from svd_engine.cli.main import main as engine_main
 from svd_engine.errors import CheckpointError, ExportError, ParityError
-from svd_export.bundle_lora import Changes, Graph, take_lora
+from svd_export.bundle_lora import Changes, DenoiserGraph, take_lora
 from svd_export.cli import main
 from svd_export.verify import check_exported_from, exported_from, verify
 from tests.support import damage, tensorrt_double
@@ -224,7 +224,7 @@ def test_a_weight_that_cannot_be_told(
     tensors = [numpy_helper.from_array(tensor, f"t{number}") for number, tensor in enumerate(inside)]
     model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
     (tmp_path / "weights.bin").write_bytes(b"")
-    graph = Graph(model, tmp_path / "weights.bin", whole=True)
+    graph = DenoiserGraph(model, tmp_path / "weights.bin", whole=True)
     before = {name: torch.tensor(values) for name, values in weights.items()}
     after = before | {"a": before["a"] + torch.tensor([0.0, 1.0])}
     with pytest.raises(ExportError) as refused:

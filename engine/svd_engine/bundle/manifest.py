@@ -149,12 +149,13 @@ class Manifest(_Strict):
         """The arguments by which `svd-export onnx` finds the bundle's checkpoint again."""
         if self.random_family:
             return f"--random-weights {self.random_family}"
-        options = [("--variant", self.source.variant)] if self.source.variant else []
-        options += [(f"--{part.replace('_', '-')}", file) for part, file in self.source.parts.items()]
-        options += [("--lora", f"{one.file}:{one.scale!r}") for one in self.source.lora]
-        partial = ["--lora-partial"] if any(one.left for one in self.source.lora) else []
-        given = [f"{option} {quoted(value)}" for option, value in options]
-        return " ".join([quoted(self.source.checkpoint), *given, *partial])
+        source = self.source
+        variant = f" --variant {quoted(source.variant)}" if source.variant else ""
+        options = {part.replace("_", "-"): file for part, file in source.parts.items()}
+        parts = "".join(f" --{name} {quoted(file)}" for name, file in options.items())
+        lora = "".join(f" --lora {quoted(f'{one.file}:{one.scale!r}')}" for one in source.lora)
+        partial = " --lora-partial" if any(one.left for one in source.lora) else ""
+        return quoted(source.checkpoint) + variant + parts + lora + partial
 
 
 def read_manifest(folder: Path) -> Manifest:
