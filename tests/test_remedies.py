@@ -180,6 +180,7 @@ PARTS = (
     "flavour",
     "frames",
     "guidance",
+    "lora",
     "reuse-branch",
     "stream-decoder",
     "variant",
@@ -188,6 +189,7 @@ PARTS_OF_COMMANDS = {
     "--dtype fp16",
     f"--dtype {HOLE}",
     f"--random-weights {HOLE}",
+    " --lora-partial",
     *(f" --{name} {HOLE}" for name in PARTS),
 }
 

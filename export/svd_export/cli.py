@@ -24,6 +24,7 @@ from svd_engine.cli.options import (
     lora_of,
     parts_of,
 )
+from svd_engine.shell import quoted
 from svd_export import tensorrt_cli
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class VerifiedBackend(StrEnum):
     onnxruntime = "onnxruntime"
     tensorrt = "tensorrt"
     tensorrt_rtx = "tensorrt-rtx"
+
+
+ExportedVariant = Annotated[
+    str | None, typer.Option(help="Variant of the checkpoint's weight files; default the one exported.")
+]
 
 
 class GuidanceOption(StrEnum):
@@ -131,7 +137,7 @@ def onnx(
     Repeat --frames, --guidance or --decode-chunk for several profiles in one bundle; they share weights.
     """
     if (checkpoint is None) == (random_weights is None):
-        raise typer.BadParameter("pass either CHECKPOINT or --random-weights svd|svd-xt")
+        raise typer.BadParameter("pass either CHECKPOINT or --random-weights FAMILY")
     parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
     if random_weights and (variant or parts or scales or lora_partial):
         raise typer.BadParameter(
@@ -177,9 +183,12 @@ def verify(
     checkpoint: Annotated[
         str | None, typer.Option(help="Checkpoint that it was exported from, if it has moved.")
     ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Variant of the checkpoint's weight files; default the one exported.")
-    ] = None,
+    variant: ExportedVariant = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
     device: Annotated[str, typer.Option(help="Device of --backend: auto, cpu, cuda or cuda:N.")] = "auto",
     no_write: Annotated[
         bool, typer.Option("--no-write", help="Print the result only; needed for a read-only bundle.")
@@ -192,16 +201,24 @@ def verify(
         ),
     ] = VerifiedBackend.onnxruntime,
 ) -> None:
-    """Compare each exported network with its reference on the same inputs; fail beyond tolerance."""
+    """Compare each exported network with its reference on the same inputs; fail beyond tolerance.
+
+    The checkpoint, its parts and its LoRA are those that the bundle's manifest names; options say where
+    they have moved.
+    """
     from svd_engine.backends.choose import choose_for_bundle
     from svd_engine.bundle.reading import Bundle
     from svd_export.verify import exported_from
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
+    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
     if backend is not VerifiedBackend.onnxruntime:
-        if checkpoint is not None or variant is not None or no_write:
-            raise typer.BadParameter("--checkpoint, --variant, --no-write belong to --backend onnxruntime")
+        if checkpoint is not None or variant is not None or parts or scales or lora_partial or no_write:
+            raise typer.BadParameter(
+                "--checkpoint, --variant, --unet, --vae, --image-encoder, --lora and --no-write belong to "
+                "--backend onnxruntime"
+            )
         from svd_engine.backends.choose import resolve
         from svd_engine.bundle.flavours import FLAVOURS
         from svd_export.verify_plans import verify_plans
@@ -209,8 +226,53 @@ def verify(
         _show(verify_plans(opened, FLAVOURS[backend.value], resolve(device), _progress()))
         return
     choice = choose_for_bundle("onnxruntime", device, opened)
-    source = exported_from(opened, checkpoint, variant)
+    source = exported_from(opened, checkpoint, variant, parts, scales or None, lora_partial)
     _show(run(opened, source, choice.device, _progress(), write=not no_write))
+
+
+@app.command("lora")
+def take(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that takes LoRA; it stays as it is.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the bundle to make; must not exist.")
+    ],
+    lora: LoraFiles = None,
+    lora_partial: LoraPartial = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint that the bundle was exported from, if it has moved.")
+    ] = None,
+    variant: ExportedVariant = None,
+    unet: UNetPart = None,
+    vae: VaePart = None,
+    image_encoder: ImageEncoderPart = None,
+) -> None:
+    """Make a bundle with LoRA of BUNDLE, without another export: only the denoiser's weights change.
+
+    The LoRA given takes the place of what BUNDLE has. Plans of the denoiser are kept where they were built
+    with `svd-export tensorrt --refittable`, and named where they have to be built anew. The checkpoint is
+    read again, from where the manifest names it.
+    """
+    scales = lora_of(lora)
+    if not scales:
+        raise typer.BadParameter("pass --lora FILE[:SCALE]")
+
+    from svd_engine.bundle.reading import Bundle
+    from svd_export.bundle_lora import take_lora
+    from svd_export.placing import check_free
+    from svd_export.verify import exported_from
+
+    console.show_notices()
+    check_free(output.absolute())
+    opened, parts = Bundle(bundle), parts_of(unet, vae, image_encoder)
+    plain = exported_from(opened, checkpoint, variant, parts)
+    fused = exported_from(opened, checkpoint, variant, parts, scales, lora_partial)
+    taken = take_lora(opened, plain, fused, output, _progress())
+    typer.echo(f"wrote {output}: {taken.replaced} weights of the denoiser replaced, nothing exported anew")
+    for plan in taken.left_out:
+        typer.echo(
+            f"left out {plan.file}: its weights are fixed. Run: svd-export tensorrt {quoted(output)} "
+            f"--flavour {plan.flavour}{'' if plan.flavour == 'tensorrt-rtx' else ' --refittable'}"
+        )
 
 
 @app.command()

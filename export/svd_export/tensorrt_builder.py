@@ -45,7 +45,7 @@ class BuildOptions:
 
     workspace_bytes: int | None = None  # most scratch memory of a kernel
     optimization_level: int | None = None  # 0 to 5: the higher, the longer it looks for kernels
-    refittable: bool = False  # weights can be given again, the same ones: others may give wrong numbers
+    refittable: bool = False  # other weights can be given, as LoRA makes them: less is known to the compiler
     stripped: bool = False  # no weights inside: they come from the bundle when the plan is loaded
     hardware_compatibility: HardwareCompatibility = "none"  # beyond the card that it is built on
 
@@ -166,7 +166,7 @@ def _built(network: Any, config: tensorrt.IBuilderConfig, monitor: Any) -> tenso
 def _config(
     network: Any, flavour: Flavour, target: Target, options: BuildOptions, monitor: Any
 ) -> tensorrt.IBuilderConfig:
-    """By Polygraphy; then what it has no words for: identical refitting, and no TF32 in RTX."""
+    """By Polygraphy; then what it has no words for: refitting, and no TF32 in RTX."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -195,7 +195,9 @@ def _config(
             strip_plan=options.stripped,
             **common,
         )(builder, definition)
-        if options.stripped or options.refittable:
+        if options.refittable:
+            config.set_flag(trt.BuilderFlag.REFIT)
+        elif options.stripped:  # the same weights, or the numbers may be wrong
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     config.clear_flag(trt.BuilderFlag.TF32)
     return config

@@ -141,7 +141,11 @@ def tensorrt(
         typer.Option(help=f"File of kernel timings, read and updated; default in the bundle. {ONLY}"),
     ] = None,
     refittable: Annotated[
-        bool, typer.Option("--refittable", help=f"Build plans that can load the same weights again. {ONLY}")
+        bool,
+        typer.Option(
+            "--refittable",
+            help=f"Build plans that take other weights later: `svd-export lora` keeps them. {ONLY}",
+        ),
     ] = False,
     stripped: Annotated[
         bool,

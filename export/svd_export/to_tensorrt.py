@@ -112,7 +112,6 @@ def _order(
         return Order(chosen.flavour, version, cards, options)
     settled = replace(
         options,
-        refittable=options.refittable or options.stripped,
         workspace_bytes=options.workspace_bytes or DEFAULT_WORKSPACE,
         optimization_level=DEFAULT_LEVEL
         if options.optimization_level is None
@@ -145,7 +144,7 @@ def _finished(bundle: Bundle, entry: NetworkEntry, order: Order) -> PlanEntry | 
     """The plan that this very command would build, when the bundle has it, whole."""
     for row in bundle.plans(entry.spec):
         same = (row.flavour, row.version, row.target) == (order.flavour.name, order.version, order.target)
-        alike = (row.workspace_bytes, row.optimization_level, row.refittable, row.stripped) == (
+        alike = (row.workspace_bytes, row.optimization_level, row.other_weights, row.stripped) == (
             order.options.workspace_bytes,
             order.options.optimization_level,
             order.options.refittable,
@@ -170,7 +169,8 @@ def _row(bundle: Bundle, entry: NetworkEntry, order: Order, built: Built) -> Pla
         graph_sha256=files[bundle.graph_name(entry.spec, "tensorrt")].sha256,
         weights_sha256=files[entry.weights].sha256,
         stripped=options.stripped,
-        refittable=options.refittable,
+        refittable=options.refittable or options.stripped,
+        other_weights=options.refittable,
         optimization_level=options.optimization_level,
         workspace_bytes=options.workspace_bytes,
         device_memory_bytes=built.device_memory_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from svd_engine.checkpoint.opening import (
     is_single_file,
     open_checkpoint,
     random_checkpoint,
+    with_lora,
 )
 from svd_engine.cli import console
 from svd_engine.errors import NonFiniteOutput, ParityError
@@ -22,7 +24,7 @@ from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs, tolerance
 from svd_engine.networks.rewrites import REWRITES
 from svd_engine.spec.network import named_outputs
-from svd_engine.spec.weights import COMPONENTS
+from svd_engine.spec.weights import COMPONENTS, Component
 from svd_export.manifest_file import update_manifest
 
 TINY = torch.finfo(torch.float32).tiny  # in place of the largest value of a reference of zeros
@@ -48,7 +50,7 @@ def verify(
     runtime = OrtBackend(bundle, device)
     if write:
         console.check_folder(bundle.folder / MANIFEST, "use write=False")
-    _check_checkpoint(bundle, checkpoint)
+    check_exported_from(bundle, checkpoint)
     rows: list[ParityEntry] = []
     for entry in manifest.networks:
         progress(entry.spec.key)
@@ -67,23 +69,39 @@ def verify(
     return rows
 
 
-def exported_from(bundle: Bundle, checkpoint: str | None = None, variant: str | None = None) -> Checkpoint:
-    """What the bundle was made from, opened; from `checkpoint` if it has moved.  Raises CheckpointError."""
-    if checkpoint is None and (family := bundle.manifest.random_family):
-        return random_checkpoint(family)
+def exported_from(
+    bundle: Bundle,
+    checkpoint: str | None = None,
+    variant: str | None = None,
+    parts: Mapping[Component, str | Path] | None = None,
+    lora: Mapping[str | Path, float] | None = None,
+    lora_partial: bool = False,
+) -> Checkpoint:
+    """What the bundle was made from, opened.
+
+    checkpoint, variant, parts, lora: in place of those that the manifest names, which have moved say; a part
+    that is left out is the manifest's, and so are all LoRA files where `lora` is None.  Raises
+    CheckpointError, SettingsError.
+    """
     exported = bundle.manifest.source
-    name = checkpoint or exported.checkpoint
+    name, partial = checkpoint or exported.checkpoint, lora_partial
+    if lora is None:
+        lora = {one.file: one.scale for one in exported.lora}
+        partial = any(one.left for one in exported.lora)
+    if checkpoint is None and (family := bundle.manifest.random_family):
+        return with_lora(random_checkpoint(family), lora, partial) if lora else random_checkpoint(family)
     return open_checkpoint(
         name,
         variant or exported.variant,
         bundle.manifest.model.frames if is_single_file(name) else None,
-        exported.parts,
-        {one.file: one.scale for one in exported.lora},
-        lora_partial=any(one.left for one in exported.lora),
+        {**exported.parts, **(parts or {})},
+        lora,
+        partial,
     )
 
 
-def _check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
+def check_exported_from(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Raises ParityError when the bundle was made from another checkpoint."""
     source, digest = bundle.manifest.source, checkpoint.digest()
     if digest == source.digest:
         return
@@ -93,7 +111,8 @@ def _check_checkpoint(bundle: Bundle, checkpoint: Checkpoint) -> None:
         f"checkpoint {checkpoint.source}",
         expected=f"the one that {bundle.folder} was made from, digest {source.digest}",
         got=f"digest {digest}" + (f", without the exported {', '.join(others[:3])}" if others else ""),
-        remedy="Use checkpoint=ORIGINAL, opened with variant=VARIANT where its files have one.",
+        remedy="Use checkpoint=ORIGINAL, opened with the variant, the parts and the LoRA that it was "
+        "exported with, wherever these lie now.",
     )
 
 

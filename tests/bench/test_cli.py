@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from svd_bench.measuring.memory import Peaks
 from svd_engine.bundle.reading import Bundle
 from tests.bench.fakes import CEILING
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
+from tests.support import damage, stability_file
 from tests.support.commands import call
 
 ON_CPU = ("--device", "cpu")
@@ -172,3 +174,49 @@ def test_the_commands_that_read_results_are_there(capsys: pytest.CaptureFixture[
     assert call(cli.main, "--help") == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("run", "ladder", "gpu-check", "tiers", "report", "compare"))
+
+
+# Single files
+
+
+@pytest.fixture(scope="module")
+def single_file(stability_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stability_file.write(tmp_path_factory.mktemp("single") / "svd.safetensors", stability_pipeline)
+
+
+def test_a_run_and_a_ladder_over_a_single_file(single_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("--checkpoint", single_file, *ON_CPU, *SIZE, "--repeat", 1, "--no-memory")
+    assert call(cli.main, "run", *common, "--stages", "image_encoder", "--backends", "eager") == 0
+    assert {row.subject for row in document(capsys.readouterr().out).rows} == {"diffusers", "svd-engine"}
+    only = ("--networks", "vae_decoder", "--backends", "eager", "--rungs", "ends")
+    assert call(cli.main, "ladder", *common, *only) == 0
+    results = document(capsys.readouterr().out)
+    assert results.environment.command.startswith("svd-bench ladder")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run",),
+        ("ladder",),
+        ("quality",),
+        ("quality", "--samplers"),
+        ("quality", "--reuse"),
+    ],
+)
+def test_a_file_whose_name_hides_its_frames(
+    single_file: Path, tmp_path: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Documents name a checkpoint by its source alone: every command says how to make a folder of it."""
+    file = tmp_path / "mine.safetensors"
+    file.symlink_to(single_file)
+    assert call(cli.main, *command, "--checkpoint", file) == 2
+    assert f"Run: svd-export convert {file} -o FOLDER --frames FRAMES" in capsys.readouterr().err
+
+
+def test_a_bundle_with_lora(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = damage.copy(tiny_bundle, tmp_path)
+    lora = {"file": "a.safetensors", "scale": 0.5, "bytes": 1, "sha256": "0" * 64, "fused": 1, "left": 0}
+    damage.edit(folder, lambda m: m["source"].update(lora=[lora]))
+    assert call(cli.main, "run", "--bundle", folder, *ON_CPU) == 1
+    assert "--lora a.safetensors:0.5 -o FOLDER" in capsys.readouterr().err

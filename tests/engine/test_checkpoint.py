@@ -115,7 +115,9 @@ def test_refuses_what_is_neither_name_nor_folder_nor_hub_id(source: str) -> None
 
 
 def test_refuses_random_weights_of_an_unknown_family() -> None:
-    with pytest.raises(CheckpointError, match=r"expected svd or svd-xt or small, got 'sdxl'\. Ask for one"):
+    with pytest.raises(
+        CheckpointError, match=r"expected one of svd, svd-xt, sv3d-u, sv3d-p, small, got 'sdxl'\. Ask for one"
+    ):
         random_checkpoint("sdxl")  # type: ignore[arg-type]
 
 

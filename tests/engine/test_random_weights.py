@@ -43,10 +43,23 @@ def test_the_commands_know_every_family() -> None:
     assert [family.value for family in options.FamilyOption] == list(get_args(Family))
 
 
-@pytest.mark.parametrize(("family", "frames"), [("svd", 14), ("svd-xt", 25)])
-def test_the_families(family: Family, frames: int) -> None:
-    model = random_checkpoint(family).model
-    assert (model.name, model.frames, model.height, model.width) == (family, frames, 576, 1024)
+@pytest.mark.parametrize(
+    ("family", "frames", "width", "told"),
+    [
+        ("svd", 14, 1024, "SVD"),
+        ("svd-xt", 25, 1024, "SVD"),
+        ("sv3d-u", 21, 576, "SV3D_u"),
+        ("sv3d-p", 21, 576, "SV3D_p"),
+    ],
+)
+def test_the_families(family: Family, frames: int, width: int, told: str) -> None:
+    checkpoint = random_checkpoint(family)
+    model = checkpoint.model
+    assert (model.name, model.frames, model.height, model.width) == (family, frames, 576, width)
+    assert model.family == told
+    assert model.orbits == (model.steps == 50) == family.startswith("sv3d")
+    image_decoder = hasattr(build("vae", checkpoint.configs["vae"]), "post_quant_conv")
+    assert image_decoder == (family == "sv3d-u")
     assert model.random_weights
 
 

@@ -475,7 +475,7 @@ def test_triton_takes_one_elevation_or_one_for_each_frame() -> None:
     def read(**given: list[float]) -> dict[str, Any]:
         sent = {name: np.array(value, np.float32) for name, value in given.items()}
         image = np.array([b"png"], dtype=np.object_)
-        return inputs.read({"image": image, **sent}, 100, 1).sampling
+        return inputs.read({"image": image, **sent}, 100, 1, 50).sampling
 
     assert read(elevation=[12.5]) == {"elevation": 12.5}
     assert read(elevation=[1.0, 2.0], azimuths=[3.0, 4.0]) == {"elevation": [1, 2], "azimuths": [3, 4]}

@@ -108,8 +108,8 @@ def test_defaults_are_the_checkpoint_s_own(
 @pytest.mark.parametrize(
     ("arguments", "code", "parts"),
     [
-        ((), 2, "pass either CHECKPOINT or --random-weights svd|svd-xt"),
-        (("demo", "--random-weights", "svd"), 2, "pass either CHECKPOINT or --random-weights svd|svd-xt"),
+        ((), 2, "pass either CHECKPOINT or --random-weights FAMILY"),
+        (("demo", "--random-weights", "svd"), 2, "pass either CHECKPOINT or --random-weights FAMILY"),
         (("--random-weights", "sdxl"), 2, "'sdxl' is not one of"),
         (("demo", "--dtype", "int8"), 2, "'int8' is not one of"),
         (("demo", "--form", "operators"), 2, "No such option: --form"),

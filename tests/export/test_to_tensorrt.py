@@ -77,13 +77,14 @@ def test_what_tensorrt_is_asked_for(trt: Any, folder: Path) -> None:
     ("options", "flags"),
     [
         (BuildOptions(stripped=True), {BuilderFlag.STRIP_PLAN, BuilderFlag.REFIT_IDENTICAL}),
-        (BuildOptions(refittable=True), {BuilderFlag.REFIT_IDENTICAL}),
+        (BuildOptions(refittable=True), {BuilderFlag.REFIT}),
+        (BuildOptions(stripped=True, refittable=True), {BuilderFlag.STRIP_PLAN, BuilderFlag.REFIT}),
     ],
 )
 def test_weights_that_are_given_later(trt: Any, folder: Path, options: BuildOptions, flags: Any) -> None:
     (row,) = build_plans(Bundle(folder), options, ["vae_decoder"])
     assert trt.configs[0].flags == flags
-    assert (row.stripped, row.refittable) == (options.stripped, True)
+    assert (row.stripped, row.refittable, row.other_weights) == (options.stripped, True, options.refittable)
     assert json.loads((folder / row.file).read_bytes())["stripped"] is options.stripped
 
 

@@ -35,6 +35,7 @@ class BuilderFlag(IntEnum):
     TF32 = 0
     STRIP_PLAN = 1
     REFIT_IDENTICAL = 2
+    REFIT = 3
 
 
 class ProfilingVerbosity(Enum):
@@ -90,8 +91,8 @@ class Builder(Recorded):
     def build_serialized_network(self, network: Any, config: Any) -> Any:
         graph = network.graph
         stripped = BuilderFlag.STRIP_PLAN in config.flags
-        weights = weight_types(graph) if stripped else None
-        plan = plan_of(spec_of(graph), DEVICE_MEMORY, weights)
+        weights = weight_types(graph) if stripped or BuilderFlag.REFIT in config.flags else None
+        plan = plan_of(spec_of(graph), DEVICE_MEMORY, weights) | {"stripped": stripped}
         config.cache = Memory(config.cache + key_of(graph).encode() + b";")
         if not self.trt.phases(config.progress_monitor):
             return None

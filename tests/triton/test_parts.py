@@ -27,7 +27,7 @@ PICTURE = {"image": np.array([PHOTOGRAPH.read_bytes()], object)}
 
 
 def asked(**arrays: np.ndarray) -> inputs.Request:
-    return inputs.read({**PICTURE, **arrays}, 100, 4)
+    return inputs.read({**PICTURE, **arrays}, 100, 4, 25)
 
 
 def test_absent_inputs_keep_the_engine_s_defaults() -> None:
@@ -62,6 +62,14 @@ def test_the_limit_counts_evaluations(sampler: bytes) -> None:
     asked(sampler=np.array([b"none"], object), num_inference_steps=np.int32([100]))
 
 
+def test_without_steps_the_model_s_own_count() -> None:
+    """SV3D has 50, a model of few steps 4."""
+    heun = {**PICTURE, "sampler": np.array([b"heun"], object)}
+    inputs.read(heun, 8, 4, 4)
+    with pytest.raises(SettingsError, match="evaluations of the denoiser: expected at most 8, got 100"):
+        inputs.read(heun, 8, 4, 50)
+
+
 def test_a_picture_s_content_reads_like_its_file() -> None:
     content = PHOTOGRAPH.read_bytes()
     assert np.array_equal(decode_image(content), load_image(PHOTOGRAPH))
@@ -72,7 +80,7 @@ def test_a_picture_s_content_reads_like_its_file() -> None:
 
 def test_no_picture_is_refused() -> None:
     with pytest.raises(SettingsError, match="image: expected an encoded picture"):
-        inputs.read({"seed": np.uint64([1])}, 100, 4)
+        inputs.read({"seed": np.uint64([1])}, 100, 4, 25)
 
 
 class StandIn(ModuleType):

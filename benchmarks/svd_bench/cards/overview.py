@@ -40,8 +40,9 @@ def cards_table(
         f"predicted s: {model}, {frames} frames of {height}x{width}"
         for model, frames, height, width in shapes
     ]
+    guidance = "guidance" if all(video.guidance for video in videos) else "no guidance"
     return Table(
-        f"Cards by memory tier, and a video's latency ({steps} steps, guidance), predicted from compiled "
+        f"Cards by memory tier, and a video's latency ({steps} steps, {guidance}), predicted from compiled "
         "kernels",
         ["tier", "card", "compiled for", "memory", "GB/s", "TFLOP/s", *columns, "source"],
         rows,

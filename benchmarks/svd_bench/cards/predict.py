@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class CompiledVideo:
-    """The networks of one video with classifier-free guidance, compiled for `target` and not run."""
+    """The networks of one video, compiled for `target` and not run."""
 
     model: str
     frames: int
@@ -65,6 +65,7 @@ class CompiledVideo:
     compiler: str
     stages: tuple[Stage, ...]
     by_kernel: bool  # else some kernels are known as sums, whose bound is lower still
+    guidance: bool = True  # classifier-free, so that a step evaluates two halves
 
     @property
     def shape(self) -> tuple[str, int, int, int]:
@@ -72,8 +73,8 @@ class CompiledVideo:
 
     @property
     def published(self) -> bool:
-        """Whether it has the size of which times were published."""
-        return (self.frames, self.height, self.width) == (PUBLISHED_FRAMES, *SIZE)
+        """Whether it is as those of which times were published."""
+        return self.guidance and (self.frames, self.height, self.width) == (PUBLISHED_FRAMES, *SIZE)
 
 
 @dataclass(frozen=True)

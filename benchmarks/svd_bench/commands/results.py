@@ -36,6 +36,13 @@ def tiers_command(
     ] = None,
     markdown: Annotated[bool, typer.Option(help="Predictions and plans as Markdown tables.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a video.")] = 25,
+    without_guidance: Annotated[
+        bool,
+        typer.Option(
+            "--without-guidance",
+            help="Predict videos without guidance, half the work of a step, as few-step models take it.",
+        ),
+    ] = False,
     plans: Annotated[
         bool,
         typer.Option(
@@ -80,20 +87,23 @@ def tiers_command(
 ) -> None:
     """List GPUs by memory tier with latencies predicted from compiled kernels, or measure tiers (--run)."""
     if plans:
-        if run or measured or compiled:
+        if run or measured or compiled or without_guidance:
             raise typer.BadParameter("--plans goes with --markdown and --out only")
         _plans(markdown, out)
         return
     if not run:
         if any((random_weights, checkpoint, variant, tiers, backends, frames, out)):
             raise typer.BadParameter(
-                "without --run there are only --measured, --compiled, --markdown and --steps"
+                "without --run there are only --measured, --compiled, --markdown, --steps and "
+                "--without-guidance"
             )
-        _overview(measured, compiled, markdown, steps)
+        _overview(measured, compiled, markdown, steps, not without_guidance)
         return
-    if (random_weights is None) == (checkpoint is None) or measured or compiled or markdown:
+    predicting = measured or compiled or markdown or without_guidance
+    if (random_weights is None) == (checkpoint is None) or predicting:
         raise typer.BadParameter(
-            "with --run pass --random-weights or --checkpoint, and no --measured, --compiled or --markdown"
+            "with --run pass --random-weights or --checkpoint, and no --measured, --compiled, --markdown or "
+            "--without-guidance"
         )
     if variant and checkpoint is None:
         raise typer.BadParameter("--variant belongs to --checkpoint")
@@ -152,15 +162,22 @@ def compare(
         raise typer.Exit(1)
 
 
-def _overview(measured: Path | None, compiled: list[Path] | None, markdown: bool, steps: int) -> None:
+def _overview(
+    measured: Path | None, compiled: list[Path] | None, markdown: bool, steps: int, guidance: bool
+) -> None:
     from svd_bench.cards import predict
     from svd_bench.cards.overview import overview
     from svd_bench.compiled.document import read_compiled
     from svd_bench.compiled.whole_video import committed_videos, whole_video
     from svd_bench.documents.results import read_results
 
-    videos = [whole_video(read_compiled(path)) for path in compiled] if compiled else committed_videos()
-    efficiency = None if measured is None else predict.of_measured(read_results(measured), videos)
+    def videos_of(guidance: bool) -> list[predict.CompiledVideo]:
+        if compiled:
+            return [whole_video(read_compiled(path), guidance) for path in compiled]
+        return committed_videos(guidance)
+
+    videos = videos_of(guidance)
+    efficiency = None if measured is None else predict.of_measured(read_results(measured), videos_of(True))
     show_tables(overview(videos, efficiency, steps), markdown)
 
 

@@ -31,21 +31,25 @@ def committed_streamed() -> list[CompiledDocument]:
     return [read_compiled(path) for path in sorted(DOCUMENTS.glob("streamed-svd*.json"))]
 
 
-def committed_videos() -> list[CompiledVideo]:
-    return [whole_video(document) for document in committed()]
+def committed_videos(guidance: bool = True) -> list[CompiledVideo]:
+    return [whole_video(document, guidance) for document in committed()]
 
 
-def whole_video(document: CompiledDocument) -> CompiledVideo:
-    """Batch 1, with guidance: in one call of the denoiser where a document has both ways.
+def whole_video(document: CompiledDocument, guidance: bool = True) -> CompiledVideo:
+    """Batch 1, with guidance in one call of the denoiser where a document has both ways.
+
+    Without guidance a step is one call of the denoiser of single guidance, as few-step models take it.
 
     Frames are decoded in its largest chunk, of which a shorter last one takes its share.  Raises
     SettingsError when a network is missing, or kernels do not show the operations of their graph.
     """
     keys = {network.network: network for network in document.networks}
     denoisers = {found[4]: found for found in map(_DENOISER.fullmatch, keys) if found}
-    denoiser = denoisers.get("batched") or denoisers.get("single")
+    denoiser = denoisers.get("single")
+    if guidance:
+        denoiser = denoisers.get("batched") or denoiser
     if denoiser is None:
-        raise _incomplete(keys, "a denoiser of batch 1")
+        raise _incomplete(keys, f"a denoiser of batch 1{'' if guidance else ', single guidance'}")
     frames, *sides = (int(denoiser[i]) for i in (1, 2, 3))
     height, width = sides
     chunks = {
@@ -57,7 +61,7 @@ def whole_video(document: CompiledDocument) -> CompiledVideo:
     if not chunks or None in encoders:
         raise _incomplete(keys, f"all four networks at {height}x{width}, batch 1")
     chunk = max(chunks)
-    halves = 2 if denoiser[4] == "single" else 1
+    halves = 2 if guidance and denoiser[4] == "single" else 1
     networks = [network for network in encoders if network]
     stages = (
         *(_stage("encoders", network) for network in networks),
@@ -67,7 +71,7 @@ def whole_video(document: CompiledDocument) -> CompiledVideo:
     used = [*networks, keys[denoiser[0]], chunks[chunk]]
     return CompiledVideo(
         document.model, frames, height, width, document.target, document.compiler, stages,
-        by_kernel=all(network.work for network in used),
+        by_kernel=all(network.work for network in used), guidance=guidance,
     )  # fmt: skip
 
 

@@ -176,6 +176,14 @@ def _of_bundle(options: RunOptions) -> tuple[Weights, DType, Setting]:
             remedy="Export one with --batch 1.",
         )
     source = manifest.source
+    if source.parts or source.lora:
+        raise BundleError(
+            f"bundle {options.bundle}",
+            expected="one of a whole checkpoint: documents name it by its source alone",
+            got=f"one of {manifest.export_source}",
+            remedy="Make a folder of that once, export it and measure that bundle. "
+            f"Run: svd-export convert {manifest.export_source} -o FOLDER",
+        )
     digest = checkpoint_of(source.checkpoint, source.variant).digest()
     if digest != source.digest:
         raise BundleError(

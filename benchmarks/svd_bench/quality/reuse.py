@@ -20,10 +20,11 @@ from svd_bench.quality.evaluate import DEFAULTS
 from svd_bench.quality.held_out import held_out
 from svd_bench.quality.metrics import Frames, flow_difference, ssim, warp_error
 from svd_bench.quality.samplers import Shape
+from svd_bench.subjects.cases import checkpoint_of
 from svd_bench.subjects.flop import network_flop
 from svd_engine import Reuse, VideoEngine
 from svd_engine.checkpoint.configs import unet_levels
-from svd_engine.checkpoint.opening import Checkpoint, open_checkpoint, random_checkpoint
+from svd_engine.checkpoint.opening import Checkpoint, random_checkpoint
 from svd_engine.media.motion import psnr
 from svd_engine.output import VideoOutput
 from svd_engine.spec.precision import FLOAT32
@@ -61,7 +62,7 @@ def measure_reuse(
     source: str, shape: Shape, where: Environment, progress: Progress, variant: str | None = None
 ) -> ReuseDocument:
     """Every setting, on the first held-out photograph."""
-    checkpoint = open_checkpoint(source, variant)
+    checkpoint = checkpoint_of(source, variant)
     frames, height, width = shape.of(checkpoint.model)
     name, photograph = next(iter(held_out(height, width).items()))
     call = {

@@ -16,8 +16,8 @@ from svd_bench.quality.document import Sampled, SamplersDocument
 from svd_bench.quality.evaluate import Videos, mean
 from svd_bench.quality.held_out import held_out
 from svd_bench.quality.metrics import Frames, flow_difference, ssim, warp_error
+from svd_bench.subjects.cases import checkpoint_of
 from svd_engine import VideoEngine
-from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.media.motion import psnr
 from svd_engine.sampling.registry import SAMPLERS
 from svd_engine.spec.model import Model
@@ -87,7 +87,7 @@ def measure_samplers(
     source: str, count: int, shape: Shape, where: Environment, progress: Progress, variant: str | None = None
 ) -> SamplersDocument:
     """Every choice within every budget, on the first `count` photographs."""
-    checkpoint = open_checkpoint(source, variant)
+    checkpoint = checkpoint_of(source, variant)
     frames, height, width = shape.of(checkpoint.model)
     photographs = dict(list(held_out(height, width).items())[:count])
     with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32") as engine:

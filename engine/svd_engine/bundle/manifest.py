@@ -98,8 +98,9 @@ class PlanEntry(_Strict):
     precision: Precision
     graph_sha256: Sha256  # of the ONNX graph and weights that it was built from
     weights_sha256: Sha256
-    stripped: bool  # it holds no weights: they come from the network's weights file when it is loaded
+    stripped: bool  # its weights come from the network's file when it is loaded: it holds none, or old ones
     refittable: bool  # its weights can be replaced
+    other_weights: bool = False  # and by others than those it was built from, as LoRA makes them
     optimization_level: OptimizationLevel | None  # None: the flavour has no such option
     workspace_bytes: Bytes | None  # limit of a kernel's scratch memory that the builder had; None as above
     device_memory_bytes: Bytes  # activations of one execution context
@@ -152,8 +153,13 @@ class Manifest(_Strict):
         """The arguments by which `svd-export onnx` finds the bundle's checkpoint again."""
         if self.random_family:
             return f"--random-weights {self.random_family}"
-        variant = f" --variant {quoted(self.source.variant)}" if self.source.variant else ""
-        return quoted(self.source.checkpoint) + variant
+        source = self.source
+        variant = f" --variant {quoted(source.variant)}" if source.variant else ""
+        options = {part.replace("_", "-"): file for part, file in source.parts.items()}
+        parts = "".join(f" --{name} {quoted(file)}" for name, file in options.items())
+        lora = "".join(f" --lora {quoted(f'{one.file}:{one.scale!r}')}" for one in source.lora)
+        partial = " --lora-partial" if any(one.left for one in source.lora) else ""
+        return quoted(source.checkpoint) + variant + parts + lora + partial
 
 
 def read_manifest(folder: Path) -> Manifest:

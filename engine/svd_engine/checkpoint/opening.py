@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from svd_engine.checkpoint.configs import FILES, INDEX, OPTIONAL, Configs, describe, read_configs
 from svd_engine.checkpoint.lora import Fused, open_lora
 from svd_engine.checkpoint.parts import Assembled, open_part
-from svd_engine.checkpoint.random_weights import RandomWeights, small_configs, svd_configs
+from svd_engine.checkpoint.random_weights import (
+    RandomWeights,
+    small_configs,
+    sv3d_configs,
+    svd_configs,
+)
 from svd_engine.checkpoint.safetensors_header import Stated, read_header
 from svd_engine.checkpoint.single_file import open_single_file
 from svd_engine.checkpoint.weight_files import choose, describe_file, identify, present, shard_names, shards
@@ -43,6 +48,13 @@ HUB = {
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "assets" / DEMO  # trained; its README.md is the model card
 FAMILIES = get_args(Family)
+CONFIGS: Mapping[Family, Callable[[], Configs]] = {
+    "svd": lambda: svd_configs(14),
+    "svd-xt": lambda: svd_configs(25),
+    "sv3d-u": lambda: sv3d_configs(per_frame=False),
+    "sv3d-p": lambda: sv3d_configs(per_frame=True),
+    "small": small_configs,
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,7 @@ def open_checkpoint(
     opened = _open(source, variant, frames)
     if parts:
         opened = _with_parts(opened, parts)
-    return _with_lora(opened, lora, lora_partial) if lora else opened
+    return with_lora(opened, lora, lora_partial) if lora else opened
 
 
 def _open(source: str | Path, variant: str | None, frames: int | None) -> Checkpoint:
@@ -174,11 +186,11 @@ def random_checkpoint(family: Family) -> Checkpoint:
     if family not in FAMILIES:
         raise CheckpointError(
             f"random weights for {family!r}",
-            expected=" or ".join(FAMILIES),
+            expected=f"one of {', '.join(FAMILIES)}",
             got=repr(family),
             remedy="Ask for one of these; svd-xt-1-1 has the architecture of svd-xt.",
         )
-    configs = small_configs() if family == "small" else svd_configs(14 if family == "svd" else 25)
+    configs = CONFIGS[family]()
     source = f"random:{family}"
     return Checkpoint(
         describe(family, source, configs, random_weights=True), source, configs, RandomWeights()
@@ -228,7 +240,11 @@ def _with_parts(checkpoint: Checkpoint, parts: Mapping[Component, str | Path]) -
     )
 
 
-def _with_lora(checkpoint: Checkpoint, lora: Mapping[str | Path, float], partial: bool) -> Checkpoint:
+def with_lora(checkpoint: Checkpoint, lora: Mapping[str | Path, float], partial: bool = False) -> Checkpoint:
+    """`checkpoint` with LoRA in its UNet; `lora` and `partial` as `open_checkpoint` has them.
+
+    Raises CheckpointError, SettingsError.
+    """
     _check_mapping("lora", lora, '{"style.safetensors": 0.8}')
     config = checkpoint.configs["unet"]
     shapes = {name: tuple(tensor.shape) for name, tensor in build("unet", config).state_dict().items()}

@@ -108,6 +108,27 @@ def svd_configs(frames: int) -> dict[str, dict[str, Any]]:
     }
 
 
+SV3D_FRAMES, SV3D_SIZE = 21, [72, 72]  # in latent pixels: 576 x 576
+
+
+def sv3d_configs(per_frame: bool) -> dict[str, dict[str, Any]]:
+    """Of SV3D_u, whose decoder takes each frame as an image, or of SV3D_p, which is told each frame's camera:
+    sv3d_u.yaml and sv3d_p.yaml of Stability's scripts."""
+    configs = svd_configs(SV3D_FRAMES)
+    configs["unet"] |= {
+        "sample_size": SV3D_SIZE,
+        "projection_class_embeddings_input_dim": 1280 if per_frame else 256,
+    }
+    if not per_frame:
+        configs["vae"] |= image_decoder(len(configs["vae"]["block_out_channels"]))
+    return configs | {"generation": sv3d_generation()}
+
+
+def image_decoder(levels: int) -> dict[str, Any]:
+    """What the config of a VAE says whose decoder takes each frame as an image."""
+    return {"_class_name": "AutoencoderKL", "up_block_types": ["UpDecoderBlock2D"] * levels}
+
+
 def sv3d_generation() -> dict[str, Any]:
     """What Stability's configs of SV3D recommend: sv3d_u.yaml and sv3d_p.yaml, and 50 steps in its script."""
     return {

@@ -16,7 +16,13 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svd_engine.checkpoint.random_weights import sv3d_generation, svd_configs
+from svd_engine.checkpoint.random_weights import (
+    SV3D_FRAMES,
+    SV3D_SIZE,
+    image_decoder,
+    sv3d_generation,
+    svd_configs,
+)
 from svd_engine.checkpoint.safetensors_header import Stated, read_header, shown
 from svd_engine.checkpoint.stability_keys import (
     CLIP,
@@ -47,7 +53,6 @@ CLIP_HEAD_CHANNELS = 80  # of open_clip's ViT-H/14
 MAX_SIDE, MAX_LEVELS, MAX_LAYERS = 65536, 6, 128  # beyond them a header is damaged, not a network
 PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # torch.save's, now and before 1.6; no header is so long
 SV3D = (256, 1280)  # channels of the conditioning of SV3D_u and SV3D_p; SVD has 768
-SV3D_FRAMES, SV3D_SIZE = 21, [72, 72]  # in latent pixels: 576 x 576
 FILE_NAMES = re.compile(  # what Stability, and those who halve or rename its files, call them
     r"(?:stable[-_]video[-_]diffusion[-_]img2vid|svd)(?P<xt>[-_]?xt)?(?:[-_.]1[-_.][01])?"
     r"(?:[-_.](?:fp16|fp32|bf16|half|pruned|image[-_]decoder))*",
@@ -280,11 +285,10 @@ class SingleFile:
         decoder = f"{vae_decoder_prefix(self.header)}decoder."
         levels = self._count(f"{encoder}down.", MAX_LEVELS)
         widths = [self._side(f"{encoder}down.{n}.block.0.conv2.weight", 0) for n in range(levels)]
-        image_decoder = {"_class_name": "AutoencoderKL", "up_block_types": ["UpDecoderBlock2D"] * levels}
         temporal = self._has(f"{decoder}mid.block_1.mix_factor")
         return (
             svd_configs(1)["vae"]
-            | ({} if temporal else image_decoder)
+            | ({} if temporal else image_decoder(levels))
             | {
                 "latent_channels": self._side(f"{decoder}conv_in.weight", 1),
                 "block_out_channels": widths,

@@ -185,7 +185,8 @@ def generate(
     ):
         raise typer.BadParameter(
             "--dtype, --variant, --unet, --vae, --image-encoder, --lora and --without-rewrite belong to "
-            "--checkpoint; a bundle has its own, from its export"
+            "--checkpoint; a bundle has its own, from its export, and takes LoRA by `svd-export lora BUNDLE "
+            "--lora FILE -o NEW_BUNDLE`"
         )
     if reuse is None and (reuse_branch is not None or reuse_threshold is not None):
         raise typer.BadParameter("--reuse-branch and --reuse-threshold belong to --reuse N")

@@ -135,6 +135,8 @@ class FamilyOption(StrEnum):
 
     svd = "svd"
     svd_xt = "svd-xt"
+    sv3d_u = "sv3d-u"
+    sv3d_p = "sv3d-p"
     small = "small"
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Component = Literal["unet", "vae", "image_encoder"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
-Family = Literal["svd", "svd-xt", "small"]
+Family = Literal["svd", "svd-xt", "sv3d-u", "sv3d-p", "small"]
 
 
 class WeightFile(BaseModel):

@@ -97,11 +97,11 @@ class Request:
         return int(self.sampling.get("fps", Settings.fps))
 
 
-def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Request:
-    """`given` holds the tensors that the client sent.  Raises SettingsError.
+def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int, own_steps: int) -> Request:
+    """`given` holds the tensors that the client sent, `own_steps` are the model's, taken where it sends none.
 
     The two limits keep one request from holding an instance for hours; everything else that costs time or
-    memory is bounded by the bundle's static profiles.
+    memory is bounded by the bundle's static profiles.  Raises SettingsError.
     """
     if IMAGE.name not in given:
         raise SettingsError(
@@ -113,7 +113,7 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     call = {p.name: FORMS[type(p.kind)][2](given[p.name]) for p in PARAMETERS if p.name in given}
     _at_most("sigmas", len(call.get("sigmas", ())) - 1, max_steps, " steps")
     _at_most("num_inference_steps", call.get("num_inference_steps", 1), max_steps)
-    _at_most("evaluations of the denoiser", _evaluations(call), max_steps)
+    _at_most("evaluations of the denoiser", _evaluations(call, own_steps), max_steps)
     _at_most("fps", call.get("fps", 1), MAX_FPS)
     _at_most("num_videos_per_prompt", call.get("num_videos_per_prompt", 1), max_videos)
     output_type = _text(given["output_type"]) if "output_type" in given else "mp4"
@@ -130,11 +130,9 @@ def read(given: Mapping[str, np.ndarray], max_steps: int, max_videos: int) -> Re
     return Request(image, secrets.randbits(64) if seed is None else seed, output_type, preview_every, call)
 
 
-def _evaluations(call: Mapping[str, Any]) -> int:
+def _evaluations(call: Mapping[str, Any], own_steps: int) -> int:
     """At most so many: two a step for some samplers.  An unknown one is the engine's to refuse."""
-    steps: int = (
-        len(call["sigmas"]) - 1 if "sigmas" in call else call.get("num_inference_steps", Settings.steps)
-    )
+    steps: int = len(call["sigmas"]) - 1 if "sigmas" in call else call.get("num_inference_steps", own_steps)
     sampler = SAMPLERS.get(call.get("sampler", Settings.sampler))
     return steps * sampler.evaluations if sampler else 0
 

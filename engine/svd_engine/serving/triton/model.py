@@ -103,7 +103,7 @@ class TritonPythonModel:
         from svd_engine.serving.one_video import make_video, watch
 
         given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        asked = inputs.read(given, self.max_steps, self.max_videos)
+        asked = inputs.read(given, self.max_steps, self.max_videos, self.engine.model.steps)
         wanted = _video_request(asked)
 
         def on_step_end(done: int, preview: np.ndarray | None) -> None:
