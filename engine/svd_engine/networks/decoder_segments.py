@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder
 
 ATTENDED = 2  # frames at a time of an attention whose scores may be written out: 9,216 x 9,216 at 576x1024
-MeanAndVariance = tuple[Tensor, Tensor]  # mean and variance [n,G] of frames, or [G] of a video, float32
+FrameMoments = tuple[Tensor, Tensor]  # mean and variance [n,G] of frames, or [G] of a video, float32
 
 
 def decoder_segment(vae: AutoencoderKLTemporalDecoder, spec: NetworkSpec) -> Segment:
@@ -104,7 +104,7 @@ class Front(Segment):
 
 
 class MomentsOfResnet(Segment):
-    def forward(self, x: Tensor, inside: Tensor, mean1: Tensor, variance1: Tensor) -> MeanAndVariance:
+    def forward(self, x: Tensor, inside: Tensor, mean1: Tensor, variance1: Tensor) -> FrameMoments:
         """[n+2,h,w,C] -> moments of what the second norm reads."""
         temporal = self.layers()[0][self.layer][1].temporal_res_block
         h = normalised(temporal.norm1, x, inside, mean1, variance1).to(self.dtype)
@@ -151,7 +151,7 @@ def channels_first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def moments(x: Tensor) -> MeanAndVariance:
+def moments(x: Tensor) -> FrameMoments:
     """Mean and variance of each frame and group: [n,h*w,C] -> [n,G] twice.
 
     In sums of float32.  The variance is that around the mean as the network's type has it, corrected: so a

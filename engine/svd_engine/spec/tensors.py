@@ -12,7 +12,7 @@ from svd_engine.spec.bounds import Kept, SegmentNumber, Side
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import GuidanceMode
 
-BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a value
+VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a value
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * BYTES_OF[self.dtype]
+        return prod(self.shape) * VALUE_BYTES[self.dtype]
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {list(self.shape)}"
