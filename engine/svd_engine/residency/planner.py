@@ -89,7 +89,7 @@ class Planner:
         """The usual plan, not counted, where it surely fits."""
         if self.ceiling is None:
             return None
-        most = used_by_runtime(self.device) + self.ceiling(settings, videos)
+        most = self._runtime_bytes + self.ceiling(settings, videos)
         return Plan(*self._usual_way(settings, videos)) if most <= self.budget.bytes else None
 
     def _usual_way(self, settings: Settings, videos: int) -> tuple[Profile, int | None, type[Residency]]:
@@ -105,6 +105,7 @@ class Planner:
 
     @cached_property
     def _runtime_bytes(self) -> int:
+        """Before networks are loaded: a later call is planned as the first one was."""
         return used_by_runtime(self.device)
 
     def _slices(self, settings: Settings) -> list[int | None]:
