@@ -31,6 +31,7 @@ from svd_engine.networks.parity import example_inputs
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.request import Settings
 from svd_engine.residency import budget as budgets
+from svd_engine.residency import planner as planners
 from svd_engine.residency.budget import Budget, budget_of
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import SLICES, Planner, checkpoint_profiles, lesser_calls
@@ -193,7 +194,7 @@ def test_on_a_cpu_loading_counts(costs: TorchCosts, modules: Modules) -> None:
         asked(), 1
     )
     for one, other in zip(loading, running, strict=True):
-        assert one.stages[0].peak_bytes - other.stages[0].peak_bytes == 1200 - 900 - 11
+        assert one.stages[0].peak_bytes - other.stages[0].peak_bytes == 1100 - 900 - 11
 
 
 def test_weights_that_networks_share_count_once(costs: TorchCosts, modules: Modules) -> None:
@@ -439,6 +440,16 @@ def test_where_memory_is_ample_nothing_is_counted(monkeypatch: pytest.MonkeyPatc
     assert chosen == Plan(Profile.of_request(asked(frames=14), 2), None, Resident)
     with pytest.raises(AttributeError):  # it is counted
         replace(known, budget=Budget(runtime + 99, ALL)).choose(asked(frames=14), 2)
+
+
+def test_loaded_networks_do_not_count_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has grown by them when the second call comes."""
+    taken = [100, 10**9]
+    monkeypatch.setattr(planners, "used_by_runtime", lambda device: taken.pop(0))
+    known = automatic(200, ALL, ceiling=100)
+    first = known.choose(asked(), 1)
+    assert first.stages == ()
+    assert known.choose(asked(), 1) == first
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

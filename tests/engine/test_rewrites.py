@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 
 import pytest
 import torch
 from diffusers.models.resnet import AlphaBlender
+from torch import nn
 
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.errors import SettingsError, TensorMismatch
@@ -28,6 +30,7 @@ from svd_engine.networks.rewrites import (
     winograd_rows,
 )
 from svd_engine.networks.rewrites._blend import spatial_share
+from svd_engine.networks.rewrites._places import parts, rewrite_each
 from svd_engine.networks.rewrites.temporal_conv2d import TemporalConv2d
 from tests.engine.rewrite_networks import (
     call_unet,
@@ -375,3 +378,17 @@ def test_a_size_that_upsampling_must_be_told_is_refused() -> None:
     apply_rewrites(unet, rewrites=TENSORRT_REWRITES)
     with pytest.raises(TensorMismatch, match="switch transposed-upsample off"):
         call_unet(unet, height=7)
+
+
+def test_a_part_that_was_replaced_is_forgotten_at_once() -> None:
+    """So that weights never stand in memory twice."""
+    network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    there = [weakref.ref(part) for part in network]
+    seen = []
+
+    def rewrite(_part: nn.Linear) -> nn.Module:
+        seen.append(sum(part() is not None for part in there))
+        return nn.Identity()
+
+    rewrite_each(parts(network, nn.Linear), lambda _part: None, rewrite, network)
+    assert seen == [4, 3, 2, 1]

@@ -30,7 +30,7 @@ CARD_OF = {  # GB of cards, NVIDIA's are 2**30 bytes, and a card for its speed: 
     6: "GeForce RTX 4060", 8: "GeForce RTX 4060", 10: "GeForce RTX 3080", 12: "GeForce RTX 4070",
     16: "GeForce RTX 4080", 24: "GeForce RTX 4090", 48: "L40S", 80: "H100 SXM", 141: "H200 SXM",
 }  # fmt: skip
-COMMITTED = Path(__file__).parents[1] / "results/plans.json"  # what docs/cards.md shows
+COMMITTED = Path(__file__).parents[1] / "results/plans/plans.json"  # what docs/cards.md shows
 GPU, HALF = torch.device("cuda"), Precision.of("float16")
 NO_LIMIT = Budget(2**60)
 

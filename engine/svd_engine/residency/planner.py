@@ -37,7 +37,7 @@ from svd_engine.spec.tensors import NetworkSpec
 SLICES = (8, 4, 2, 1)  # frames at a time of a streamed decoder, the fastest first
 # Of the activations: kernels' scratch memory, and freed blocks that an allocator keeps (glibc's many of them)
 SCRATCH = {"cuda": 0.1, "cpu": 0.5}
-LOADING = 1.2  # of the weights, while rewrites replace them: SVD's UNet in float32 took 1.16
+LOADING = 1.1  # of the weights, while rewrites replace them: SVD's UNet in float32 took 1.01
 Way = tuple[Profile, int | None, type[Residency]]  # int: frames of a slice
 LATENT_VIDEOS = 6  # that the sampler holds at most, float32
 
@@ -91,7 +91,7 @@ class Planner:
         """The usual plan, not counted, where it surely fits."""
         if self.ceiling is None:
             return None
-        most = used_by_runtime(self.device) + self.ceiling(settings, videos)
+        most = self._runtime_bytes + self.ceiling(settings, videos)
         return Plan(*self._usual_way(settings, videos)) if most <= self.budget.bytes else None
 
     def _usual_way(self, settings: Settings, videos: int) -> Way:
@@ -112,6 +112,7 @@ class Planner:
 
     @cached_property
     def _runtime_bytes(self) -> int:
+        """Before networks are loaded: a later call is planned as the first one was."""
         return used_by_runtime(self.device)
 
     def _slices(self, settings: Settings) -> list[int | None]:

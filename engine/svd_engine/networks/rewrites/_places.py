@@ -5,6 +5,7 @@ Knows torch modules; knows neither what a rewrite proves nor where diffusers use
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,9 +35,15 @@ def rewrite_each(
     rewrite: Callable[[Part], nn.Module | None],
     network: nn.Module,
 ) -> Report:
-    """Rewrites each place that has no obstacle; what `rewrite` returns, if anything, takes its place."""
+    """Rewrites each place that has no obstacle; what `rewrite` returns, if anything, takes its place.
+
+    A part that was replaced is forgotten at once: weights never stand there twice.
+    """
     done, left_alone = 0, []
-    for path, part in places:
+    waiting = deque(places)
+    del places
+    while waiting:
+        path, part = waiting.popleft()
         reason = obstacle(part)
         if reason is not None:
             left_alone.append(f"{path}: {reason}")
