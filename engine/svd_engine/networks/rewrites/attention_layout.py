@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
@@ -144,7 +144,8 @@ def plus(x: Tensor, per_video: Tensor) -> Tensor:
     batch = per_video.shape[1]
     if batch == 1:
         return x + per_video[:, 0]
-    return (x.unflatten(1, (batch, -1)) + per_video).flatten(1, 2)
+    out: Tensor = (x.unflatten(1, (batch, -1)) + per_video).flatten(1, 2)
+    return out
 
 
 def attend(attention: Attention | FusedSelfAttention, x: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
     f([x_1 ... x_N]) = [f(x_1 ... x_n) f(x_n+1 ... x_N)]      for f that sees one token at a time
 
-Between the products of a feed-forward lie value and gate, each four times as wide as its tokens, and where the
-UNet has most tokens nothing else needs as much memory.  Half of the tokens at a time need half of it.  The
-normalisation before it goes with it: a slice of what a normalisation wrote would be a copy.
+Between the products of a feed-forward lie value and gate, each four times as wide as its tokens; where the
+UNet has most tokens, nothing else takes as much memory.  Half of the tokens at a time take half of it.  The
+normalisation before it goes with it: its own output would be copied to be sliced.
 In diffusers: norm3 and ff of BasicTransformerBlock, norm_in, ff_in, norm3 and ff of
 TemporalBasicTransformerBlock, in the transformers of fewest channels.
 """
