@@ -176,7 +176,7 @@ def test_tokens_that_stay_as_they_lie(part: str, changes: dict[str, Any], reason
 
 IN_PARTS: list[tuple[str, dict[str, Any], str]] = [
     ("temporal", {"ff_in": nn.Identity()}, "its feed-forward is not diffusers' FeedForward"),
-    ("spatial", {"norm3": nn.GroupNorm(4, 32)}, "its normalisations are not of single tokens"),
+    ("temporal", {"norm3": nn.GroupNorm(4, 32)}, "its normalisations are not of single tokens"),
 ]
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
@@ -100,18 +100,15 @@ class SequenceOutermost(VideoTransformer):
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             spatial_c, temporal_c = (b.attn2.to_out(encoder_hidden_states)[None] for b in (spatial, temporal))
             x = without_c(spatial, x.transpose(0, 1), spatial_c)  # [h*w, B*F, C]
-            x = turned(x, batch)  # [F, B*h*w, C]
-            told = positions + spatial_c  # and `mixed` are what diffusers calls hidden_states_mix
-            mixed = x + temporal.ff_in(temporal.norm_in(plus(x, told)))
-            mixed = mixed + attend(temporal.attn1, temporal.norm1(plus(mixed, told)))
-            told = told + temporal_c
-            mixed = mixed + temporal.ff(temporal.norm3(plus(mixed, told)))
-            mixed = self.time_mixer(  # [F, B*h*w, C]
-                x_spatial=plus(x, spatial_c),
-                x_temporal=plus(mixed, told),
+            mixed = turned(x, batch) + of_tokens(positions + spatial_c, len(x))  # [F, B*h*w, C]
+            mixed = mixed + temporal.ff_in(temporal.norm_in(mixed))
+            mixed = without_c(temporal, mixed, temporal_c) + of_tokens(temporal_c, len(x))
+            x = x + of_tokens(spatial_c, frames)
+            x = self.time_mixer(  # [B*F, h*w, C]
+                x_spatial=x.transpose(0, 1),
+                x_temporal=by_image(mixed, batch),
                 image_only_indicator=image_only_indicator,
             )
-            x = by_image(mixed, batch)  # [B*F, h*w, C]
         x = self.proj_out(x.transpose(1, 2).reshape(hidden_states.shape))
         return (hidden_states + x,)
 
@@ -128,24 +125,23 @@ def by_image(x: Tensor, batch: int) -> Tensor:
     return x if batch == 1 else x.unflatten(1, (batch, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def without_c(block: BasicTransformerBlock, x: Tensor, c: Tensor) -> Tensor:
-    """What a spatial block makes of tokens [S, B*O, C], less what its cross-attention adds, c [1,B,1,C].
+def without_c(block: BasicTransformerBlock | TemporalBasicTransformerBlock, x: Tensor, c: Tensor) -> Tensor:
+    """What a block makes of tokens [S, B*O, C], less what its cross-attention adds, c [1,B,1,C].
 
     c is in the sum that the feed-forward reads, and is left to whatever reads the result: neither sum is
-    written then.  Nor are the positions and the c of the temporal block, which starts from the same tokens.
+    written then.
     """
     x = x + attend(block.attn1, block.norm1(x))
-    out: Tensor = x + block.ff(block.norm3(plus(x, c)))
+    batch = c.shape[1]
+    out: Tensor = x + block.ff(block.norm3(x + of_tokens(c, x.shape[1] // batch)))
     return out
 
 
-def plus(x: Tensor, per_video: Tensor) -> Tensor:
-    """Tokens [S, B*O, C] and what each token of a video has more, [S,B,1,C] or [1,B,1,C]."""
-    batch = per_video.shape[1]
-    if batch == 1:
-        return x + per_video[:, 0]
-    out: Tensor = (x.unflatten(1, (batch, -1)) + per_video).flatten(1, 2)
-    return out
+def of_tokens(per_video: Tensor, others: int) -> Tensor:
+    """[S,B,1,C] -> [S, B*O, C], or for one video [S,1,C], which is the same to a sum."""
+    if per_video.shape[1] == 1:
+        return per_video[:, 0]
+    return per_video.expand(-1, -1, others, -1).flatten(1, 2)
 
 
 def attend(attention: Attention | FusedSelfAttention, x: Tensor) -> Tensor:
