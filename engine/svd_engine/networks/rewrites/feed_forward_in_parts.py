@@ -33,7 +33,7 @@ def apply(network: nn.Module) -> Report:
     return rewrite_each(places, obstacle, rewrite, network)
 
 
-def blocks_at_the_peak(unet: Any) -> Iterator[tuple[str, BasicTransformerBlock | TemporalBasicTransformerBlock]]:
+def blocks_at_the_peak(unet: Any) -> Iterator[tuple[str, Any]]:
     """Of the widest level: temporal blocks beside which a skip waits, and spatial ones beside two."""
     down, up = unet.down_blocks[0], unet.up_blocks[-1]
     last = len(unet.up_blocks) - 1
