@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from svd_engine.networks.rewrites._places import Report, rewrite_each
 
-PARTS = 2
+SPLIT = 2
 
 
 def apply(network: nn.Module) -> Report:
@@ -82,5 +82,5 @@ class NormedInParts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
-        made = [self.feed_forward(self.norm(t)) for t in tokens.split(ceil(len(tokens) / PARTS))]
+        made = [self.feed_forward(self.norm(t)) for t in tokens.split(ceil(len(tokens) / SPLIT))]
         return torch.cat(made).view_as(x)
