@@ -140,6 +140,7 @@ def build(graph: Path, target: str) -> tuple[bytes, list[str]]:
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.clear_flag(trt.BuilderFlag.TF32)
+        config.max_aux_streams = 0  # as plans are built: kernels side by side would hold the memory of both
         config.num_compute_capabilities = 1
         config.set_compute_capability(wanted, 0)
         plan = builder.build_serialized_network(network, config)

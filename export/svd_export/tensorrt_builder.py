@@ -166,7 +166,7 @@ def _built(network: Any, config: tensorrt.IBuilderConfig, monitor: Any) -> tenso
 def _config(
     network: Any, flavour: Flavour, target: Target, options: BuildOptions, monitor: Any
 ) -> tensorrt.IBuilderConfig:
-    """By Polygraphy; then what it has no words for: refitting, and no TF32 in RTX."""
+    """By Polygraphy; then what it has no words for: refitting, no TF32 in RTX, and one stream."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -200,6 +200,7 @@ def _config(
         elif options.stripped:  # the same weights, or the numbers may be wrong
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     config.clear_flag(trt.BuilderFlag.TF32)
+    config.max_aux_streams = 0  # kernels side by side would hold the memory of both
     return config
 
 

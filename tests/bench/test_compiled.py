@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -314,6 +315,14 @@ def test_the_page_shows_the_ladder() -> None:
     rungs = [ladder_table(read_compiled(path)) for path in sorted(RESULTS.glob("ladder-*.json"))]
     assert rungs
     assert all(table.markdown().strip() in text for table in rungs)
+
+
+def test_the_readme_shows_the_denoisers_ladder() -> None:
+    """Its rungs, kernels, traffic and activations."""
+    whole = ladder_table(read_compiled(RESULTS / "ladder-denoiser.json"))
+    header, *rows = ([line[i] for i in (1, 2, 3, 5)] for line in (whole.header, *whole.rows))
+    short = replace(whole, header=header, rows=rows, left=1)
+    assert short.markdown().strip() in (ROOT / "README.md").read_text()
 
 
 def test_the_committed_denoiser_attends_in_fused_kernels() -> None:

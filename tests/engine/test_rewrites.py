@@ -63,6 +63,7 @@ PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder wit
     "linear-as-convolution": (90, 2),
     "channels-last": (55, 39 + 3 * 16),  # four weights for one
     "attention-layout": (6, 0),
+    "feed-forward-in-parts": (6, 0),
     "transposed-upsample": (1, 1),
     "frames-in-groups": (0, 1),
 }

@@ -174,6 +174,24 @@ def test_tokens_that_stay_as_they_lie(part: str, changes: dict[str, Any], reason
     assert (applied.places, applied.left_alone) == (5, (f"down_blocks.0.attentions.0: {reason}",))
 
 
+IN_PARTS: list[tuple[str, dict[str, Any], str]] = [
+    ("temporal", {"ff_in": nn.Identity()}, "its feed-forward is not diffusers' FeedForward"),
+    ("temporal", {"norm3": nn.GroupNorm(4, 32)}, "its normalisations are not of single tokens"),
+]
+
+
+@pytest.mark.parametrize(("part", "changes", "reason"), IN_PARTS)
+def test_feed_forwards_that_stay_whole(part: str, changes: dict[str, Any], reason: str) -> None:
+    unet = random_unet()
+    for attribute, value in changes.items():
+        setattr(PARTS[part](unet), attribute, value)
+    (rewrite,) = [r for r in TENSORRT_REWRITES if r.name == "feed-forward-in-parts"]
+    (applied,) = apply_rewrites(unet, rewrites=[rewrite])
+    assert len(applied.left_alone) == 1
+    assert applied.left_alone[0].startswith("down_blocks.0.attentions.0.")
+    assert applied.left_alone[0].endswith(f": {reason}")
+
+
 def test_a_blend_of_two_layers_keeps_its_tokens() -> None:
     unet = random_unet(transformer_layers_per_block=2)
     expected = call_unet(unet)

@@ -69,6 +69,7 @@ def test_what_tensorrt_is_asked_for(trt: Any, folder: Path) -> None:
     assert trt.called("IBuilderConfig.set_memory_pool_limit") == [("WORKSPACE", 8 * 2**30)]
     (config,) = trt.configs
     assert config.flags == set()  # no TF32: float32 means float32
+    assert config.max_aux_streams == 0
     assert config.hardware_compatibility_level is HardwareCompatibilityLevel.NONE
     assert config.builder_optimization_level == 3
 

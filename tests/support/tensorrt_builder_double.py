@@ -115,6 +115,7 @@ class IBuilderConfig(Recorded):
         self.flags, self.cache = {BuilderFlag.TF32}, Memory()
         self.profiling_verbosity = self.default_device_type = None
         self.num_optimization_profiles, self.DLA_core = 1, -1
+        self.max_aux_streams = -1  # TensorRT chooses
         self.builder_optimization_level = self.hardware_compatibility_level = self.progress_monitor = None
         self.trt.configs.append(self)
 

@@ -65,6 +65,7 @@ TENSORRT_REWRITES: tuple[Rewrite, ...] = (
     *(r for r in REWRITES if r.name not in ("fused-qkv", "frames-in-place", "phase-upsample")),
     Rewrite("attention-layout", "tokens in the order in which attention reads them, without copies"),
     Rewrite("transposed-upsample", "nearest upsampling and a 3x3 convolution as one transposed convolution"),
+    Rewrite("feed-forward-in-parts", "feed-forwards at the peak of memory, half of the tokens at a time"),
     Rewrite("frames-in-groups", "the VAE decoder's widest place, a few frames at a time"),
 )
 
