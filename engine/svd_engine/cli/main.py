@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from svd_engine.engine import VideoEngine
     from svd_engine.output import VideoOutput
+    from svd_engine.report import PromptReport
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command()(serve)
@@ -202,7 +203,7 @@ def generate(
     check_name(backend)
     console.show_notices()
     check(call)  # before anything is opened
-    two = devices.split(",") if devices is not None else None
+    two = [name.strip() for name in devices.split(",")] if devices is not None else None
     reused = Reuse(reuse, reuse_branch, reuse_threshold) if reuse is not None else None
     chosen = given_options(context, call)
     if {"sigmas", "num_inference_steps"} <= chosen:
@@ -213,6 +214,7 @@ def generate(
         )
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
     targets = _targets(output, videos, fps, report)
+    of_words: PromptReport | None = None
     if prompt is not None:
         kept = check_prompt(prompt, text_model, output[0], [*chain.from_iterable(targets), report])
     photograph = load_image(image, transparency=True) if image is not None else None
@@ -246,7 +248,7 @@ def generate(
         call |= {name: value for name, value in recommended.items() if name not in chosen}
         check(call)
     if prompt is not None:
-        photograph = picture_of_prompt(engine, prompt, text_model, seed, kept)
+        photograph, of_words = picture_of_prompt(engine, prompt, text_model, seed, kept)
     if photograph is not None:
         size = call["height"] or engine.default.height, call["width"] or engine.default.width
         if not (engine.model.orbits and photograph.has_transparency_data):  # which is centred on a square
@@ -260,7 +262,8 @@ def generate(
         result = _with_progress(engine, seed, generated, call)
     _write(result, targets, fps)
     if report is not None:
-        console.write_text(report, result.report.model_dump_json(indent=1) + "\n")
+        run = result.report.model_copy(update={"prompt": of_words})
+        console.write_text(report, run.model_dump_json(indent=1) + "\n")
     _summary(result, targets)
 
 
