@@ -155,6 +155,23 @@ def test_other_networks_make_other_videos(
     assert len(calls) == 2
 
 
+def test_reuse_makes_other_videos_and_a_preset_is_less_than_what_is_said(
+    tiny_checkpoint: Path, pictures: Path, tmp_path: Path, calls: list[str]
+) -> None:
+    rows = "image,output,steps\na b.png,one,\na b.png,two,3\n"
+    (pictures / "list.csv").write_text(rows)
+    size = ("--frames", 2, "--height", HEIGHT, "--width", WIDTH, "--device", "cpu", "--schedule", "karras")
+    batch = ("batch", pictures / "list.csv", "-o", tmp_path / "out", "--checkpoint", tiny_checkpoint, *size)
+    preset = ("--preset", "animatelcm")
+    for reuse in ((), ("--reuse", 2), ("--reuse", 2)):
+        assert call(main, *batch, *preset, *reuse) == 0
+    assert calls == ["seed 0, 4 steps", "seed 0, 3 steps"] * 2
+    assert {(r["sampler"], r["schedule"], r["status"]) for r in table(tmp_path / "out")} == {
+        ("lcm", "karras", "kept")
+    }
+    assert call(main, *batch, "--reuse", 1) == 2
+
+
 def test_settings_of_each_picture_from_csv(
     batch: Batch, pictures: Path, tmp_path: Path, calls: list[str]
 ) -> None:
@@ -363,6 +380,7 @@ def test_ctrl_c_keeps_what_is_done(tiny_bundle: Path, pictures: Path, tmp_path: 
     [
         ((), "pass either --bundle BUNDLE or --checkpoint CHECKPOINT"),
         (("--bundle", "b", "--dtype", "fp16"), "belong to --checkpoint"),
+        (("--bundle", "b", "--reuse-branch", 1), "belong to --reuse N"),
         (("--bundle", "b", "--gpus", 2), "--gpus and --cpus belong to --ray ADDRESS"),
         (("--bundle", "b", "--ray", "local", "--gpus", 2, "--cpus", 2), "either --gpus N or --cpus N"),
         (("--bundle", "b", "--ray", "local", "--device", "cpu"), "--device does nothing with --ray"),

@@ -26,8 +26,8 @@ from svd_engine.request import PARAMETERS, Angles, FrameScales, NoiseLevels, One
 LISTS = (".csv", ".jsonl")
 VIDEO_FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS if suffix)
 PICTURE, OUTPUT = "image", "output"  # the columns beside the parameters
-LONGEST_NAME = 200  # bytes, of the 255 that a disk allows with an ending
-NAME = f"1 to {LONGEST_NAME} bytes in UTF-8 that can be printed, without a folder or a leading dot"
+MAX_NAME_BYTES = 200  # of the 255 that a disk allows with an ending
+A_NAME = f"1 to {MAX_NAME_BYTES} bytes in UTF-8 that can be printed, without a folder or a leading dot"
 COLUMNS: dict[str, Parameter] = {
     name: parameter
     for parameter in PARAMETERS
@@ -125,7 +125,7 @@ def _item(
     if not isinstance(output, str) or not _is_name(output):
         raise SettingsError(
             f"{where}, {OUTPUT}",
-            expected=NAME,
+            expected=A_NAME,
             got=repr(output),
             remedy="Leave it empty to take the picture's name."
             if output != path.stem
@@ -155,7 +155,7 @@ def _is_name(text: str) -> bool:
         and text == text.strip()
         and not text.startswith(".")
         and not set(text) & set("/\\")
-        and 0 < len(text.encode()) <= LONGEST_NAME
+        and 0 < len(text.encode()) <= MAX_NAME_BYTES
     )
 
 
@@ -287,7 +287,7 @@ def _check_outputs(items: list[Item], suffix: str) -> None:
         if not _is_name(item.name):
             raise SettingsError(
                 f"picture {str(item.picture)!r}",
-                expected=f"a name that its video can have: {NAME}",
+                expected=f"a name that its video can have: {A_NAME}",
                 got=repr(item.name),
                 remedy="Rename it, or leave it out.",
             )

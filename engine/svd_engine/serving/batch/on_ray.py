@@ -32,6 +32,7 @@ class BatchWorker:
         self.unusable: SvdEngineError | None = None
         try:
             self.engine = opening.open()
+            self.engine.set_progress_bar_config(disable=True)  # a batch has one of its own
         except SvdEngineError as error:  # raised here, Ray would start the worker again and again
             self.unusable = error
 
