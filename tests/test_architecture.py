@@ -28,9 +28,9 @@ BACKENDS = {f"svd_engine.backends.{name}" for name in ("torch", "onnxruntime", "
 LAYERS: tuple[set[str], ...] = (
     {"_version", "errors", "shell", "host_memory", "torch_state", "observer", "py.typed", "assets"},
     {"install", "values", "arguments", "call_queue", "clock", "spec"},
-    {"request", "sampling", "media", "steering", "text_to_image"},
+    {"request", "sampling", "media", "steering"},
     {"report", "checkpoint", "bundle"},
-    {"output", "networks"},
+    {"output", "networks", "text_to_image"},
     {"backends"},
     {"residency"},
     {"guidance_parallel"},

@@ -80,6 +80,24 @@ class PlanReport(BaseModel):
     stages: list[PlannedStage]
 
 
+class PromptReport(BaseModel):
+    """Of which words, and how, a text-to-image model made the photograph."""
+
+    prompt: str
+    model: str  # folder or hub id
+    revision: str | None  # commit of a hub id; None of a folder
+    pipeline: str  # class of diffusers
+    scheduler: str
+    steps: int | None  # the pipeline's own; None where its call names none
+    guidance_scale: float | None
+    width: int  # pixels
+    height: int
+    seed: int
+    device: str
+    dtype: str
+    milliseconds: float  # with loading
+
+
 class RunReport(BaseModel):
     """What one call ran: settings, backend and device of each stage, times in ms, memory, versions."""
 
@@ -92,6 +110,7 @@ class RunReport(BaseModel):
     lora: list[LoraFile] = []  # fused into the UNet
     profile: str
     settings: Settings
+    prompt: PromptReport | None = None  # of a photograph that was made of words
     seeds: list[int]  # of the generators; empty when the caller gave none
     chosen_because: str
     stages: dict[str, StagePlacement]  # by network; a decoder of a second chunk size by its key

@@ -6,12 +6,16 @@ Knows diffusers' pipelines as what loads by a name and is called with a prompt, 
 from __future__ import annotations
 
 import gc
+import inspect
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from svd_engine.errors import BackendError, CheckpointError, ImageError, SettingsError
+from svd_engine.report import PromptReport
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,8 +36,10 @@ def check(prompt: str, model: str) -> None:
         )
 
 
-def picture_of(prompt: str, model: str, *, seed: int, device: torch.device, dtype: torch.dtype) -> Image:
-    """A picture of the model's own size, with the defaults of its pipeline.
+def picture_of(
+    prompt: str, model: str, *, seed: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Image, PromptReport]:
+    """A picture of the model's own size, with the defaults of its pipeline, and how it was made.
 
     model: a folder that diffusers wrote, or a hub id; its weights are read from safetensors only.
     seed: of a generator on the CPU, so that every device starts from the same noise.
@@ -50,9 +56,12 @@ def picture_of(prompt: str, model: str, *, seed: int, device: torch.device, dtyp
     return made
 
 
-def _run(model: str, prompt: str, seed: int, device: torch.device, dtype: torch.dtype) -> Image:
+def _run(
+    model: str, prompt: str, seed: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Image, PromptReport]:
     from diffusers import AutoPipelineForText2Image
 
+    started = time.perf_counter()
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(model, torch_dtype=dtype, use_safetensors=True)
     except Exception as error:  # diffusers, transformers and the hub raise many kinds
@@ -79,4 +88,26 @@ def _run(model: str, prompt: str, seed: int, device: torch.device, dtype: torch.
             remedy="Choose another prompt or seed.",
         )
     picture: Image = output.images[0]
-    return picture
+    own = inspect.signature(pipeline.__call__).parameters
+    report = PromptReport(
+        prompt=prompt, model=model, revision=_revision(model), pipeline=type(pipeline).__name__,
+        scheduler=type(pipeline.scheduler).__name__, steps=_default(own, "num_inference_steps"),
+        guidance_scale=_default(own, "guidance_scale"), width=picture.width, height=picture.height, seed=seed,
+        device=str(device), dtype=str(dtype).removeprefix("torch."),
+        milliseconds=(time.perf_counter() - started) * 1e3,
+    )  # fmt: skip
+    return picture, report
+
+
+def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
+    return parameters[name].default if name in parameters else None
+
+
+def _revision(model: str) -> str | None:
+    """The commit that a hub id's files are of, as the hub's cache on this machine has them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(model).exists():
+        return None
+    found = try_to_load_from_cache(model, "model_index.json")
+    return Path(found).parent.name if isinstance(found, str) else None

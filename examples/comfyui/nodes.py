@@ -5,6 +5,7 @@ Letters in shapes: B pictures, N videos, F frames, H W pixels, h w latent pixels
 
 from __future__ import annotations
 
+import functools
 import io as streams
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,10 @@ _opened: dict[tuple[object, ...], VideoEngine] = {}  # at most one
 
 
 def opened(source: str, **options: Any) -> VideoEngine:
-    """The engine of the last run if it is the same one, or else a new one in its place."""
+    """The engine of the last run if it is the same one, or else a new one in its place.
+
+    options: of `VideoEngine.from_checkpoint`; a bundle has a dtype of its own.
+    """
     key = (source, *options.items())
     if key not in _opened:
         free()
@@ -140,6 +144,23 @@ def free() -> None:
     """Frees networks and weights; the next run loads them again."""
     for engine in _opened.values():
         engine.close()
+
+
+def free_with_models() -> None:
+    """Has ComfyUI's `unload_all_models` free the engine, too.
+
+    Its button, its route `/free` and its answer to a GPU out of memory call that.  It keeps a list of models,
+    but of its own patchers only, which an engine is none of.
+    """
+    manager = comfy.model_management
+    unload = manager.unload_all_models
+
+    @functools.wraps(unload)
+    def unload_all_models(*arguments: Any, **named: Any) -> Any:
+        free()
+        return unload(*arguments, **named)
+
+    manager.unload_all_models = unload_all_models
 
 
 class _Progress(Observer):
@@ -214,11 +235,8 @@ class LoadEngine(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, source: str, backend: str, device: str, dtype: str, swap_networks: bool, memory: str
-    ) -> io.NodeOutput:
-        options = {"backend": backend, "device": device, "dtype": dtype, "swap_networks": swap_networks}
-        return io.NodeOutput(opened(source, **options, memory=memory or None))
+    def execute(cls, memory: str, **given: Any) -> io.NodeOutput:
+        return io.NodeOutput(opened(**given, memory=memory or None))
 
 
 class Generate(io.ComfyNode):
@@ -320,4 +338,5 @@ class Extension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> Extension:
+    free_with_models()
     return Extension()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import signal
 import time
@@ -154,6 +155,23 @@ def test_other_networks_make_other_videos(
     assert len(calls) == 2
 
 
+def test_reuse_makes_other_videos_and_a_preset_is_less_than_what_is_said(
+    tiny_checkpoint: Path, pictures: Path, tmp_path: Path, calls: list[str]
+) -> None:
+    rows = "image,output,steps\na b.png,one,\na b.png,two,3\n"
+    (pictures / "list.csv").write_text(rows)
+    size = ("--frames", 2, "--height", HEIGHT, "--width", WIDTH, "--device", "cpu", "--schedule", "karras")
+    batch = ("batch", pictures / "list.csv", "-o", tmp_path / "out", "--checkpoint", tiny_checkpoint, *size)
+    preset = ("--preset", "animatelcm")
+    for reuse in ((), ("--reuse", 2), ("--reuse", 2)):
+        assert call(main, *batch, *preset, *reuse) == 0
+    assert calls == ["seed 0, 4 steps", "seed 0, 3 steps"] * 2
+    assert {(r["sampler"], r["schedule"], r["status"]) for r in table(tmp_path / "out")} == {
+        ("lcm", "karras", "kept")
+    }
+    assert call(main, *batch, "--reuse", 1) == 2
+
+
 def test_settings_of_each_picture_from_csv(
     batch: Batch, pictures: Path, tmp_path: Path, calls: list[str]
 ) -> None:
@@ -205,7 +223,16 @@ def test_a_list_may_be_wrong_about_its_pictures(batch: Batch, pictures: Path, tm
         ("l.csv", "image,steps\na.png\n", "line 2: expected 2 cells, one for each column, got 1"),
         ("l.csv", 'image,steps\n"a.png,2\n', "comma-separated values"),
         ("l.csv", "image,steps\n,2\n", "line 2, image: expected the path of a picture, got None"),
-        ("l.csv", "image,output\na.png,../b\n", "line 2, output: expected the name of a video"),
+        ("l.csv", "image,output\na.png,../b\n", "line 2, output: expected 1 to 200 bytes.*without a folder"),
+        ("l.csv", "image,output\na.png,a\\b\n", "line 2, output: expected 1 to 200 bytes in UTF-8"),
+        ("l.csv", 'image,output\na.png,"a\nb"\n', "line 3, output: expected 1 to 200 bytes"),
+        ("l.csv", f"image,output\na.png,{'n' * 201}\n", "output: expected 1 to 200 bytes"),
+        ("l.csv", f"image\n{'n' * 201}.png\n", "Name the video in a column output"),
+        ("l.jsonl", '{"image": "a.png", "output": ""}\n', "output: expected 1 to 200 bytes.*got ''"),
+        ("l.jsonl", '{"image": "a.png", "output": "a\\u0000"}\n', "output: expected 1 to 200 bytes"),
+        ("l.jsonl", '{"image": "a.png", "seed": 1, "seed": 2}\n', "a JSON object, got.*a name twice"),
+        ("l.csv", "image;seed\na.png;1\n", "got 'image;seed'. Separate cells with commas"),
+        ("l.csv", "image,output\na.png,\u00fc\na.png,u\u0308\n", "expected one picture that it is of"),
         ("l.csv", "image\na.png\nb/A.jpg\n", "video A.mp4: expected one picture"),
         ("l.csv", "image,num_videos,output\na.png,2,\na.png,,\n", "video a.mp4: expected one picture"),
         ("l.csv", "image,num_videos,output\na.png,2,\na.png,,a-1\n", "video a-1.mp4: expected one picture"),
@@ -219,7 +246,7 @@ def test_a_list_may_be_wrong_about_its_pictures(batch: Batch, pictures: Path, tm
     ],
 )  # fmt: skip
 def test_a_list_that_cannot_be_followed_is_refused(tmp_path: Path, name: str, text: str, told: str) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=told):
         read_items(tmp_path / name, DEFAULTS, "mp4")
 
@@ -228,6 +255,17 @@ def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_bytes("image\nä.png\n".encode("latin-1"))
     with pytest.raises(SettingsError, match="expected UTF-8"):
         read_items(tmp_path / "l.csv", DEFAULTS, "mp4")
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"two\nlines", b"n" * 201])
+def test_a_picture_whose_name_no_video_can_have_is_refused(tmp_path: Path, name: bytes) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this disk refuses it as well")
+    with pytest.raises(SettingsError, match="a name that its video can have: 1 to 200 bytes") as refusal:
+        read_items(tmp_path, DEFAULTS, "mp4")
+    str(refusal.value).encode()
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
@@ -342,6 +380,7 @@ def test_ctrl_c_keeps_what_is_done(tiny_bundle: Path, pictures: Path, tmp_path: 
     [
         ((), "pass either --bundle BUNDLE or --checkpoint CHECKPOINT"),
         (("--bundle", "b", "--dtype", "fp16"), "belong to --checkpoint"),
+        (("--bundle", "b", "--reuse-branch", 1), "belong to --reuse N"),
         (("--bundle", "b", "--gpus", 2), "--gpus and --cpus belong to --ray ADDRESS"),
         (("--bundle", "b", "--ray", "local", "--gpus", 2, "--cpus", 2), "either --gpus N or --cpus N"),
         (("--bundle", "b", "--ray", "local", "--device", "cpu"), "--device does nothing with --ray"),

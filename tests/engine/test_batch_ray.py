@@ -160,6 +160,11 @@ def test_more_workers_than_there_is_room_for(asked: tuple[int | None, int | None
         on_ray._workers(Connected(4, 32), *asked)
 
 
+def test_gpus_of_a_cluster_that_has_none() -> None:
+    with pytest.raises(SettingsError, match=r"the 0 of the cluster, got 2\..*leave it out to run on CPUs"):
+        on_ray._workers(Connected(0, 32), 2, None)
+
+
 @pytest.fixture
 def items(tmp_path: Path) -> list[Item]:
     picture(tmp_path / "a.png")

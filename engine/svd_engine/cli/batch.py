@@ -10,24 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svd_engine.backends.registry import check_name
 from svd_engine.cli import console
 from svd_engine.cli.call_options import call_options, given_options
-from svd_engine.cli.options import (
-    BackendOption,
-    DTypeOption,
-    ImageEncoderPart,
-    LoraFiles,
-    LoraPartial,
-    MemoryOption,
-    SwapNetworks,
-    UNetPart,
-    VaePart,
-    Variant,
-    lora_of,
-    memory_of,
-    parts_of,
-)
+from svd_engine.cli.engine_options import EngineOptions, engine_options
 
 if TYPE_CHECKING:
     from svd_engine.serving.batch.items import Item
@@ -45,6 +30,7 @@ class VideoFormatOption(StrEnum):
     png = "png"
 
 
+@engine_options
 @call_options
 def batch(
     context: typer.Context,
@@ -65,8 +51,8 @@ def batch(
             "-o", "--output", help="Folder for the videos, summary.csv, and an error file for each failure."
         ),
     ],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to run, exported by svd-export onnx.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint to run, as generate takes it.")] = None,
+    *,
+    opened: EngineOptions,
     video_format: Annotated[
         VideoFormatOption, typer.Option("--format", help="Format of the videos; png is a contact sheet.")
     ] = VideoFormatOption.mp4,
@@ -75,7 +61,8 @@ def batch(
         typer.Option(
             metavar="ADDRESS",
             help="Share the work out with Ray: auto or HOST:PORT for a cluster that runs, local to start Ray "
-            "on this machine. Default: one video after the other in this process.",
+            "on this machine. It gives each worker its device. Default: one video after the other in this "
+            "process.",
         ),
     ] = None,
     gpus: Annotated[
@@ -84,68 +71,33 @@ def batch(
     cpus: Annotated[
         int | None, typer.Option(help="With --ray: workers on the CPU instead, one a CPU slot.", min=1)
     ] = None,
-    backend: BackendOption = "auto",
-    device: Annotated[
-        str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N. With --ray, Ray decides.")
-    ] = "auto",
-    dtype: Annotated[
-        DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
-    ] = DTypeOption.auto,
-    variant: Variant = None,
-    unet: UNetPart = None,
-    vae: VaePart = None,
-    image_encoder: ImageEncoderPart = None,
-    lora: LoraFiles = None,
-    lora_partial: LoraPartial = False,
-    swap_networks: SwapNetworks = False,
-    memory: MemoryOption = "auto",
     **call: Any,
 ) -> None:
     """Generate a video of every picture in a folder or a list; run again, make what is missing or changed.
 
     A picture that cannot be used leaves an error file, and the others are made: the exit code is 1 then.
     """
-    if (bundle is None) == (checkpoint is None):
-        raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
-    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
-    if bundle is not None and any((dtype is not DTypeOption.auto, variant, parts, scales, lora_partial)):
-        raise typer.BadParameter(
-            "--dtype, --variant, --unet, --vae, --image-encoder and --lora belong to --checkpoint"
-        )
+    opened.check()
     if ray is None and (gpus is not None or cpus is not None):
         raise typer.BadParameter("--gpus and --cpus belong to --ray ADDRESS; --ray local needs no cluster")
     if gpus is not None and cpus is not None:
         raise typer.BadParameter("pass either --gpus N or --cpus N")
-    if ray is not None and device != "auto":
+    if ray is not None and opened.device != "auto":
         raise typer.BadParameter("--device does nothing with --ray: pass --gpus N or --cpus N")
-    if {"sigmas", "num_inference_steps"} <= given_options(context, call):
+    chosen = given_options(context, call)
+    if {"sigmas", "num_inference_steps"} <= chosen:
         raise typer.BadParameter("pass either --steps or --sigmas")
-    check_name(backend)
     console.show_notices()
 
-    from svd_engine.checkpoint.opening import hides_frames
     from svd_engine.request import check
     from svd_engine.serving.batch.items import read_items
-    from svd_engine.serving.batch.opening import Opening, wherever
     from svd_engine.serving.batch.records import Results
 
     check(call)
+    opening = opened.opening(call["num_frames"]).from_anywhere()
+    if opened.preset is not None:
+        call = opened.with_preset(call, chosen, opening.model)
     items = read_items(source, call, video_format.value)
-    options: dict[str, Any] = {
-        "backend": backend, "device": device, "swap_networks": swap_networks,
-        "memory": memory_of(memory),
-    }  # fmt: skip
-    if bundle is not None:
-        opening = Opening(bundle.absolute(), None, options)
-    else:
-        assert checkpoint is not None
-        opened = {
-            "source": wherever(checkpoint), "variant": variant,
-            "frames": call["num_frames"] if hides_frames(checkpoint) else None,
-            "parts": {part: wherever(path) for part, path in parts.items()},
-            "lora": {wherever(file): scale for file, scale in scales.items()}, "lora_partial": lora_partial,
-        }  # fmt: skip
-        opening = Opening(None, opened, {**options, "dtype": dtype.value})
     results = Results(output.absolute(), f".{video_format.value}", opening.digest)
     with results.opened():
         results.check(items)

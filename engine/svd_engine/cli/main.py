@@ -10,27 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svd_engine.backends.registry import NAMES, check_name
+from svd_engine.backends.registry import NAMES
 from svd_engine.cli import console
 from svd_engine.cli.batch import batch
 from svd_engine.cli.call_options import call_options, given_options
+from svd_engine.cli.engine_options import EngineOptions, engine_options
 from svd_engine.cli.options import (
-    BackendOption,
     DecodingOption,
     DTypeOption,
     ImageEncoderPart,
     LoraFiles,
     LoraPartial,
-    MemoryOption,
-    PresetOption,
-    SwapNetworks,
     UNetPart,
     VaePart,
     Variant,
     VersionFlag,
     integer,
     lora_of,
-    memory_of,
     parts_of,
 )
 from svd_engine.cli.prompt import check_prompt, picture_of_prompt
@@ -42,6 +38,7 @@ if TYPE_CHECKING:
 
     from svd_engine.engine import VideoEngine
     from svd_engine.output import VideoOutput
+    from svd_engine.report import PromptReport
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command()(serve)
@@ -53,6 +50,7 @@ def root(version: VersionFlag = False) -> None:
 
 
 @app.command()
+@engine_options
 @call_options
 def generate(
     context: typer.Context,
@@ -97,74 +95,14 @@ def generate(
             "stabilityai/stable-diffusion-xl-base-1.0.",
         ),
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle to run, exported by svd-export onnx.")] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Checkpoint to run: svd, svd-xt, svd-xt-1-1, demo, a diffusers folder, a single "
-            "file such as svd_xt.safetensors or sv3d_u.safetensors, or a hub id."
-        ),
-    ] = None,
-    backend: BackendOption = "auto",
-    device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")] = "auto",
+    *,
+    opened: EngineOptions,
     devices: Annotated[
         str | None,
         typer.Option(
             metavar="A,B",
             help="Two devices in place of --device, such as cuda:0,cuda:1: each runs one half of guidance, "
             "at the same time. Same video.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
-    ] = DTypeOption.auto,
-    variant: Variant = None,
-    unet: UNetPart = None,
-    vae: VaePart = None,
-    image_encoder: ImageEncoderPart = None,
-    lora: LoraFiles = None,
-    lora_partial: LoraPartial = False,
-    swap_networks: SwapNetworks = False,
-    memory: MemoryOption = "auto",
-    jit_cache: Annotated[
-        Path | None,
-        typer.Option(help="Keep the kernels that tensorrt-rtx compiles here; default your cache folder."),
-    ] = None,
-    no_jit_cache: Annotated[
-        bool, typer.Option("--no-jit-cache", help="Keep no kernels that tensorrt-rtx compiles.")
-    ] = False,
-    without_rewrite: Annotated[
-        list[str] | None,
-        typer.Option(help="Switch off an exact rewrite of a checkpoint's networks. Repeatable."),
-    ] = None,
-    reuse: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Run the whole denoiser in one of N evaluations only, and in the others its outermost part "
-            "on what that one left: faster, lossy. Off by default. A bundle is exported for it "
-            "(svd-export onnx --reuse-branch).",
-        ),
-    ] = None,
-    reuse_branch: Annotated[
-        int | None,
-        typer.Option(
-            help="With --reuse: how much the others run, DeepCache's branch; default 0, the least, or the "
-            "bundle's own."
-        ),
-    ] = None,
-    reuse_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="With --reuse: run the whole too when its input has changed by this share since, as 0.2."
-        ),
-    ] = None,
-    preset: Annotated[
-        PresetOption | None,
-        typer.Option(
-            help="Take what others recommend, where no option says otherwise: sgm is Stability's own "
-            "scripts (SVD 25 steps, guidance 1 to 2.5; SVD-XT 30 steps, 1.5 to 3); animatelcm is for "
-            "AnimateLCM-SVD (4 steps, sampler and schedule lcm, no guidance)."
         ),
     ] = None,
     report: Annotated[
@@ -177,35 +115,15 @@ def generate(
         raise typer.BadParameter("pass one of IMAGE, --continue-from VIDEO and --prompt WORDS")
     if text_model is not None and prompt is None:
         raise typer.BadParameter("--text-model belongs to --prompt")
-    if (bundle is None) == (checkpoint is None):
-        raise typer.BadParameter("pass either --bundle BUNDLE or --checkpoint CHECKPOINT")
-    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
-    if bundle is not None and any(
-        (dtype is not DTypeOption.auto, without_rewrite, variant, parts, scales, lora_partial)
-    ):
-        raise typer.BadParameter(
-            "--dtype, --variant, --unet, --vae, --image-encoder, --lora and --without-rewrite belong to "
-            "--checkpoint; a bundle has its own, from its export, and takes LoRA by `svd-export lora BUNDLE "
-            "--lora FILE -o NEW_BUNDLE`"
-        )
-    if reuse is None and (reuse_branch is not None or reuse_threshold is not None):
-        raise typer.BadParameter("--reuse-branch and --reuse-threshold belong to --reuse N")
-    if jit_cache is not None and no_jit_cache:
-        raise typer.BadParameter("pass either --jit-cache DIR or --no-jit-cache")
-    compiles = bundle is not None and backend in ("auto", "tensorrt-rtx")
-    if (jit_cache is not None or no_jit_cache) and not compiles:
-        raise typer.BadParameter("--jit-cache and --no-jit-cache belong to --backend tensorrt-rtx")
+    opened.check()
 
     from svd_engine.media.clip import read_video
     from svd_engine.media.image import load_image
     from svd_engine.request import check
-    from svd_engine.spec.reuse import Reuse
 
-    check_name(backend)
     console.show_notices()
     check(call)  # before anything is opened
-    two = devices.split(",") if devices is not None else None
-    reused = Reuse(reuse, reuse_branch, reuse_threshold) if reuse is not None else None
+    two = [name.strip() for name in devices.split(",")] if devices is not None else None
     chosen = given_options(context, call)
     if {"sigmas", "num_inference_steps"} <= chosen:
         raise typer.BadParameter("pass either --steps or --sigmas")
@@ -213,8 +131,10 @@ def generate(
         raise typer.BadParameter(
             "--fit does nothing with --continue-from, whose frames have the video's size"
         )
+    opening = opened.opening(call["num_frames"], devices=two)
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
     targets = _targets(output, videos, fps, report)
+    of_words: PromptReport | None = None
     if prompt is not None:
         kept = check_prompt(prompt, text_model, output[0], [*chain.from_iterable(targets), report])
     photograph = load_image(image, transparency=True) if image is not None else None
@@ -223,32 +143,13 @@ def generate(
         _note_rate(clip.fps, fps)
 
     from svd_engine.continuing import continue_video
-    from svd_engine.engine import VideoEngine
 
-    if bundle is not None:
-        engine = VideoEngine.from_bundle(
-            bundle, backend=backend, device=device, swap_networks=swap_networks,
-            jit_cache=None if no_jit_cache else jit_cache or "auto", reuse=reused,
-            memory=memory_of(memory), devices=two,
-        )  # fmt: skip
-    else:
-        from svd_engine.checkpoint.opening import hides_frames
-
-        assert checkpoint is not None
-        engine = VideoEngine.from_checkpoint(
-            checkpoint, backend=backend, device=device, dtype=dtype.value, variant=variant,
-            frames=call["num_frames"] if hides_frames(checkpoint) else None, parts=parts,
-            lora=scales, lora_partial=lora_partial,
-            without_rewrites=without_rewrite or (), swap_networks=swap_networks, reuse=reused,
-            memory=memory_of(memory), devices=two,
-        )  # fmt: skip
+    engine = opening.open()
     typer.echo(f"{engine.choice.backend} on {engine.choice.device} ({engine.choice.reason})", err=True)
-    if preset is not None:
-        recommended = engine.preset(preset.value)
-        call |= {name: value for name, value in recommended.items() if name not in chosen}
-        check(call)
+    call = opened.with_preset(call, chosen, engine.model)
+    check(call)
     if prompt is not None:
-        photograph = picture_of_prompt(engine, prompt, text_model, seed, kept)
+        photograph, of_words = picture_of_prompt(engine, prompt, text_model, seed, kept)
     if photograph is not None:
         size = call["height"] or engine.default.height, call["width"] or engine.default.width
         if not (engine.model.orbits and photograph.has_transparency_data):  # which is centred on a square
@@ -262,7 +163,8 @@ def generate(
         result = _with_progress(engine, seed, generated, call)
     _write(result, targets, fps)
     if report is not None:
-        console.write_text(report, result.report.model_dump_json(indent=1) + "\n")
+        run = result.report.model_copy(update={"prompt": of_words})
+        console.write_text(report, run.model_dump_json(indent=1) + "\n")
     _summary(result, targets)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from svd_engine.engine import VideoEngine
+    from svd_engine.report import PromptReport
 
 
 def check_prompt(prompt: str, model: str | None, output: Path, written: Sequence[Path | None]) -> Path:
@@ -29,15 +30,17 @@ def check_prompt(prompt: str, model: str | None, output: Path, written: Sequence
     return kept
 
 
-def picture_of_prompt(engine: VideoEngine, prompt: str, model: str | None, seed: int, kept: Path) -> Image:
-    """Makes and keeps the picture, on the device of an engine that has loaded no networks yet."""
+def picture_of_prompt(
+    engine: VideoEngine, prompt: str, model: str | None, seed: int, kept: Path
+) -> tuple[Image, PromptReport]:
+    """Makes and keeps the picture on the device of an engine without loaded networks, and says how."""
     from svd_engine import text_to_image
     from svd_engine.arguments import torch_dtype
     from svd_engine.media.video import write_video
 
     device, model = engine.choice.device, model or text_to_image.DEFAULT_MODEL
     dtype = torch_dtype("auto", device)
-    picture = text_to_image.picture_of(prompt, model, seed=seed, device=device, dtype=dtype)
+    picture, report = text_to_image.picture_of(prompt, model, seed=seed, device=device, dtype=dtype)
     write_video([picture], kept, fps=1)
     typer.echo(f"wrote {kept}")
-    return picture
+    return picture, report

@@ -268,6 +268,13 @@ def _devices(
             got=f"{first} twice",
             remedy=f'Pass device="{first}" to run both halves there.',
         )
+    if first.type != second.type:
+        raise SettingsError(
+            "devices",
+            expected="two of one kind, which take equal time and compute in the same precision",
+            got=f"{first} and {second}",
+            remedy="Name two GPUs, such as cuda:0 and cuda:1, or pass device alone.",
+        )
     for name, value in others.items():
         if value:
             raise SettingsError(

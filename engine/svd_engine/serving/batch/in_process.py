@@ -13,5 +13,6 @@ from svd_engine.serving.batch.records import Record, Results
 def make_here(opening: Opening, items: Iterable[Item], results: Results) -> Iterator[Record]:
     """The record of each item, as it ends.  Raises what `make_item` raises."""
     with opening.open() as engine:
+        engine.set_progress_bar_config(disable=True)  # a batch has one of its own
         for item in items:
             yield make_item(engine, item, results)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -25,6 +26,8 @@ from svd_engine.request import PARAMETERS, Angles, FrameScales, NoiseLevels, One
 LISTS = (".csv", ".jsonl")
 VIDEO_FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS if suffix)
 PICTURE, OUTPUT = "image", "output"  # the columns beside the parameters
+MAX_NAME_BYTES = 200  # of the 255 that a disk allows with an ending
+A_NAME = f"1 to {MAX_NAME_BYTES} bytes in UTF-8 that can be printed, without a folder or a leading dot"
 COLUMNS: dict[str, Parameter] = {
     name: parameter
     for parameter in PARAMETERS
@@ -119,12 +122,14 @@ def _item(
         )
     path = folder / picture
     output = given.pop(OUTPUT, path.stem)
-    if not isinstance(output, str) or Path(output).name != output or output.startswith("."):
+    if not isinstance(output, str) or not _is_name(output):
         raise SettingsError(
             f"{where}, {OUTPUT}",
-            expected="the name of a video, without a folder",
+            expected=A_NAME,
             got=repr(output),
-            remedy="Leave it empty to take the picture's name.",
+            remedy="Leave it empty to take the picture's name."
+            if output != path.stem
+            else f"Name the video in a column {OUTPUT}.",
         )
     own = {COLUMNS[name].name: value for name, value in given.items()}
     if {"sigmas", "num_inference_steps"} <= own.keys():
@@ -141,6 +146,17 @@ def _item(
             f"{where}, {error.what}", expected=error.expected, got=error.got, remedy=error.remedy
         ) from None
     return Item(output.removesuffix(suffix), path, arguments)
+
+
+def _is_name(text: str) -> bool:
+    """Whether every disk takes it, the endings of its videos, records and error file included."""
+    return (
+        text.isprintable()
+        and text == text.strip()
+        and not text.startswith(".")
+        and not set(text) & set("/\\")
+        and 0 < len(text.encode()) <= MAX_NAME_BYTES
+    )
 
 
 def _checked(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +226,7 @@ def _json_rows(source: Path) -> Iterator[tuple[str, dict[str, object]]]:
             continue
         where = f"{source}, line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_each_once)
         except ValueError as error:
             row = str(error)
         if not isinstance(row, dict):
@@ -222,6 +238,14 @@ def _json_rows(source: Path) -> Iterator[tuple[str, dict[str, object]]]:
             )
         _check_columns(Path(where), [*row])
         yield where, row
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object.  Raises ValueError for two values of one name, of which Python takes the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"a name twice in {', '.join(name for name, _ in pairs)}")
+    return row
 
 
 def _text(source: Path) -> str:
@@ -241,7 +265,9 @@ def _check_columns(where: Path, columns: list[str]) -> None:
             f"{where}, columns",
             expected=f"{', '.join((PICTURE, OUTPUT, *COLUMNS))}",
             got=", ".join(map(repr, unknown)),
-            remedy="Rename the column, or leave it out.",
+            remedy="Separate cells with commas."
+            if any(mark in unknown[0] for mark in ";\t")
+            else "Rename the column, or leave it out.",
         )
     meant = Counter(COLUMNS[name].name if name in COLUMNS else name for name in columns)
     twice = [name for name, count in meant.items() if count > 1]
@@ -255,9 +281,16 @@ def _check_columns(where: Path, columns: list[str]) -> None:
 
 
 def _check_outputs(items: list[Item], suffix: str) -> None:
-    """Raises SettingsError for two videos of one name, and for a rate that the format cannot hold."""
+    """Raises SettingsError for names of no file, two of one name, and a rate that the format cannot hold."""
     made: dict[str, Item] = {}
     for item in items:
+        if not _is_name(item.name):
+            raise SettingsError(
+                f"picture {str(item.picture)!r}",
+                expected=f"a name that its video can have: {A_NAME}",
+                got=repr(item.name),
+                remedy="Rename it, or leave it out.",
+            )
         if suffix == ".gif" and item.arguments["fps"] > MAX_GIF_FPS:
             raise SettingsError(
                 f"{item.picture}, fps",
@@ -266,7 +299,7 @@ def _check_outputs(items: list[Item], suffix: str) -> None:
                 remedy="Lower it, or write another format.",
             )
         for name in {item.name + suffix, *item.files(suffix)}:  # the first names its record, too
-            other = made.setdefault(name.casefold(), item)
+            other = made.setdefault(unicodedata.normalize("NFC", name).casefold(), item)
             if other is not item:
                 raise SettingsError(
                     f"video {name}",

@@ -32,6 +32,7 @@ class BatchWorker:
         self.unusable: SvdEngineError | None = None
         try:
             self.engine = opening.open()
+            self.engine.set_progress_bar_config(disable=True)  # a batch has one of its own
         except SvdEngineError as error:  # raised here, Ray would start the worker again and again
             self.unusable = error
 
@@ -121,7 +122,9 @@ def _connected(address: str) -> Any:
 def _check_reachable(address: str) -> None:
     """Ray tries an address for minutes.  Raises OSError or ValueError."""
     if address not in (LOCAL, "auto"):
-        host, _, port = address.rpartition(":")
+        host, colon, port = address.rpartition(":")
+        if not (colon and host and port.isascii() and port.isdecimal()):
+            raise ValueError("no HOST:PORT, auto or local")
         socket.create_connection((host, int(port)), timeout=20).close()
 
 
@@ -138,7 +141,10 @@ def _workers(ray: Any, gpus: int | None, cpus: int | None) -> tuple[bool, int]:
             f"{name}s for workers",
             expected=f"at most the {room} of the cluster",
             got=str(workers),
-            remedy="Ask for fewer, or add nodes with `ray start`.",
+            remedy="Ask for fewer, or add nodes with `ray start`."
+            if room
+            else "Add nodes that have some with `ray start`"
+            + (", or leave it out to run on CPUs." if on_gpu else "."),
         )
     return on_gpu, workers
 

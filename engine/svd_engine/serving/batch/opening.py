@@ -1,4 +1,4 @@
-"""The engine that the workers of a batch open, as data that travels to other processes and machines."""
+"""An engine as data: which networks it has and how to open them, also in other processes and machines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from svd_engine.bundle.manifest import MANIFEST
 from svd_engine.bundle.reading import Bundle, sha256_of
 from svd_engine.checkpoint.opening import DEMO, HUB, open_checkpoint
 from svd_engine.engine import VideoEngine
+from svd_engine.spec.model import Model
 
 
 def wherever(source: str | Path) -> str:
@@ -35,23 +36,44 @@ class Opening:
     def open(self) -> VideoEngine:
         """Raises what the two constructors raise."""
         if self.bundle is not None:
-            engine = VideoEngine.from_bundle(self.bundle, **self.options)
-        else:
-            engine = VideoEngine.from_checkpoint(open_checkpoint(**self.checkpoint or {}), **self.options)
-        engine.set_progress_bar_config(disable=True)  # a batch has one of its own
-        return engine
+            return VideoEngine.from_bundle(self.bundle, **self.options)
+        named = dict(self.checkpoint or {})
+        return VideoEngine.from_checkpoint(named.pop("source"), **named, **self.options)
 
     def on(self, device: str) -> Opening:
         return replace(self, options={**self.options, "device": device})
+
+    def from_anywhere(self) -> Opening:
+        """The same with paths that do not depend on the folder that a process is in."""
+        options = dict(self.options)
+        if isinstance(options.get("jit_cache"), Path):
+            options["jit_cache"] = options["jit_cache"].absolute()
+        if self.bundle is not None:
+            return Opening(self.bundle.absolute(), None, options)
+        named = dict(self.checkpoint or {})
+        named |= {
+            "source": wherever(named["source"]),
+            "parts": {part: wherever(path) for part, path in named["parts"].items()},
+            "lora": {wherever(file): scale for file, scale in named["lora"].items()},
+        }
+        return Opening(None, named, options)
+
+    @cached_property
+    def model(self) -> Model:
+        """Raises BundleError or CheckpointError."""
+        if self.bundle is not None:
+            return Bundle(self.bundle).manifest.model
+        return open_checkpoint(**self.checkpoint or {}).model
 
     @cached_property
     def digest(self) -> str:
         """Tells networks apart, wherever their files lie: another digest, another video.
 
         Of a bundle its manifest's hash, which holds those of its files; of a checkpoint the hash of its
-        configs and weights, and the precision.  Backends and devices differ within tolerance: not in it.
-        Raises BundleError or CheckpointError.
+        configs and weights, and the precision; and reuse, which is lossy.  Backends and devices differ within
+        tolerance: not in it.  Raises BundleError or CheckpointError.
         """
+        reuse = f" {self.options['reuse']}" if self.options.get("reuse") else ""
         if self.bundle is not None:
-            return sha256_of(Bundle(self.bundle).folder / MANIFEST)
-        return f"{open_checkpoint(**self.checkpoint or {}).digest()} {self.options.get('dtype')}"
+            return sha256_of(Bundle(self.bundle).folder / MANIFEST) + reuse
+        return f"{open_checkpoint(**self.checkpoint or {}).digest()} {self.options.get('dtype')}{reuse}"
