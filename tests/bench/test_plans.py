@@ -6,8 +6,9 @@ import pytest
 
 from svd_bench import cli
 from svd_bench.compiled.costs import DocumentCosts
-from svd_bench.compiled.whole_video import committed
+from svd_bench.compiled.whole_video import committed, committed_streamed
 from svd_bench.memory.plans import Ways, plans_table, ways_of_compiled
+from svd_engine.checkpoint.configs import vae_levels
 from svd_engine.checkpoint.opening import random_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.spec.precision import FLOAT32
@@ -54,6 +55,19 @@ def test_the_table(ways: Ways) -> None:
     assert large[:6] == [*("24 GB", *small[1:3]), "resident", "batched", "whole"]
     assert large[-2:] == ["compiled", "1.00x"]
     assert "Planned, not measured" in table.note
+
+
+def test_a_streamed_decoder_fits_into_8_gb() -> None:
+    checkpoint = random_checkpoint("svd-xt")
+    cost_of = DocumentCosts([*committed(), *committed_streamed()], vae_levels(checkpoint.configs))
+    assert cost_of.slices == [4]
+    ways = ways_of_compiled(checkpoint.model, "TensorRT for RTX", cost_of, cost_of.slices)
+    plan = ways.within(0.9 * 8 * GIB)
+    assert plan is not None
+    assert (plan.residency.name, plan.profile.guidance, plan.slice_frames) == ("swapped", "single", 4)
+    whole = next(p for p in ways.plans if p.slice_frames is None)
+    assert plan.stages[-1].peak_bytes < 0.4 * whole.stages[-1].peak_bytes
+    assert 5 * GIB < plan.stages[-1].parked_bytes < 6 * GIB
 
 
 def test_a_network_that_was_not_compiled() -> None:
