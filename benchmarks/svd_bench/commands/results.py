@@ -13,6 +13,8 @@ from svd_engine.cli.options import Variant
 
 if TYPE_CHECKING:
     from svd_bench.documents.results import Results
+    from svd_bench.memory.plans import Ways
+    from svd_engine.checkpoint.opening import Checkpoint
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -181,12 +183,26 @@ def _overview(
     show_tables(overview(videos, efficiency, steps), markdown)
 
 
-def _plans(markdown: bool, out: Path | None) -> None:
+def ways_of_committed(checkpoint: Checkpoint) -> list[Ways]:
+    """On each compiler and target whose figures of the checkpoint's networks are committed."""
     from svd_bench.compiled.costs import DocumentCosts
     from svd_bench.compiled.whole_video import committed, committed_streamed, whole_video
-    from svd_bench.documents.recorder import out_folder
-    from svd_bench.memory.plans import plans_document, plans_table, ways_of_compiled, ways_of_torch
+    from svd_bench.memory.plans import ways_of_compiled
     from svd_engine.checkpoint.configs import vae_levels
+
+    model, made = checkpoint.model, []
+    for document in (document for document in committed() if document.model == model.name):
+        engine = f"{document.compiler.rpartition(' ')[0]}, {document.target}"
+        alike = (document.model, document.target)
+        streamed = [other for other in committed_streamed() if (other.model, other.target) == alike]
+        cost_of = DocumentCosts([document, *streamed], vae_levels(checkpoint.configs))
+        made.append(ways_of_compiled(model, engine, cost_of, whole_video(document), cost_of.slices))
+    return made
+
+
+def _plans(markdown: bool, out: Path | None) -> None:
+    from svd_bench.documents.recorder import out_folder
+    from svd_bench.memory.plans import plans_document, plans_table, ways_of_torch
     from svd_engine.checkpoint.opening import random_checkpoint
     from svd_engine.cli import console
 
@@ -194,14 +210,7 @@ def _plans(markdown: bool, out: Path | None) -> None:
     all_ways = []
     for family in FullSizeFamily:
         checkpoint = random_checkpoint(family.value)
-        for document in (d for d in committed() if d.model == checkpoint.model.name):
-            engine = f"{document.compiler.rpartition(' ')[0]}, {document.target}"
-            alike = (document.model, document.target)
-            streamed = [other for other in committed_streamed() if (other.model, other.target) == alike]
-            cost_of = DocumentCosts([document, *streamed], vae_levels(checkpoint.configs))
-            ways = ways_of_compiled(checkpoint.model, engine, cost_of, whole_video(document), cost_of.slices)
-            all_ways.append(ways)
-        all_ways.append(ways_of_torch(checkpoint))
+        all_ways += [*ways_of_committed(checkpoint), ways_of_torch(checkpoint)]
     made = plans_document(all_ways)
     if folder is not None:
         console.write_text(
