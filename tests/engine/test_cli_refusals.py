@@ -113,11 +113,11 @@ def test_settings(
         (("--bundle", "b", "--checkpoint", "c"), "pass either --bundle BUNDLE or --checkpoint CHECKPOINT"),
         (
             ("--bundle", "b", "--dtype", "fp16"),
-            "--lora and --without-rewrite belong to --checkpoint",
+            "--lora-partial, --without-rewrite belong to --checkpoint",
         ),
         (
             ("--bundle", "b", "--without-rewrite", "x"),
-            "--lora and --without-rewrite belong to --checkpoint",
+            "--lora-partial, --without-rewrite belong to --checkpoint",
         ),
         (("--bundle", "b", "--num-videos", "0"), "num_videos_per_prompt: expected a whole number of"),
         (("--bundle", "b", "-o", ".", "--num-videos", "2"), "--num-videos numbers the outputs"),
