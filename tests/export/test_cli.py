@@ -64,7 +64,7 @@ def test_what_an_export_is_asked_for(
         "--dtype", "bf16", "--without-rewrite", "fused-qkv",
     )  # fmt: skip
     assert code == 0
-    ((checkpoint, folder, wanted, dtype, without, _, _),) = exported
+    ((checkpoint, folder, wanted, dtype, without, *_),) = exported
     assert checkpoint.source == str(tiny_checkpoint)
     assert (folder, dtype, list(without)) == (tmp_path / "new", torch.bfloat16, ["fused-qkv"])
     assert wanted == [Profile(f, 32, 48, 2, g, 2) for f in (3, 2) for g in ("batched", "single")]
