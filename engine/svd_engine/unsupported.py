@@ -18,8 +18,8 @@ from svd_engine.steering import CALL_NAMES, no_call
 
 _OPEN = "Open it with VideoEngine.from_checkpoint(CHECKPOINT, dtype=..., device=...), or from_bundle(BUNDLE)."
 _SWAP = (
-    'Pass memory="8GiB", say, when you open the engine: what has to be swapped then is. swap_networks=True '
-    "keeps one network in memory at a time in any case."
+    "Leave it out: a call takes the fastest way that fits into what is free, or into an amount that the "
+    'engine is opened with, memory="8GiB" say. swap_networks=True keeps one network in memory at a time.'
 )
 _MEMORY = (
     "Leave it out: attention never builds all scores at once. "

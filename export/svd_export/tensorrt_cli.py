@@ -124,8 +124,8 @@ def tensorrt(
     networks: Annotated[
         list[str] | None,
         typer.Option(
-            help="Network: image_encoder, vae_encoder, denoiser, shallow_denoiser or vae_decoder; default "
-            "all. Repeatable."
+            help="Network: image_encoder, vae_encoder, denoiser, shallow_denoiser, vae_decoder or "
+            "decoder_segment; default all. Repeatable."
         ),
     ] = None,
     workspace: Annotated[

@@ -19,7 +19,7 @@ from svd_engine.checkpoint.opening import (
     with_lora,
 )
 from svd_engine.cli import console
-from svd_engine.errors import NonFiniteOutput, ParityError
+from svd_engine.errors import NonFiniteOutput, ParityError, SettingsError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs, tolerance
 from svd_engine.networks.rewrites import REWRITES
@@ -85,10 +85,17 @@ def exported_from(
     """
     exported = bundle.manifest.source
     name, partial = checkpoint or exported.checkpoint, lora_partial
-    if lora is None:
+    if lora is None and not lora_partial:
         lora = {one.file: one.scale for one in exported.lora}
         partial = any(one.left for one in exported.lora)
     if checkpoint is None and (family := bundle.manifest.random_family):
+        if variant or parts:
+            raise SettingsError(
+                f"checkpoint {name}",
+                expected="no variant and no parts beside random weights, which come from no file",
+                got=", ".join(filter(None, (variant, *(parts or ())))),
+                remedy="Leave them out.",
+            )
         return with_lora(random_checkpoint(family), lora, partial) if lora else random_checkpoint(family)
     return open_checkpoint(
         name,

@@ -560,6 +560,12 @@ def test_a_bundle_is_planned_over_profiles_of_the_same_video(bundle_planner: Pla
         small.choose(settings, 1)
 
 
+def test_a_bundle_s_lesser_calls_are_decoded_as_was_asked(bundle_planner: Planner) -> None:
+    """All frames at once, where it has no profile that does: no chunks instead."""
+    assert [s.decode_chunk_size for s in bundle_planner.lesser(asked(frames=FRAMES))] == [CHUNK, CHUNK]
+    assert list(bundle_planner.lesser(asked(frames=FRAMES, decoding="whole"))) == []
+
+
 def test_a_bundle_within_a_budget(tiny_bundle: Path) -> None:
     with VideoEngine.from_bundle(tiny_bundle, device="cpu", memory="0.9") as engine:
         guided = video(engine, num_frames=FRAMES)

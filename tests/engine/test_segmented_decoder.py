@@ -181,10 +181,12 @@ def test_onnx_runtime_streams(streaming_bundle: Path) -> None:
     streamed = video(opened(streaming_bundle), num_videos_per_prompt=2, decoding="streamed")
     assert (streamed.frames - whole.frames).abs().max() <= 1e-5
     assert not torch.equal(streamed.frames[0], streamed.frames[1])
-    assert streamed.report.stages["vae_decoder"].detail.endswith(f", streamed, {SLICE} frames at a time")
+    placed = streamed.report.stages["vae_decoder"]
+    assert placed.detail.endswith(f", streamed, {SLICE} frames at a time")
     engine = opened(streaming_bundle, swap_networks=True)
     swapped = video(engine, decoding="streamed", decode_chunk_size=SLICE)
     assert torch.equal(swapped.frames[0], video(opened(streaming_bundle), decoding="streamed").frames[0])
+    assert swapped.report.stages["vae_decoder"] == placed
 
 
 def test_the_segments_share_the_decoder_s_weights(streaming_bundle: Path) -> None:
@@ -344,6 +346,7 @@ def test_a_decoder_of_other_layers(tiny_checkpoint: Path) -> None:
     [
         (lambda m: m.update(streaming=None), "a segment of a decoder, and nothing said of streaming"),
         (lambda m: m["streaming"].update(slice_frames=3), "decoder_segment-t5-32x48-streamed3-00 of bundle"),
+        (lambda m: m["streaming"].update(slice_frames=5), "not shorter than every video"),
         (lambda m: m["streaming"]["layers"].pop(), "decoder_segment-t5-32x48-streamed2-07 of bundle"),
         (lambda m: m["streaming"].update(layers=[]), "streaming.layers"),
         (

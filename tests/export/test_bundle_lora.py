@@ -19,7 +19,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint, with_lora
 from svd_engine.checkpoint.weights import build
 from svd_engine.cli.main import main as engine_main
-from svd_engine.errors import CheckpointError, ExportError, ParityError
+from svd_engine.errors import CheckpointError, ExportError, ParityError, SettingsError
 from svd_export.bundle_lora import Changes, DenoiserGraph, take_lora
 from svd_export.cli import main
 from svd_export.verify import check_exported_from, exported_from, verify
@@ -106,6 +106,8 @@ def test_a_bundle_with_lora_takes_another_and_is_verified_where_its_file_has_mov
     damage.edit(back, lambda m: m["source"]["lora"][0].update(file=str(tmp_path / "gone.safetensors")))
     with pytest.raises(CheckpointError, match="no such file"):
         exported_from(Bundle(back))
+    with pytest.raises(SettingsError, match="lora_partial: expected LoRA files"):
+        exported_from(Bundle(back), lora_partial=True)
     capsys.readouterr()
     assert call(main, "verify", back, "--lora", f"{lora}:0", "--device", "cpu") == 0
     assert capsys.readouterr().out.count("max abs") == len(Bundle(back).manifest.networks)
@@ -141,6 +143,10 @@ def test_random_weights_take_lora(tiny_bundle: Path, tmp_path: Path) -> None:
     fused = exported_from(Bundle(folder), lora={file: 1.0})
     assert fused.lora == with_lora(small, {file: 1.0}).lora
     assert exported_from(Bundle(folder)).digest() == small.digest()
+    for options in ({"variant": "fp16"}, {"parts": {"unet": file}}):
+        with pytest.raises(SettingsError, match="no variant and no parts beside random weights") as refused:
+            exported_from(Bundle(folder), **options)  # type: ignore[arg-type]
+        complete(refused.value, "checkpoint random:small", "Leave them out")
 
 
 # Plans

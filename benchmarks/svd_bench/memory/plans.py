@@ -155,9 +155,10 @@ def plans_table(document: PlansDocument) -> Table:
         "the fastest way of the same video and engine.\nPredicted s: 25 steps at the peak rates of the card "
         "in the last column, of TensorRT from its kernels, of torch from counted\noperations. No card "
         "reaches its peak: expect more, and do not compare engines by it: only TensorRT's figure knows what "
-        "kernels read and write.\nOffloaded: the denoiser's weights cross the bus in every evaluation, which "
-        "is counted as if nothing ran meanwhile.\nTensorRT's own compiler was not at hand: its plans say "
-        "what they take when they are built (`svd-engine plan BUNDLE`).",
+        "kernels read and write.\nWhat crosses the bus is counted as if nothing ran meanwhile: offloaded, "
+        "the denoiser's weights in every evaluation; streamed, the\ndecoder's parked activations.\n"
+        "TensorRT's own compiler was not at hand: its plans say what they take when they are built "
+        "(`svd-engine plan BUNDLE`).",
     )
 
 

@@ -140,6 +140,8 @@ class Manifest(_Strict):
             raise ValueError("a denoiser that reuses, and nothing said of reuse")
         if self.streaming is None and any(entry.spec.segment is not None for entry in self.networks):
             raise ValueError("a segment of a decoder, and nothing said of streaming")
+        if self.streaming and self.streaming.slice_frames >= min(p.frames for p in self.profiles):
+            raise ValueError("a slice of a streamed decoder that is not shorter than every video")
         return self
 
     @property

@@ -82,10 +82,8 @@ def _amount(memory: object) -> int | float:
 
 def _free(device: torch.device) -> int:
     if device.type == "cuda" and not _shares_host_memory(device):
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # by torch, for reuse
-        return torch.cuda.mem_get_info(device)[0] + cached
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
+        return torch.cuda.mem_get_info(device)[0] + kept
     return free_bytes()
 
 

@@ -17,6 +17,7 @@ from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.request import Settings
 from svd_engine.spec.cost import CostOf
 from svd_engine.spec.precision import Precision
+from svd_engine.spec.tensors import VALUE_BYTES
 from svd_engine.spec.weights import COMPONENTS
 
 Ceiling = Callable[[Settings, int], int]  # of a call and its number of videos: bytes beside the runtime's
@@ -31,7 +32,7 @@ REST_BYTES = 2**26  # CLIP's activations, for each image
 def of_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Ceiling:
     """Raises what reading the files' headers raises; from the hub, files are fetched for that."""
 
-    itemsize = _itemsize(precision)
+    itemsize = VALUE_BYTES[precision.activations]
 
     @cache
     def weights() -> int:
@@ -73,10 +74,6 @@ def of_plans(bundle: Bundle, cost_of: CostOf, flavour: FlavourName) -> Ceiling:
         return sum(cost.weight_bytes + cost.activation_bytes for cost in costs) + _rest(settings, videos)
 
     return ceiling
-
-
-def _itemsize(precision: Precision) -> int:
-    return 4 if precision.activations == "float32" else 2
 
 
 def _values(settings: Settings, videos: int, decoder: int, denoiser: int) -> int:

@@ -64,13 +64,16 @@ def planner_of_bundle(
         return sorted(same, key=lambda p: (p != taken, p.guidance != taken.guidance, -p.batch))
 
     def lesser(settings: Settings) -> Iterator[Settings]:
-        streamed = settings.decoding == "streamed"
-        if manifest.streaming is not None and not streamed:
+        decoding = settings.decoding
+        if manifest.streaming is not None and decoding != "streamed":
             yield replace(settings, decoding="streamed", decode_chunk_size=None)
         if settings.guidance_scales is None:
             for p in manifest.profiles:
                 of_size = replace(settings, frames=p.frames, height=p.height, width=p.width)
-                yield of_size if streamed else replace(of_size, decode_chunk_size=p.decode_chunk)
+                if decoding == "auto":
+                    yield replace(of_size, decode_chunk_size=p.decode_chunk)
+                elif decoding == "streamed" or p.decode_chunk == p.frames:
+                    yield of_size
 
     cost_of = PlanCosts(bundle, flavour.name) if flavour else GraphCosts(bundle, device.type)
     return Planner(

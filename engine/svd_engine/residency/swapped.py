@@ -66,14 +66,16 @@ class SwappedNetwork(Network):
             self._open()  # in host memory: what is wrong with its files shows now
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.owner.bring(self).run(inputs)
+        network = self.owner.bring(self)
+        outputs = network.run(inputs)
+        self.placement = network.placement  # a streamed decoder's segments are opened by its run
+        return outputs
 
     def enter(self) -> Network:
         """The opened network, on the device.  One that failed half-way is there in part, until `leave`."""
         network = self._opened or self._open()
         if not self._is_present:
             self.owner.load(network)
-            self.placement = network.placement
             network.warm_up()
             self._is_present = True
         return network
