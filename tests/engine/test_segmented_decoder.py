@@ -187,6 +187,15 @@ def test_onnx_runtime_streams(streaming_bundle: Path) -> None:
     assert torch.equal(swapped.frames[0], video(opened(streaming_bundle), decoding="streamed").frames[0])
 
 
+def test_an_altered_segment_is_said_before_anything_runs(folder: Path) -> None:
+    last = [e for e in Bundle(folder).manifest.networks if e.spec.segment is not None][-1]
+    damage.flip(folder / last.graphs["onnxruntime"])
+    bundle = Bundle(folder)
+    decoder = streamed_decoder(PROFILE, bundle.manifest.model.architecture, FLOAT32, SLICE)
+    with pytest.raises(BundleError, match=f"file {last.spec.key}.onnx of bundle .* expected sha256"):
+        OrtBackend(bundle, CPU).open(decoder)
+
+
 def test_the_segments_share_the_decoder_s_weights(streaming_bundle: Path) -> None:
     bundle = Bundle(streaming_bundle)
     segments = [e for e in bundle.manifest.networks if e.spec.network == "decoder_segment"]
