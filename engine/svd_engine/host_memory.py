@@ -52,7 +52,7 @@ def limits(groups: Path = CGROUPS, process: Path = PROCESS) -> list[Limit]:
     found = []
     for folder, names in _folders(groups, process):
         total, used = (_number(folder / name) for name in names[:2])
-        if total is not None and used is not None:
+        if total and used is not None:
             found.append(Limit(total, max(0, total - used + _reclaimable(folder, names[2]))))
     return found
 
@@ -65,8 +65,7 @@ def _folders(groups: Path, process: Path) -> Iterator[tuple[Path, tuple[str, str
     lines: list[str] = []
     with suppress(OSError):
         lines = process.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
         if "memory" in controllers.split(","):
             root, names = groups / "memory", V1
         elif not controllers:
@@ -78,16 +77,18 @@ def _folders(groups: Path, process: Path) -> Iterator[tuple[Path, tuple[str, str
 
 
 def _number(file: Path) -> int | None:
-    """None for a file that is not there, or says that there is no limit."""
+    """None for a file that is not there, or holds no amount: it may say that there is no limit."""
     with suppress(OSError, ValueError):
-        return int(file.read_text(encoding="ascii"))
+        number = int(file.read_text(encoding="ascii"))
+        return number if number >= 0 else None
     return None
 
 
 def _reclaimable(folder: Path, name: str) -> int:
     """Bytes of files that are only kept because there was room."""
-    with suppress(OSError):
-        stated = re.search(rf"^{name} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    with suppress(OSError, ValueError):
+        content = (folder / "memory.stat").read_text(encoding="ascii")
+        stated = re.search(rf"^{name} (\d+)$", content, re.MULTILINE)
         return int(stated[1]) if stated else 0
     return 0
 

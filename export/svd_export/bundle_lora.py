@@ -22,16 +22,15 @@ from torch import Tensor
 
 from svd_engine.arguments import DTYPES
 from svd_engine.bundle.external_data import read_graph
-from svd_engine.bundle.manifest import MANIFEST, SCHEMA, Manifest, NetworkEntry, PlanEntry
+from svd_engine.bundle.manifest import Manifest, NetworkEntry, PlanEntry
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
-from svd_engine.cli import console
 from svd_engine.errors import ExportError
 from svd_engine.networks.modules import COMPONENT_OF, Modules
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.spec.reuse import SHALLOW
 from svd_export import forms
-from svd_export.manifest_file import as_json, file_entry
+from svd_export.manifest_file import file_entry, write_manifest
 from svd_export.placing import placed
 from svd_export.to_onnx import source_of
 from svd_export.verify import check_exported_from
@@ -66,10 +65,12 @@ def take_lora(
     """
     denoisers = [e for e in bundle.manifest.networks if COMPONENT_OF[e.spec.network] == "unet"]
     check_exported_from(bundle, plain)
+    progress("checking the bundle")
+    bundle.check_hashes()
     left_out = tuple(p for p in _plans(bundle.manifest, denoisers) if not p.other_weights)
     with placed(folder) as aside:
         progress("copying the bundle")
-        for name in {*bundle.manifest.files, SCHEMA} - {plan.file for plan in left_out}:
+        for name in bundle.manifest.files.keys() - {plan.file for plan in left_out}:
             shutil.copyfile(bundle.folder / name, aside / name)
         weights = aside / denoisers[0].weights
         graphs = {
@@ -88,7 +89,7 @@ def take_lora(
             if graph.replace(new):
                 onnx.save(graph.model, str(aside / name))
         manifest = _manifest(bundle, fused, denoisers, left_out, aside)
-        console.write_text(aside / MANIFEST, as_json(manifest))
+        write_manifest(aside, manifest)
     return Taken(manifest, len(changes.changed), left_out)
 
 

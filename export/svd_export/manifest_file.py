@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from svd_engine.bundle.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from svd_engine.bundle.manifest import MANIFEST, SCHEMA, FileEntry, Manifest, read_manifest
 from svd_engine.bundle.reading import sha256_of
 from svd_engine.cli import console
 from svd_engine.errors import OutputError
@@ -17,6 +18,12 @@ LOCK = f".{MANIFEST}.lock"
 
 def as_json(manifest: Manifest) -> str:
     return manifest.model_dump_json(indent=1) + "\n"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Into a bundle that is being made, with its schema beside it."""
+    console.write_text(folder / SCHEMA, json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
+    console.write_text(folder / MANIFEST, as_json(manifest))
 
 
 def file_entry(path: Path) -> FileEntry:

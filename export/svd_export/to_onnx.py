@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -23,8 +22,6 @@ from torch import nn
 from svd_engine import report
 from svd_engine.arguments import dtype_name
 from svd_engine.bundle.manifest import (
-    MANIFEST,
-    SCHEMA,
     CheckpointSource,
     Manifest,
     NetworkEntry,
@@ -34,7 +31,6 @@ from svd_engine.bundle.manifest import (
 )
 from svd_engine.checkpoint.configs import unet_levels, vae_levels
 from svd_engine.checkpoint.opening import Checkpoint
-from svd_engine.cli import console
 from svd_engine.errors import ExportError, SettingsError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import rewrites_for
@@ -48,7 +44,7 @@ from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.spec.weights import WeightFile
 from svd_engine.values import at_least
 from svd_export import forms
-from svd_export.manifest_file import as_json, file_entry
+from svd_export.manifest_file import file_entry, write_manifest
 from svd_export.placing import placed
 from svd_export.simplify import simplify
 from svd_export.unroll import unroll
@@ -121,8 +117,7 @@ def export_bundle(
             without_rewrites=tuple(without_rewrites),
             versions=report.versions(),
         )
-        console.write_text(aside / SCHEMA, json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
-        console.write_text(aside / MANIFEST, as_json(manifest))
+        write_manifest(aside, manifest)
     return manifest
 
 

@@ -19,7 +19,7 @@ from svd_engine.checkpoint.opening import (
     with_lora,
 )
 from svd_engine.cli import console
-from svd_engine.errors import NonFiniteOutput, ParityError, SettingsError
+from svd_engine.errors import CheckpointError, NonFiniteOutput, ParityError, SettingsError
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.parity import example_inputs, tolerance
 from svd_engine.networks.rewrites import REWRITES
@@ -97,14 +97,23 @@ def exported_from(
                 remedy="Leave them out.",
             )
         return with_lora(random_checkpoint(family), lora, partial) if lora else random_checkpoint(family)
-    return open_checkpoint(
-        name,
-        variant or exported.variant,
-        bundle.manifest.model.frames if is_single_file(name) else None,
-        {**exported.parts, **(parts or {})},
-        lora,
-        partial,
-    )
+    where = name, variant or exported.variant, bundle.manifest.model.frames if is_single_file(name) else None
+    if checkpoint is None:
+        _check_there(bundle, *where)
+    return open_checkpoint(*where, {**exported.parts, **(parts or {})}, lora, partial)
+
+
+def _check_there(bundle: Bundle, name: str, variant: str | None, frames: int | None) -> None:
+    """Raises CheckpointError where the manifest's checkpoint cannot be opened: it may be another path now."""
+    try:
+        open_checkpoint(name, variant, frames)
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.what,
+            expected=f"what {bundle.folder} was exported from, to be opened from here",
+            got=error.got,
+            remedy="Pass checkpoint=ORIGINAL, the path where it lies now.",
+        ) from error
 
 
 def check_exported_from(bundle: Bundle, checkpoint: Checkpoint) -> None:

@@ -74,7 +74,10 @@ def test_an_amount_of_memory(monkeypatch: pytest.MonkeyPatch, memory: Any, expec
     assert budget_of(memory, CPU).bytes == expected
 
 
-@pytest.mark.parametrize("memory", ["8", "eight", "0", 0, -1, 1.5, "-1GiB", "8 GiBs", "0GiB", True, [], ""])
+@pytest.mark.parametrize(
+    "memory",
+    ["8", "eight", "0", 0, -1, 1.5, "-1GiB", "8 GiBs", "0GiB", "9" * 400 + "GiB", True, [], ""],
+)
 def test_no_amount_of_memory(memory: Any, tmp_path: Path) -> None:
     message = '^memory: expected an amount such as "8GiB"'
     with pytest.raises(SettingsError, match=message):
@@ -125,6 +128,27 @@ def test_a_control_group_limits_memory(version: int, tmp_path: Path) -> None:
     process.write_text(process.read_text().replace("/outer/inner", "/not/here"))
     assert host_memory.limits(tmp_path, process) == []
     assert host_memory.limits(tmp_path, tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("process", "limit", "expected"),
+    [
+        ("0::/", b"1000", [host_memory.Limit(1000, 300)]),
+        ("no group\n\n0::/", b"1000", [host_memory.Limit(1000, 300)]),
+        ("0::/", b"-1", []),
+        ("0::/", b"0", []),
+        ("0::/", b"\xff", []),
+        ("0::/", b"", []),
+    ],
+)
+def test_odd_files_of_a_control_group_set_no_limit(
+    tmp_path: Path, process: str, limit: bytes, expected: list[host_memory.Limit]
+) -> None:
+    files = {"memory.max": limit, "memory.current": b"700", "memory.stat": b"\xff\ninactive_file 100\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "cgroup").write_text(process)
+    assert host_memory.limits(tmp_path, tmp_path / "cgroup") == expected
 
 
 def test_the_smallest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:

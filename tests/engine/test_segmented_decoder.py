@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,15 @@ def test_onnx_runtime_streams(streaming_bundle: Path) -> None:
     assert swapped.report.stages["vae_decoder"] == placed
 
 
+def test_an_altered_segment_is_said_before_anything_runs(folder: Path) -> None:
+    last = [e for e in Bundle(folder).manifest.networks if e.spec.segment is not None][-1]
+    damage.flip(folder / last.graphs["onnxruntime"])
+    bundle = Bundle(folder)
+    decoder = streamed_decoder(PROFILE, bundle.manifest.model.architecture, FLOAT32, SLICE)
+    with pytest.raises(BundleError, match=f"file {last.spec.key}.onnx of bundle .* expected sha256"):
+        OrtBackend(bundle, CPU).open(decoder)
+
+
 def test_the_segments_share_the_decoder_s_weights(streaming_bundle: Path) -> None:
     bundle = Bundle(streaming_bundle)
     segments = [e for e in bundle.manifest.networks if e.spec.network == "decoder_segment"]
@@ -299,6 +309,36 @@ def test_another_slice_than_the_bundle_s(streaming_bundle: Path) -> None:
     ) as c:
         video(opened(streaming_bundle), decoding="streamed", decode_chunk_size=3)
     assert "--guidance single --stream-decoder 3 --dtype fp32" in c.value.remedy
+
+
+def test_a_remedy_streams_fewer_frames_than_a_video_has(tiny_bundle: Path) -> None:
+    """As the export demands."""
+    plain, streaming = Bundle(tiny_bundle), Bundle(tiny_bundle)
+    told = {"streaming": streaming_of((32, 64), 1, SLICE), "profiles": (PROFILE,)}
+    streaming.manifest = streaming.manifest.model_copy(update=told)
+
+    def remedy(bundle: Bundle, **other: Any) -> str:
+        with pytest.raises(ProfileError) as caught:
+            bundle.profile_for(Settings(**{"frames": FRAMES, "height": HEIGHT, "width": WIDTH, **other}))
+        return caught.value.remedy
+
+    assert "--stream-decoder 2 " in remedy(plain, decoding="streamed", decode_chunk_size=FRAMES)
+    assert remedy(streaming, decoding="streamed", decode_chunk_size=5) == "Leave out decode_chunk_size."
+    assert "--stream-decoder 4 " in remedy(streaming, decoding="streamed", decode_chunk_size=4)
+    assert "--frames 2 --height 32 --width 48 --stream-decoder 1 --dtype" in remedy(streaming, frames=2)
+    assert "--frames 1 --height 32 --width 48 --dtype" in remedy(streaming, frames=1)
+    one = replace(PROFILE, frames=1, decode_chunk=1)
+    plain.manifest = plain.manifest.model_copy(update={"profiles": (one,)})
+    assert "one frame has nothing to stream" in remedy(plain, decoding="streamed")
+
+
+def test_a_remedy_for_two_devices_keeps_the_streamed_decoder(tiny_bundle: Path) -> None:
+    bundle, profile = Bundle(tiny_bundle), replace(PROFILE, guidance="batched")
+    told = {"streaming": streaming_of((32, 64), 1, SLICE), "profiles": (profile,)}
+    bundle.manifest = bundle.manifest.model_copy(update=told)
+    with pytest.raises(ProfileError, match="a profile of single guidance") as caught:
+        bundle.single_profile_for(Settings(5, HEIGHT, WIDTH, decoding="streamed"))
+    assert "--guidance single --stream-decoder 2 --dtype" in caught.value.remedy
 
 
 def test_exports_of_the_bundle_anew_keep_it(streaming_bundle: Path) -> None:

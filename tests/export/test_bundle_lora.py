@@ -204,6 +204,38 @@ def test_another_checkpoint(tiny_bundle: Path, lora: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_that_has_moved(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody typed its old path now: the remedy is not to spell it in another way."""
+    folder = damage.copy(tiny_bundle, tmp_path)
+    damage.edit(folder, lambda m: m["source"].update(checkpoint="moved"))
+    assert call(main, "verify", folder) == 1
+    said = capsys.readouterr().err
+    assert f"error: checkpoint 'moved': expected what {folder} was exported from" in said
+    assert said.endswith("got none of these. Pass --checkpoint ORIGINAL, the path where it lies now.\n")
+    bundle = Bundle(folder)
+    check_exported_from(bundle, exported_from(bundle, str(tiny_checkpoint)))
+
+
+def test_a_damaged_bundle(
+    tiny_half_bundle: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it would copy is not passed on, and the remedy is the file's own."""
+    folder, into = damage.copy(tiny_half_bundle, tmp_path), tmp_path / "into"
+    into.mkdir()
+    plan = add_plan(folder, next(spec for spec in specs(folder) if spec.network == "vae_decoder"))
+    (folder / plan.file).unlink()
+    assert call(main, "lora", folder, "--lora", lora, "-o", into / "new") == 1
+    said = capsys.readouterr().err
+    assert "got no such file. The plan was altered or damaged. Run: svd-export tensorrt" in said
+    damage.edit(folder, lambda m: (m.pop("plans"), m["files"].pop(plan.file)))
+    damage.flip(folder / "vae_decoder.bin")
+    assert call(main, "lora", folder, "--lora", lora, "-o", into / "new") == 1
+    assert "The file was altered or damaged: copy or export the bundle again" in capsys.readouterr().err
+    assert list(into.iterdir()) == []
+
+
 def test_what_the_commands_are_told(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

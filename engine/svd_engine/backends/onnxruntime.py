@@ -81,8 +81,11 @@ class OrtBackend:
 
     def open(self, spec: NetworkSpec) -> Network:
         if isinstance(spec, StreamedSpec):
-            return SegmentedDecoder(spec, self.bundle.segments(spec), self)
-        path = self.bundle.graph(spec, "onnxruntime", _memory(self.device))
+            segments = self.bundle.segments(spec)
+            for segment in segments:
+                self._graph(segment)  # what is wrong with its files shows now, not in the middle of a call
+            return SegmentedDecoder(spec, segments, self)
+        path = self._graph(spec)
         provider = PROVIDERS[self.device.type]
         session = self._session(path, provider)
         used = session.get_providers()
@@ -97,6 +100,9 @@ class OrtBackend:
         detail = f"onnxruntime {self.runtime.__version__} {used[0]}"
         placement = Placement("onnxruntime", str(self.device), str(spec.precision), detail)
         return OrtNetwork(spec, session, placement)
+
+    def _graph(self, spec: NetworkSpec) -> Path:
+        return self.bundle.graph(spec, "onnxruntime", _memory(self.device))
 
     def _session(self, path: Path, provider: str) -> Any:
         options = self.runtime.SessionOptions()

@@ -77,7 +77,8 @@ class Bundle:
                 got=f"{s.frames} frames of {s.height}x{s.width}{decoded}",
                 remedy=f"Ask for one of these, or run: svd-export onnx {self.manifest.export_source} "
                 f"-o NEW_BUNDLE --frames {s.frames} --height {s.height} --width {s.width}{flag}"
-                f"{self._reuse_option()}{self._stream_option()} --dtype {self.manifest.precision.option}",
+                f"{self._reuse_option()}{self._stream_option(frames=s.frames)} "
+                f"--dtype {self.manifest.precision.option}",
             )
         return found
 
@@ -100,31 +101,37 @@ class Bundle:
         streaming, asked = self.manifest.streaming, settings.decode_chunk_size
         if streaming is not None and asked in (None, streaming.slice_frames):
             return streaming.slice_frames
-        dtype = f"--dtype {self.manifest.precision.option}"
-        command = self._export_command(dtype, size=asked or DEFAULT_SLICE)
         raise ProfileError(
             f"streamed decoder of bundle {self.folder}",
             expected=f"decode_chunk_size={streaming.slice_frames}, which it was exported with"
             if streaming
             else "a bundle with one",
             got=f"decode_chunk_size={asked}" if streaming else "decoders of whole chunks alone",
-            remedy=f"Leave out decode_chunk_size, or run: {command}"
-            if streaming
-            else "Leave it out: each frame of this model is decoded alone, so chunks make the same video."
-            if self.manifest.model.orbits
-            else f"Run: {command}",
+            remedy=self._stream_remedy(asked),
         )
+
+    def _stream_remedy(self, asked: int | None) -> str:
+        """asked: frames that a streamed decoder shall take at a time, and the bundle has none that does."""
+        shortest = min(profile.frames for profile in self.manifest.profiles)
+        dtype = f"--dtype {self.manifest.precision.option}"
+        command = self._export_command(dtype, size=asked or DEFAULT_SLICE)
+        if self.manifest.streaming is not None:
+            possible = asked is not None and asked < shortest
+            return f"Leave out decode_chunk_size{f', or run: {command}' if possible else '.'}"
+        if self.manifest.model.orbits:
+            return "Leave it out: each frame of this model is decoded alone, so chunks make the same video."
+        return f"Run: {command}" if shortest > 1 else "Leave it out: one frame has nothing to stream."
 
     def single_profile_for(self, settings: Settings) -> Profile:
         """As `profile_for`, one half of guidance a call.  Raises ProfileError where there is none."""
         profile = replace(self.profile_for(settings), guidance="single")
         if profile not in self.profiles(settings):
-            dtype = f"--dtype {self.manifest.precision.option}"
+            changes = f"{self._stream_option()} --dtype {self.manifest.precision.option}".lstrip()
             raise ProfileError(
                 f"bundle {self.folder} on two devices",
                 expected="a profile of single guidance, one half a call",
                 got="; ".join(map(str, self.manifest.profiles)),
-                remedy=f"Run: {export_command(self.manifest.export_source, [profile], dtype)}",
+                remedy=f"Run: {export_command(self.manifest.export_source, [profile], changes)}",
             )
         return profile
 
@@ -233,11 +240,16 @@ class Bundle:
         branch = own.branch if branch is None and own else branch
         return "" if branch is None else f" --reuse-branch {branch}"
 
-    def _stream_option(self, size: int | None = None) -> str:
-        """Of the export: for slices of `size`, or else for what the bundle has; empty for none."""
+    def _stream_option(self, size: int | None = None, frames: int | None = None) -> str:
+        """Of the export: for slices of `size`, or else for what the bundle has; empty for none.
+
+        A slice is shorter than a video of `frames`, or else than those of the bundle.
+        """
         own = self.manifest.streaming
         size = own.slice_frames if size is None and own else size
-        return "" if size is None else f" --stream-decoder {size}"
+        shortest = min(p.frames for p in self.manifest.profiles) if frames is None else frames
+        size = min(size or 0, shortest - 1)
+        return f" --stream-decoder {size}" if size else ""
 
     def plans(self, spec: NetworkSpec) -> list[PlanEntry]:
         """The TensorRT plans of a network, for whatever machine."""

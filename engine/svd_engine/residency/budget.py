@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 import sys
@@ -70,13 +71,13 @@ def _amount(memory: object) -> int | float:
     if re.fullmatch(r"\d*\.?\d+", text) and 0 < float(text) <= 1:
         return float(text)
     measured = re.fullmatch(r"(\d*\.?\d+) ?([KMG]i?B)", text, re.IGNORECASE)
-    if measured and (count := int(float(measured[1]) * UNITS[measured[2].upper()])):
-        return count
+    if measured and 1 <= (count := float(measured[1]) * UNITS[measured[2].upper()]) < math.inf:
+        return int(count)
     raise SettingsError(
         "memory",
         expected='an amount such as "8GiB", a share of all memory up to 1 such as "0.9", or "auto"',
         got=repr(memory),
-        remedy="Pass one of these, or leave it out for no limit.",
+        remedy="Pass one of these.",
     )
 
 
