@@ -28,7 +28,7 @@ BACKENDS = {f"svd_engine.backends.{name}" for name in ("torch", "onnxruntime", "
 LAYERS: tuple[set[str], ...] = (
     {"_version", "errors", "shell", "host_memory", "torch_state", "observer", "py.typed", "assets"},
     {"install", "values", "arguments", "call_queue", "clock", "spec"},
-    {"request", "sampling", "media", "steering"},
+    {"request", "sampling", "media", "steering", "image_conditioning"},
     {"report", "checkpoint", "bundle"},
     {"output", "networks", "text_to_image"},
     {"backends"},

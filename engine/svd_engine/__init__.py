@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from svd_engine.checkpoint.opening import open_checkpoint as open_checkpoint
     from svd_engine.continuing import continue_video as continue_video
     from svd_engine.engine import VideoEngine as VideoEngine
+    from svd_engine.image_conditioning import ImageConditioning as ImageConditioning
     from svd_engine.media.clip import read_video as read_video
     from svd_engine.media.image import load_image as load_image
     from svd_engine.media.video import write_video as write_video
@@ -47,6 +48,7 @@ __all__ = [
     "Cancelled",
     "CheckpointError",
     "ExportError",
+    "ImageConditioning",
     "ImageError",
     "NonFiniteOutput",
     "NotOffered",
@@ -72,6 +74,7 @@ __all__ = [
 ]
 
 _LOADED_ON_USE = {
+    "ImageConditioning": "image_conditioning",
     "Reuse": "spec.reuse",
     "RunReport": "report",
     "VideoEngine": "engine",

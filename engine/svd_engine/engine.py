@@ -29,7 +29,9 @@ from svd_engine.backends.interruptible import InterruptibleNetwork
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.call_queue import CallQueue, Cancel, Turn
 from svd_engine.clock import Clock
+from svd_engine.errors import SettingsError
 from svd_engine.guidance_parallel import OtherHalf
+from svd_engine.image_conditioning import ImageConditioning
 from svd_engine.media import image as images
 from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
@@ -180,7 +182,7 @@ class VideoEngine(Steered, DiffusersNames):
     @own_torch_state()
     def __call__(
         self,
-        image: Image | list[Image] | Tensor,
+        image: Image | list[Image] | Tensor | ImageConditioning,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -216,7 +218,8 @@ class VideoEngine(Steered, DiffusersNames):
         """Generate a video of each image.  Arguments as in diffusers' `StableVideoDiffusionPipeline`.
 
         image: PIL image, list of them, or tensor [N,3,H,W], floats in [0, 1] or bytes.  Of a PIL image with
-        transparency SV3D centres what is not transparent on white; what has none it takes as it is.
+        transparency SV3D centres what is not transparent on white; what has none it takes as it is.  Or an
+        `ImageConditioning`: what encoders of the caller's own gave.
         height, width, num_frames: default the bundle's or checkpoint's own (SVD: 576, 1024 pixels, 14 or 25).
         num_inference_steps: denoising steps; default the model's own (SVD: 25).  sigmas: n + 1 falling noise
         levels for n steps, in their place.
@@ -267,8 +270,9 @@ class VideoEngine(Steered, DiffusersNames):
             started = time.perf_counter()
             clock = Clock(self.backend.device, observer)
             with clock.stage("preprocess"):
-                pixels, clip = self._pixels(image, settings)
-            videos = len(pixels) * settings.videos_per_image
+                pictured = self._pictured(image, settings)
+                encoded = isinstance(pictured, ImageConditioning)
+            videos = pictured.images * settings.videos_per_image
             check_generators(generator, videos)
             with clock.stage("load"):
                 plan = self._plan(settings, videos)
@@ -276,7 +280,7 @@ class VideoEngine(Steered, DiffusersNames):
                     shortage, device=self.backend.device, plan=plan, planner=self.source.planner,
                     settings=settings, videos=videos, unplanned=self.source.unplanned,
                 )  # fmt: skip
-                stages, reusing = self._stages(plan, turn, short, observer)
+                stages, reusing = self._stages(plan, turn, short, observer, encoded)
             others = self.source.other_half.cold() if self.source.other_half else []
             if cold := self.residency.cold() + others:
                 with clock.stage("compile_kernels"):
@@ -286,7 +290,7 @@ class VideoEngine(Steered, DiffusersNames):
             self._steering = pipeline.steering_of(settings, videos, self.backend.device)
             on_step = self._on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
             result = pipeline.generate(
-                stages, self.model, settings, pixels, clip, generator, latents, on_step, clock,
+                stages, self.model, settings, pictured, generator, latents, on_step, clock,
                 decode=output_type != "latent", steering=self._steering,
                 progress=lambda evaluations: self.progress_bar(total=evaluations), observer=observer,
                 reusing=reusing,
@@ -341,15 +345,26 @@ class VideoEngine(Steered, DiffusersNames):
         settings.check_size(self.model.architecture.size_multiple)
         return settings
 
-    def _pixels(self, image: Image | list[Image] | Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-        """What the VAE encoder and the image encoder read, [images, 3, H, W] and [images, 3, S, S]."""
+    def _pictured(
+        self, image: Image | list[Image] | Tensor | ImageConditioning, settings: Settings
+    ) -> pipeline.ImagePixels | ImageConditioning:
+        """What the encoders read, or of a caller that has encoders what these gave; on the device."""
         model, device = self.model, self.backend.device
+        if isinstance(image, ImageConditioning):
+            if settings.fit != "stretch":
+                raise SettingsError(
+                    "fit",
+                    expected="its default beside an ImageConditioning, which leaves it without effect",
+                    got=settings.fit,
+                    remedy="Leave it out.",
+                )
+            return image.fitted(model.architecture, settings.height, settings.width, device)
         if model.orbits and not isinstance(image, Tensor):
             image = images.objects_on_white(image, max(settings.height, settings.width))
         framed = images.fitted(image, settings.height, settings.width, settings.fit)
         pixels = images.to_vae_pixels(framed, settings.height, settings.width).to(device)
         clip = images.to_clip_pixels(framed, model.architecture.clip_size, model.clip_mean, model.clip_std)
-        return pixels, clip.to(device)
+        return pipeline.ImagePixels(pixels, clip.to(device))
 
     def _on_step(self, callback: Callback | None, tensor_inputs: Sequence[str]) -> pipeline.StepCallback:
         """Shows each step to the caller's function, and takes what it gives back and what it changed."""
@@ -394,7 +409,12 @@ class VideoEngine(Steered, DiffusersNames):
             )
 
     def _stages(
-        self, plan: Plan, turn: Turn, short: Callable[[str, str], Exception], observer: Observer
+        self,
+        plan: Plan,
+        turn: Turn,
+        short: Callable[[str, str], Exception],
+        observer: Observer,
+        encoded: bool,  # leaves the encoders closed
     ) -> tuple[pipeline.Stages, pipeline.Reusing | None]:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
 
@@ -408,7 +428,8 @@ class VideoEngine(Steered, DiffusersNames):
         if self.source.reuse is not None and self.source.feature is not None:
             specs[2], shallow = reusing_specs(specs[2], self.source.feature)
             reusing = pipeline.Reusing(opened(shallow), ReusePolicy(self.source.reuse))
-        image_encoder, vae_encoder, denoiser, *decoders = map(opened, specs)
+        image_encoder, vae_encoder = (None, None) if encoded else map(opened, specs[:2])
+        denoiser, *decoders = map(opened, specs[2:])
         by_frames = {d.spec.inputs[0].shape[0]: d for d in decoders}
         other_half = None
         if (other := self.source.other_half) is not None:
@@ -466,7 +487,8 @@ def _placements(
     placed: dict[str, report.StagePlacement] = {}
     decoders = stages.vae_decoders.values()  # the chunk size of most frames first
     shallow = [reusing.network] if reusing else []
-    for network in (stages.image_encoder, stages.vae_encoder, stages.denoiser, *shallow, *decoders):
+    encoders = filter(None, (stages.image_encoder, stages.vae_encoder))
+    for network in (*encoders, stages.denoiser, *shallow, *decoders):
         spec = network.spec
         name = spec.key if spec.network in placed else spec.network
         placed[name] = report.StagePlacement(**asdict(network.placement))

@@ -39,7 +39,10 @@ class Observer:
         """A network has run once; of a denoiser that reuses, "denoiser" or "shallow_denoiser"."""
 
     def on_first_latent(self, pixels: Tensor, latent: Tensor) -> None:
-        """What the VAE encoder took, [images,3,H,W] in [-1, 1], and gave, [images,4,h,w], unscaled."""
+        """What the VAE encoder took, [images,3,H,W] in [-1, 1], and gave, [images,4,h,w], unscaled.
+
+        Not called for an `ImageConditioning`, whose images were encoded before.
+        """
 
     def on_evaluation(self, done: int, evaluations: int) -> None:
         """The denoiser has given `done` of the call's estimates; a step takes one or two.

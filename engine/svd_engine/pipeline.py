@@ -20,6 +20,7 @@ from torch import Tensor
 from svd_engine.clock import Clock
 from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.guidance_parallel import OtherHalf
+from svd_engine.image_conditioning import ImageConditioning
 from svd_engine.observer import UNOBSERVED, Observer, Step
 from svd_engine.request import Settings
 from svd_engine.sampling import guiders, schedules
@@ -60,11 +61,23 @@ class Stages:
     """The networks of one profile, opened."""
 
     profile: Profile
-    image_encoder: Network
-    vae_encoder: Network
+    image_encoder: Network | None  # None, both, for a call that brings what they would give
+    vae_encoder: Network | None
     denoiser: Network
     vae_decoders: Mapping[int, Network]  # by frames of a chunk
     other_half: OtherHalf | None = None  # of guidance, when it has a device of its own
+
+
+@dataclass(frozen=True)
+class ImagePixels:
+    """Images, as their two encoders read them."""
+
+    vae: Tensor  # [images, 3, H, W] in [-1, 1]
+    clip: Tensor  # [images, 3, S, S], normalised for CLIP
+
+    @property
+    def images(self) -> int:
+        return len(self.vae)
 
 
 class Reusing:
@@ -97,8 +110,7 @@ def generate(
     stages: Stages,
     model: Model,
     settings: Settings,
-    pixels: Tensor,  # [images, 3, H, W] in [-1, 1]
-    clip_pixels: Tensor,  # [images, 3, S, S], normalised for CLIP
+    image: ImagePixels | ImageConditioning,
     generator: Generators,
     latents: Tensor | None,  # [N, F, 4, h, w] of standard deviation 1, or None to draw them
     on_step: StepCallback,
@@ -114,24 +126,17 @@ def generate(
     N = images x videos_per_image, the videos of one image side by side.  Raises NonFiniteOutput with
     the network's name as soon as a stage gives NaN or infinity.
     """
-    with clock.stage("image_encoder"):
-        encoded = in_batches(stages.image_encoder, stages.profile.batch, pixels=clip_pixels)
-        embedding = encoded["embedding"]  # [images, 1, D]
-        finite(embedding, stages.image_encoder)
-    with clock.stage("vae_encoder"):
-        noise = draw(pixels.shape, generator, pixels.device)
-        noisy = pixels + settings.noise_aug_strength * noise
-        encoded = in_batches(stages.vae_encoder, stages.profile.batch, pixels=noisy)
-        first_latent = encoded["latent"]  # [images, 4, h, w]
-        finite(first_latent, stages.vae_encoder)
-    observer.on_first_latent(noisy, first_latent)
+    if isinstance(image, ImageConditioning):
+        encoded = image
+    else:
+        encoded = encode(stages, settings, image, generator, clock, observer)
 
     # diffusers orders several videos of several images differently for the two; here both are grouped
-    embedding = embedding.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 1, D]
-    first_latent = first_latent.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 4, h, w]
+    embedding = encoded.embedding.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 1, D]
+    first_latent = encoded.first_latent.repeat_interleave(settings.videos_per_image, dim=0)  # [N, 4, h, w]
 
     with clock.stage("denoiser"):
-        sigmas = schedule(settings, model).to(pixels.device)  # [steps + 1]
+        sigmas = schedule(settings, model).to(first_latent.device)  # [steps + 1]
         x = noise_video(first_latent, settings, generator, latents) * initial_scale(sigmas)
         steering = steering or steering_of(settings, len(x), x.device)
         told = model.architecture.conditioning.time_ids(settings.told, len(x), settings.frames, x.device)
@@ -144,9 +149,33 @@ def generate(
 
     with clock.stage("vae_decoder"):
         frames = decode_video(stages, x / model.latent_scale)
-        if model.orbits:  # as sgm's `simple_video_sample.py`
-            frames[:, -1] = (pixels / 2 + 0.5).repeat_interleave(settings.videos_per_image, dim=0)
+        if model.orbits and isinstance(image, ImagePixels):  # as sgm's `simple_video_sample.py`
+            frames[:, -1] = (image.vae / 2 + 0.5).repeat_interleave(settings.videos_per_image, dim=0)
         return frames
+
+
+def encode(
+    stages: Stages,
+    settings: Settings,
+    image: ImagePixels,
+    generator: Generators,
+    clock: Clock,
+    observer: Observer,
+) -> ImageConditioning:
+    """What the denoiser is given of the images, whose pixels for the VAE get noise first."""
+    assert stages.image_encoder is not None  # opened for pixels
+    assert stages.vae_encoder is not None
+    batch = stages.profile.batch
+    with clock.stage("image_encoder"):
+        embedding = in_batches(stages.image_encoder, batch, pixels=image.clip)["embedding"]  # [images, 1, D]
+        finite(embedding, stages.image_encoder)
+    with clock.stage("vae_encoder"):
+        noise = draw(image.vae.shape, generator, image.vae.device)
+        noisy = image.vae + settings.noise_aug_strength * noise
+        first_latent = in_batches(stages.vae_encoder, batch, pixels=noisy)["latent"]  # [images, 4, h, w]
+        finite(first_latent, stages.vae_encoder)
+    observer.on_first_latent(noisy, first_latent)
+    return ImageConditioning(embedding, first_latent)
 
 
 def schedule(settings: Settings, model: Model) -> Tensor:

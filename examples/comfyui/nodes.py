@@ -21,6 +21,7 @@ from svd_engine.backends.registry import NAMES
 from svd_engine.bundle.manifest import MANIFEST
 from svd_engine.engine import VideoEngine
 from svd_engine.errors import Cancelled, SettingsError
+from svd_engine.image_conditioning import ImageConditioning
 from svd_engine.media.video import to_uint8
 from svd_engine.observer import Observer
 from svd_engine.request import (
@@ -40,11 +41,21 @@ from svd_engine.request import (
 from svd_engine.serving.encode import encode
 
 Engine = io.Custom("SVD_ENGINE")
+Conditioning = list[list[Any]]  # ComfyUI's: [embedding, options] of each part
 CATEGORY = "video/svd-engine"
 OWN = 0  # of a whole number: what the model, the bundle or the engine decides
 MODELS_OWN = "the model's own"  # of a list of names
 MOST = 2**31 - 1  # of a whole number in a widget
 FIXED = {"num_frames", "height", "width"}  # that a LATENT has
+# of ComfyUI's CONDITIONING, by the names that `SVD_img2vid.encode_adm` and SV3D's look for
+TOLD = {
+    "motion_bucket_id": "motion_bucket_id",
+    "fps": "fps",
+    "augmentation_level": "noise_aug_strength",
+    "elevation": "elevation",
+    "azimuth": "azimuths",
+}
+UNTOLD = {"augmentation_level": 0.0}  # what `encode_adm` takes of SV3D_Conditioning, which does not say it
 DECODED = {"decode_chunk_size", "decoding", "num_videos_per_prompt"}  # of what is not decoded, and one video
 
 
@@ -113,7 +124,8 @@ def _number(text: str) -> object:
 
 
 GENERATED = [p for p in PARAMETERS if p.name != "image"]
-DENOISED = [SEED, *(p for p in SETTINGS if p.name not in FIXED | DECODED)]
+ENCODED = {"fit", *TOLD.values()}  # that a CONDITIONING has, or what made it
+DENOISED = [SEED, *(p for p in SETTINGS if p.name not in FIXED | DECODED | ENCODED)]
 
 
 # The engine, kept between runs
@@ -149,8 +161,10 @@ def free() -> None:
 def free_with_models() -> None:
     """Has ComfyUI's `unload_all_models` free the engine, too.
 
-    Its button, its route `/free` and its answer to a GPU out of memory call that.  It keeps a list of models,
-    but of its own patchers only, which an engine is none of.
+    In ComfyUI 0.3.64 these call that: `prompt_worker` of `main.py`, between prompts, for either flag that the
+    route `/free` of `server.py` sets; and `execution.py`, when a node ran out of the GPU's memory, and after
+    each prompt under `--disable-smart-memory`.  ComfyUI keeps a list of models, but of its own patchers only,
+    which an engine is none of.
     """
     manager = comfy.model_management
     unload = manager.unload_all_models
@@ -180,13 +194,13 @@ class _Interrupt:
 
 
 def run(
-    engine: VideoEngine, image: torch.Tensor, arguments: dict[str, Any], output_type: str
+    engine: VideoEngine, image: torch.Tensor | ImageConditioning, arguments: dict[str, Any], output_type: str
 ) -> torch.Tensor:
-    """Frames [N,F,3,H,W] or latents [N,F,4,h,w], on the CPU.  image: [B,H,W,3]."""
+    """Frames [N,F,3,H,W] or latents [N,F,4,h,w], on the CPU.  image: [B,3,H,W], or encoded."""
     seed = arguments.pop(SEED.name)
     try:
         result = engine(
-            image.movedim(-1, 1), generator=torch.Generator("cpu").manual_seed(seed), output_type=output_type,
+            image, generator=torch.Generator("cpu").manual_seed(seed), output_type=output_type,
             cancel=_Interrupt(), observer=_Progress(), **arguments,
         )  # fmt: skip
     except Cancelled:
@@ -256,7 +270,7 @@ class Generate(io.ComfyNode):
 
     @classmethod
     def execute(cls, engine: VideoEngine, image: torch.Tensor, **values: Any) -> io.NodeOutput:
-        frames = run(engine, image, arguments_of(GENERATED, values), "pt")
+        frames = run(engine, image.movedim(-1, 1), arguments_of(GENERATED, values), "pt")
         videos = [encode(to_uint8(video), ".mp4", values["fps"]) for video in frames]
         return io.NodeOutput(
             list(frames.movedim(2, -1)),  # N of [F, H, W, 3]
@@ -271,11 +285,13 @@ class Denoise(io.ComfyNode):
             node_id="SVDEngineDenoise",
             display_name="Denoise only (SVD engine)",
             category=CATEGORY,
-            description="Takes the place of KSampler behind SVD_img2vid_Conditioning: its empty latent gives "
-            "frames and size, VAE Decode takes the result.",
+            description="Takes the place of KSampler between SVD_img2vid_Conditioning and VAE Decode.",
             inputs=[
                 Engine.Input("engine"),
-                io.Image.Input("image", tooltip="One picture, which conditions the video."),
+                io.Conditioning.Input("positive", tooltip="Of SVD_img2vid_Conditioning."),
+                io.Conditioning.Input(
+                    "negative", tooltip="Of the same node: all zeros, as the engine has it."
+                ),
                 io.Latent.Input("latent", tooltip="Empty: number of frames and size."),
                 *inputs_of(DENOISED),
             ],
@@ -284,16 +300,70 @@ class Denoise(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, engine: VideoEngine, image: torch.Tensor, latent: dict[str, torch.Tensor], **values: Any
+        cls,
+        engine: VideoEngine,
+        positive: Conditioning,
+        negative: Conditioning,
+        latent: dict[str, torch.Tensor],
+        **values: Any,
     ) -> io.NodeOutput:
         frames, height, width = size_of(latent["samples"], engine.model.architecture.vae_scale)
-        if len(image) != 1:
+        encoded, told = encoded_of(positive, negative)
+        size = {"num_frames": frames, "height": height, "width": width}
+        denoised = run(engine, encoded, arguments_of(DENOISED, values) | told | size, "latent")[0]
+        return io.NodeOutput({"samples": denoised / engine.model.latent_scale})  # [F, 4, h, w]
+
+
+def encoded_of(positive: Conditioning, negative: Conditioning) -> tuple[ImageConditioning, dict[str, Any]]:
+    """What the denoiser is given of the picture, and the engine's arguments of what it is told beside.
+
+    As ComfyUI 0.3.64 has it: `SVD_img2vid_Conditioning` pairs CLIP's embedding [1, 1, D] with a dict, whose
+    `concat_latent_image` [1, 4, h, w] is what `VAE.encode` gave.  `model_base.SVD_img2vid.extra_conds` hands
+    it to the network without `process_latent_in`, so it is not scaled, as an ImageConditioning's; and
+    `encode_adm` takes one off the fps, as the engine does.  Raises SettingsError for what the engine would
+    not do: conditioning of several parts, options of other nodes, a negative that is not zero.
+    """
+    embedding, options = _one_part("positive", positive)
+    nothing, others = _one_part("negative", negative)
+    if bool(nothing.any()) or bool(others["concat_latent_image"].any()):
+        raise SettingsError(
+            "negative",
+            expected="zeros, which guidance leads away from",
+            got="other numbers",
+            remedy="Connect that of SVD_img2vid_Conditioning.",
+        )
+    told = UNTOLD | {name: value for name, value in options.items() if name in TOLD}
+    for name, value in told.items():
+        if others.get(name, UNTOLD.get(name)) != value:
             raise SettingsError(
-                "image", expected="one picture", got=str(len(image)), remedy="Take one of the batch."
+                f"{name} of negative",
+                expected=f"that of positive, {value}",
+                got=str(others.get(name)),
+                remedy="Connect both from the same node.",
             )
-        arguments = arguments_of(DENOISED, values) | {"num_frames": frames, "height": height, "width": width}
-        denoised = run(engine, image, arguments, "latent")[0]  # [F, 4, h, w], scaled
-        return io.NodeOutput({"samples": denoised / engine.model.latent_scale})
+    return (
+        ImageConditioning(embedding, options["concat_latent_image"]),
+        {TOLD[name]: value for name, value in told.items()},
+    )
+
+
+def _one_part(name: str, given: Conditioning) -> tuple[torch.Tensor, dict[str, Any]]:
+    if len(given) != 1 or len(given[0][0]) != 1:
+        raise SettingsError(
+            name,
+            expected="one part, of one picture",
+            got=str([list(embedding.shape) for embedding, _ in given]),
+            remedy="Connect that of SVD_img2vid_Conditioning, without Conditioning Combine.",
+        )
+    embedding, options = given[0]
+    if options.keys() - TOLD.keys() != {"concat_latent_image"}:
+        raise SettingsError(
+            name,
+            expected=f"concat_latent_image, and of {', '.join(TOLD)} what the model is told",
+            got=", ".join(map(str, options)),
+            remedy="Connect that of SVD_img2vid_Conditioning, and no node between that changes it.",
+        )
+    return embedding, options
 
 
 def size_of(samples: torch.Tensor, scale: int) -> tuple[int, int, int]:

