@@ -386,6 +386,8 @@ def test_ctrl_c_keeps_what_is_done(tiny_bundle: Path, pictures: Path, tmp_path: 
         (("--bundle", "b", "--ray", "local", "--device", "cpu"), "--device does nothing with --ray"),
         (("--bundle", "b", "--steps", 2, "--sigmas", "2,0"), "pass either --steps or --sigmas"),
         (("--bundle", "b", "--steps", 0), "num_inference_steps"),
+        (("--bundle", "b", "--memory", "nonsense"), "memory: expected"),
+        (("--bundle", "b", "--memory", "8GiB", "--reuse", 2), "reuse: expected no memory budget"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together(
@@ -393,3 +395,4 @@ def test_options_that_do_not_go_together(
 ) -> None:
     assert call(main, "batch", tmp_path, "-o", tmp_path / "out", *options) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

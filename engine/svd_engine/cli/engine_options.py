@@ -130,18 +130,23 @@ class EngineOptions:
     def opening(self, frames: int | None, **others: Any) -> Opening:
         """frames: of the call, for a single file that does not tell its own.  others: of both constructors.
 
-        Raises SettingsError for reuse that cannot be.
+        Raises SettingsError for memory and reuse that cannot be.
         """
         from svd_engine.checkpoint.opening import hides_frames
+        from svd_engine.residency.budget import check_memory
+        from svd_engine.residency.source import check_reuse
         from svd_engine.serving.batch.opening import Opening
         from svd_engine.spec.reuse import Reuse
 
         reuse = None
         if self.reuse is not None:
             reuse = Reuse(self.reuse, self.reuse_branch, self.reuse_threshold)
+        memory = memory_of(self.memory)
+        check_memory(memory)
+        check_reuse(reuse, None if memory == "auto" else memory)
         options = others | {
             "backend": self.backend, "device": self.device, "swap_networks": self.swap_networks,
-            "memory": memory_of(self.memory), "reuse": reuse,
+            "memory": memory, "reuse": reuse,
         }  # fmt: skip
         if self.bundle is not None:
             kept = None if self.no_jit_cache else self.jit_cache or "auto"

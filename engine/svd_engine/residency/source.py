@@ -97,7 +97,7 @@ def of_bundle(
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
-    _check_reuse(reuse, named)
+    check_reuse(reuse, named)
     bundle = Bundle(folder)
     feature = bundle.feature(reuse) if reuse else None
     choice = choose_for_bundle(backend, device, bundle)
@@ -170,7 +170,7 @@ def of_checkpoint(
         )
     residency = _residency(swap_networks)
     named = None if memory == "auto" else memory
-    _check_reuse(reuse, named)
+    check_reuse(reuse, named)
     device, second = _devices(device, devices, swap_networks=swap_networks, memory=named, reuse=reuse)
     choice = choose_for_checkpoint(backend, device)
     for name, value in (
@@ -295,7 +295,7 @@ def _residency(swap_networks: object) -> type[Residency]:
     return Swapped if swap_networks else Resident
 
 
-def _check_reuse(reuse: object, memory: Memory | None) -> None:
+def check_reuse(reuse: object, memory: Memory | None) -> None:
     """Raises SettingsError for what is no `Reuse`, and beside a memory budget, whose planner does not know
     the second denoiser."""
     if reuse is not None and not isinstance(reuse, Reuse):
