@@ -391,5 +391,7 @@ def test_a_part_that_was_replaced_is_forgotten_at_once() -> None:
         seen.append(sum(part() is not None for part in there))
         return nn.Identity()
 
-    rewrite_each(parts(network, nn.Linear), lambda _part: None, rewrite, network)
+    places = parts(network, nn.Linear)  # held here too, as a caller may
+    rewrite_each(places, lambda _part: None, rewrite, network)
     assert seen == [4, 3, 2, 1]
+    assert places == []

@@ -5,8 +5,7 @@ Knows torch modules; knows neither what a rewrite proves nor where diffusers use
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,20 +29,20 @@ def parts(network: nn.Module, kind: type[Part]) -> list[tuple[str, Part]]:
 
 
 def rewrite_each(
-    places: Iterable[tuple[str, Part]],
+    places: list[tuple[str, Part]],
     obstacle: Callable[[Part], str | None],
     rewrite: Callable[[Part], nn.Module | None],
     network: nn.Module,
 ) -> Report:
     """Rewrites each place that has no obstacle; what `rewrite` returns, if anything, takes its place.
 
-    A part that was replaced is forgotten at once: weights never stand there twice.
+    A part that was replaced is forgotten at once, so `places` is emptied, whoever holds it: weights never
+    stand there twice.
     """
     done, left_alone = 0, []
-    waiting = deque(places)
-    del places
-    while waiting:
-        path, part = waiting.popleft()
+    places.reverse()
+    while places:
+        path, part = places.pop()
         reason = obstacle(part)
         if reason is not None:
             left_alone.append(f"{path}: {reason}")
