@@ -37,7 +37,7 @@ from svd_engine.spec.tensors import NetworkSpec
 SLICES = (8, 4, 2, 1)  # frames at a time of a streamed decoder, the fastest first
 # Of the activations: kernels' scratch memory, and freed blocks that an allocator keeps (glibc's many of them)
 SCRATCH = {"cuda": 0.1, "cpu": 0.5}
-LOADING = 1.1  # of the weights, while rewrites replace them: SVD's UNet in float32 took 1.01
+LOADING = 1.2  # of the weights, while rewrites replace them: SVD's UNet in float32 took 1.13
 Way = tuple[Profile, int | None, type[Residency]]  # int: frames of a slice
 LATENT_VIDEOS = 6  # that the sampler holds at most, float32
 
