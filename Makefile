@@ -2,14 +2,15 @@
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 OUT ?= report
-WORKERS ?= 2
+# Of tests: one more than two cores, for some wait.
+WORKERS ?= 3
 
 .PHONY: setup demo test lint bench docs full longest gpu-check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: setup bundles/demo/manifest.json
