@@ -126,7 +126,8 @@ class Bundle:
         """As `profile_for`, one half of guidance a call.  Raises ProfileError where there is none."""
         profile = replace(self.profile_for(settings), guidance="single")
         if profile not in self.profiles(settings):
-            changes = f"{self._stream_option()} --dtype {self.manifest.precision.option}".lstrip()
+            dtype = f"--dtype {self.manifest.precision.option}"
+            changes = f"{self._stream_option()} {dtype}".lstrip()
             raise ProfileError(
                 f"bundle {self.folder} on two devices",
                 expected="a profile of single guidance, one half a call",
