@@ -16,6 +16,7 @@ from svd_engine import SettingsError, VideoEngine
 from svd_engine.bundle.reading import Bundle
 from svd_engine.cli.main import main
 from svd_engine.observer import Observer
+from svd_engine.pipeline import ImagePixels
 from svd_engine.sampling.presets import PRESETS, STABILITY
 from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES
 from svd_engine.serving.watch import Watch
@@ -102,8 +103,8 @@ def test_a_batch_is_its_videos_one_by_one(name: str) -> None:
         count = len(seeds)
         profile = dataclasses.replace(PROFILE, batch=count)
         return run(
-            profile, settings, pixels=pixels.expand(count, -1, -1, -1), decode=False,
-            clip_pixels=clip.expand(count, -1, -1, -1), generator=noise(seeds),
+            profile, settings, decode=False, generator=noise(seeds),
+            image=ImagePixels(vae=pixels.expand(count, -1, -1, -1), clip=clip.expand(count, -1, -1, -1)),
         )[0]  # fmt: skip
 
     together, first, second = made([3, 4]), made([3]), made([4])
