@@ -241,8 +241,8 @@ class LoadEngine(io.ComfyNode):
                 ),
                 io.String.Input(
                     "memory",
-                    default="",
-                    tooltip="Memory budget: 8GiB, 0.9 (of all), auto (what is free); empty: no limit.",
+                    default="auto",
+                    tooltip="Memory budget: auto (what is free), 8GiB, 0.9 (of all); none: no limit.",
                 ),
             ],
             outputs=[Engine.Output(display_name="engine")],
@@ -250,7 +250,7 @@ class LoadEngine(io.ComfyNode):
 
     @classmethod
     def execute(cls, memory: str, **given: Any) -> io.NodeOutput:
-        return io.NodeOutput(opened(**given, memory=memory or None))
+        return io.NodeOutput(opened(**given, memory=None if memory == "none" else memory))
 
 
 class Generate(io.ComfyNode):

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from svd_engine import BundleError, ProfileError, Reuse, SettingsError, VideoEngine
-from svd_engine.backends.choose import Choice
-from svd_engine.backends.onnxruntime import OrtBackend
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.cli.main import main
@@ -21,7 +19,7 @@ from svd_export.cli import main as export
 from svd_export.to_onnx import export_bundle
 from svd_export.triton import QueueLimits, write_repository
 from tests.conftest import FRAMES, HEIGHT, WIDTH
-from tests.support import damage, tensorrt_double, tensorrt_plans
+from tests.support import damage, tensorrt_plans
 from tests.support.commands import call
 from tests.support.paths import PHOTOGRAPH
 from tests.support.shared import made_once
@@ -171,17 +169,7 @@ def test_tensorrt_gives_the_frames_of_onnx_runtime(
 ) -> None:
     """Its double computes with ONNX Runtime; both denoisers are recorded once, and replayed after."""
     expected = video(of_bundle(reusing_bundle, Reuse(3)), num_inference_steps=9, max_guidance_scale=1.0)
-    damage.edit(
-        folder, lambda m: [e["graphs"].update(tensorrt=e["graphs"]["onnxruntime"]) for e in m["networks"]]
-    )
-    tensorrt_plans.add_plans(folder)
-    double = tensorrt_double.install(monkeypatch)
-    backend = OrtBackend(Bundle(folder), CPU)
-    networks = {spec.key: backend.open(spec) for spec in tensorrt_plans.specs(folder)}
-    double.compute = lambda key, inputs: networks[key](**inputs)
-    monkeypatch.setattr(
-        "svd_engine.residency.source.choose_for_bundle", lambda *_: Choice("tensorrt", CPU, "asked for")
-    )
+    double = tensorrt_plans.with_onnxruntime(folder, monkeypatch)
     engine = VideoEngine.from_bundle(folder, backend="tensorrt", reuse=Reuse(3))
     got = video(engine, num_inference_steps=9, max_guidance_scale=1.0)
     assert torch.equal(got.frames, expected.frames)

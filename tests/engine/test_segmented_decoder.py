@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from svd_engine import BundleError, ProfileError, SettingsError, VideoEngine
-from svd_engine.backends.choose import Choice
 from svd_engine.backends.onnxruntime import OrtBackend, OrtNetwork
 from svd_engine.backends.segmented import SegmentedDecoder
 from svd_engine.bundle.costs import GraphCosts
@@ -45,7 +44,7 @@ from svd_export.cli import main as export
 from svd_export.to_onnx import export_bundle, trace
 from svd_export.triton import QueueLimits, write_repository
 from tests.conftest import FRAMES, HEIGHT, WIDTH
-from tests.support import damage, tensorrt_double, tensorrt_plans
+from tests.support import damage, tensorrt_plans
 from tests.support.commands import call
 from tests.support.shared import made_once
 
@@ -228,17 +227,7 @@ def test_verify_compares_each_segment(folder: Path, capsys: pytest.CaptureFixtur
 def test_tensorrt_streams(streaming_bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its double computes with ONNX Runtime; windows are written into the engines' own buffers."""
     expected = video(opened(streaming_bundle), decoding="streamed")
-    damage.edit(
-        folder, lambda m: [e["graphs"].update(tensorrt=e["graphs"]["onnxruntime"]) for e in m["networks"]]
-    )
-    tensorrt_plans.add_plans(folder)
-    double = tensorrt_double.install(monkeypatch)
-    backend = OrtBackend(Bundle(folder), CPU)
-    networks = {spec.key: backend.open(spec) for spec in tensorrt_plans.specs(folder)}
-    double.compute = lambda key, inputs: networks[key](**inputs)
-    monkeypatch.setattr(
-        "svd_engine.residency.source.choose_for_bundle", lambda *_: Choice("tensorrt", CPU, "asked for")
-    )
+    tensorrt_plans.with_onnxruntime(folder, monkeypatch)
     got = video(opened(folder, backend="tensorrt"), decoding="streamed")
     assert torch.equal(got.frames, expected.frames)
 
@@ -246,15 +235,8 @@ def test_tensorrt_streams(streaming_bundle: Path, folder: Path, monkeypatch: pyt
 def test_a_missing_plan_of_a_segment_is_said_before_anything_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    damage.edit(
-        folder, lambda m: [e["graphs"].update(tensorrt=e["graphs"]["onnxruntime"]) for e in m["networks"]]
-    )
-    tensorrt_plans.add_plans(folder)
+    double = tensorrt_plans.with_onnxruntime(folder, monkeypatch)
     damage.edit(folder, lambda m: m["plans"].pop())
-    double = tensorrt_double.install(monkeypatch)
-    monkeypatch.setattr(
-        "svd_engine.residency.source.choose_for_bundle", lambda *_: Choice("tensorrt", CPU, "asked for")
-    )
     with pytest.raises(BackendUnavailable, match=r"plan of decoder_segment-t5-32x48-streamed2-10 in bundle"):
         video(opened(folder, backend="tensorrt"), decoding="streamed")
     assert "execute" not in " ".join(double.order())

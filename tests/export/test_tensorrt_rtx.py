@@ -19,7 +19,7 @@ import torch
 from svd_engine import info
 from svd_engine.bundle.flavours import TENSORRT_RTX, sm
 from svd_engine.bundle.reading import Bundle
-from svd_engine.checkpoint.configs import unet_levels
+from svd_engine.checkpoint.configs import unet_levels, vae_levels
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.install import install_line
 from svd_engine.networks.modules import Modules
@@ -27,7 +27,8 @@ from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.reuse import feature_of, reusing_specs
-from svd_engine.spec.tables import denoiser
+from svd_engine.spec.streaming import streaming_of
+from svd_engine.spec.tables import denoiser, segments
 from svd_export.compiled import compile_graph, parse_errors
 from svd_export.graph_check import check_graph
 from svd_export.to_onnx import export_bundle, export_network
@@ -138,6 +139,25 @@ def test_denoisers_that_reuse(tiny_checkpoint: Path, tmp_path: Path) -> None:
     full, shallow = (compile_graph(graph, "sm75") for graph in graphs)
     assert shallow.total.kernels < 0.7 * full.total.kernels
     assert shallow.weights_bytes < full.weights_bytes / 2
+
+
+def test_segments_of_a_streamed_decoder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Each kind of them, for Turing and a later card."""
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    chain = segments(
+        Profile(3, 32, 48, decode_chunk=3), checkpoint.model.architecture, Precision.of("float16"),
+        streaming_of(*vae_levels(checkpoint.configs), slice_frames=2),
+    )  # fmt: skip
+    kinds = (*chain[:4], *chain[-2:])  # head, front, moments, a layer, the last layer, finish
+    modules = Modules(checkpoint, rewrites=rewrites_for("onnxruntime", "cuda"))
+    with WeightsFile(tmp_path / "vae_decoder.bin") as weights:
+        graphs = [
+            tmp_path / export_network(modules, s, weights, ["tensorrt"]).graphs["tensorrt"] for s in kinds
+        ]
+    for graph in graphs:
+        for target in ("sm75", "sm89"):
+            assert check_graph(graph, "11", target).findings == ()
+            assert compile_graph(graph, target).total.kernels > 0
 
 
 def until_building(process: subprocess.Popen[str], network: str) -> None:

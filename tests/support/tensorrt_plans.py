@@ -8,13 +8,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from svd_engine.backends.choose import Choice
+from svd_engine.backends.onnxruntime import OrtBackend
 from svd_engine.backends.tensorrt.refit import graph_weights
 from svd_engine.bundle.flavours import Host, Target, card_target
 from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.plans import plan_file
 from svd_engine.bundle.reading import Bundle
 from svd_engine.spec.tensors import NetworkSpec
-from tests.support import damage
+from tests.support import damage, tensorrt_double
 from tests.support.tensorrt_double import CAPABILITY, GPU, VERSION
 
 HOST = Host("tensorrt", VERSION, GPU, CAPABILITY)
@@ -102,3 +107,18 @@ def weight_types(graph: Path) -> dict[str, str]:
         "BOOL": "BOOL",
     }
     return {name: types[kind] for name, kind, _ in graph_weights(graph)}
+
+
+def with_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The double, which computes what ONNX Runtime does of the bundle in `folder`; engines choose TensorRT."""
+    damage.edit(
+        folder, lambda m: [e["graphs"].update(tensorrt=e["graphs"]["onnxruntime"]) for e in m["networks"]]
+    )
+    add_plans(folder)
+    double = tensorrt_double.install(monkeypatch)
+    backend = OrtBackend(Bundle(folder), torch.device("cpu"))
+    networks = {spec.key: backend.open(spec) for spec in specs(folder)}
+    double.compute = lambda key, inputs: networks[key](**inputs)
+    choice = Choice("tensorrt", backend.device, "asked for")
+    monkeypatch.setattr("svd_engine.residency.source.choose_for_bundle", lambda *_: choice)
+    return double

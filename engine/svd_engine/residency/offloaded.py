@@ -12,6 +12,8 @@ from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.cost import NetworkCost
 from svd_engine.spec.network import Network
 
+IN_BLOCKS = "denoiser"  # the network that is called many times, and holds most weights
+
 
 class Offloaded(Swapped):
     name = "offloaded"
@@ -29,10 +31,7 @@ class Offloaded(Swapped):
         return running.weight_bytes * calls
 
     def load(self, network: Network) -> None:
-        if network.spec.network in IN_BLOCKS:
+        if network.spec.network == IN_BLOCKS:
             network.offload()
         else:
             network.to_device()
-
-
-IN_BLOCKS = ("denoiser",)  # by name: the network that is called many times, and holds most weights
