@@ -110,7 +110,7 @@ def weight_types(graph: Path) -> dict[str, str]:
 
 
 def with_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The double, which computes what ONNX Runtime does of the bundle in `folder`; engines choose TensorRT."""
+    """The double, computing what ONNX Runtime does of the bundle in `folder`; engines choose TensorRT."""
     damage.edit(
         folder, lambda m: [e["graphs"].update(tensorrt=e["graphs"]["onnxruntime"]) for e in m["networks"]]
     )
