@@ -30,6 +30,7 @@ def start(command: str, *arguments: object, **env: str) -> subprocess.Popen[str]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
-        env={**environment, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**environment, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace",  # a half of a character may stand between two reads
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & leaves it ignored
     )  # fmt: skip
