@@ -41,7 +41,7 @@ class VideoRequest:
         if self.preview_every and encoded is not None and encoded.pixels is None:
             raise SettingsError(
                 "preview_every",
-                expected="0 with an ImageConditioning without pixels, to which a preview's colours are fitted",
+                expected="0 with an ImageConditioning without pixels, which the colours are fitted to",
                 got=str(self.preview_every),
                 remedy="Pass ImageConditioning(embedding, first_latent, pixels).",
             )
