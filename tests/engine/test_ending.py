@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,15 @@ def photos(tmp_path: Path) -> Path:
     for name in ("a.png", "b.png"):
         Image.new("RGB", (WIDTH, HEIGHT), "teal").save(folder / name)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _ending() -> Iterator[None]:
+    """As a shell leaves the two: these tests may run under nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -101,16 +110,12 @@ def test_a_batch_goes_on_where_it_ended(
 def test_after_nohup_a_closed_terminal_ends_nothing(
     tiny_bundle: Path, photos: Path, tmp_path: Path, signalled: Callable[[int], None]
 ) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        signalled(signal.SIGHUP)
-        made = tmp_path / "a.mp4"
-        assert (
-            call(main, "generate", photos / "a.png", "-o", made, "--bundle", tiny_bundle, "--steps", 1) == 0
-        )
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signalled(signal.SIGHUP)
+    made = tmp_path / "a.mp4"
+    options = ("-o", made, "--bundle", tiny_bundle, "--steps", 1)
+    assert call(main, "generate", photos / "a.png", *options) == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert made.stat().st_size > 100
 
 

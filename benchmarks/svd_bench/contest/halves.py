@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from svd_bench.documents.results import Environment, Ratio, Spread
 from svd_bench.documents.strict import StrictModel
@@ -35,7 +36,7 @@ from svd_engine.residency.resident import Resident
 from svd_engine.spec.profile import Profile
 
 if TYPE_CHECKING:
-    from svd_engine.output import VideoOutput
+    from svd_engine.report import RunReport
     from svd_engine.spec.network import Backend
 
 THREADS, PROCESSES, IN_TURN, AT_ONCE = (
@@ -77,14 +78,15 @@ class Video:
     width: int
     steps: int
 
-    def made(self, engine: VideoEngine) -> VideoOutput:
+    def made(self, engine: VideoEngine) -> tuple[Tensor, RunReport]:
         from svd_engine.media.image import cover, load_image
 
-        output: VideoOutput = engine(
+        output = engine(
             cover(load_image(PHOTOGRAPH), self.height, self.width), self.height, self.width, self.frames,
             self.steps, generator=torch.Generator().manual_seed(SEED), output_type="latent",
         )  # fmt: skip
-        return output
+        assert isinstance(output.frames, Tensor)  # latents
+        return output.frames, output.report
 
 
 def measure_halves(
@@ -97,10 +99,10 @@ def measure_halves(
     with limited(threads), ways_of(checkpoint, backend, video, threads) as engines:
         say(f"{backend}: first videos")
         firsts = {way: video.made(engine) for way, engine in engines.items()}
-        wanted = firsts[IN_TURN].frames
+        wanted, _ = firsts[IN_TURN]
         differences = {
-            way: check_output(f"{backend}, {way}", output.frames, wanted, ALLOWED)
-            for way, output in firsts.items()
+            way: check_output(f"{backend}, {way}", latents, wanted, ALLOWED)
+            for way, (latents, _) in firsts.items()
         }
         laps: dict[str, list[Lap]] = {way: [] for way in engines}
         order = list(engines)
@@ -108,13 +110,13 @@ def measure_halves(
             say(f"{backend}: round {number + 1} of {repeat}")
             first = number % len(order)
             for way in order[first:] + order[:first]:
-                report = video.made(engines[way]).report
+                _, report = video.made(engines[way])
                 laps[way].append(Lap(report.stage_ms["denoiser"] / video.steps))
     for way, mine in laps.items():
         yield HalvesRow(
             backend=backend, way=way, frames=video.frames, height=video.height, width=video.width,
             step_ms=spread(mine), of_threads=paired(mine, laps[THREADS]),
-            exchanged_bytes=firsts[way].report.exchanged_bytes, max_abs_difference=differences[way],
+            exchanged_bytes=firsts[way][1].exchanged_bytes, max_abs_difference=differences[way],
         )  # fmt: skip
 
 

@@ -99,7 +99,9 @@ class NetworkThere(Network):
 
 
 def _shared(shape: tuple[int, ...], dtype: str) -> Tensor:
-    return torch.zeros(shape, dtype=getattr(torch, dtype)).share_memory_()
+    made = torch.zeros(shape, dtype=getattr(torch, dtype))
+    made.share_memory_()  # in place
+    return made
 
 
 def _serve(
