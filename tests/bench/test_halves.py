@@ -26,7 +26,8 @@ from svd_bench.contest.halves import (
     limited,
     open_there,
 )
-from svd_bench.subjects.other_process import OtherProcess
+from svd_bench.subjects import other_process
+from svd_bench.subjects.other_process import NetworkThere, OtherProcess
 from svd_engine import VideoEngine
 from svd_engine.errors import BackendError, CheckpointError, SettingsError
 from svd_engine.residency.resident import Resident
@@ -80,21 +81,20 @@ def test_the_same_video_and_an_end_is_told(ways: dict[str, VideoEngine]) -> None
 
 
 class Refuses:
-    """A backend that cannot open anything; its class travels to the other process."""
+    """A backend that cannot open anything."""
 
     def open(self, spec: Any) -> Any:
         raise CheckpointError("weights", expected="a file", got="none", remedy="Copy it.")
 
 
-def test_an_error_there_is_raised_here(ways: dict[str, VideoEngine]) -> None:
-    engine = ways[THREADS]
-    if engine.choice.backend != "eager":
-        pytest.skip("the same, and a process takes seconds")
-    assert engine.source.other_half is not None
-    (network,) = engine.source.other_half._networks.values()
+def test_an_error_there_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ends in this process, for starting another takes seconds."""
+    monkeypatch.setattr(other_process.signal, "signal", lambda *_: None)
+    here = NetworkThere.__new__(NetworkThere)
+    here.pipe, theirs = multiprocessing.Pipe()
+    other_process._serve(theirs, Refuses, None, {}, {}, torch.get_num_threads())
     with pytest.raises(CheckpointError, match=r"weights: expected a file, got none\. Copy it\."):
-        OtherProcess("refuses", Refuses).open(network.spec)
-    assert children() == []
+        here._answer()
 
 
 def test_errors_travel() -> None:

@@ -28,8 +28,8 @@ import pathlib, sys, time
 from svd_engine.cli import console
 
 def work():
-    print("begun", flush=True)
     try:
+        print("begun", flush=True)
         time.sleep(60)
     finally:
         print("cleared", flush=True)
