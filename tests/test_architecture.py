@@ -36,7 +36,7 @@ LAYERS: tuple[set[str], ...] = (
     {"guidance_parallel"},
     {"pipeline", "unsupported", "info", "planned"},
     {"engine"},
-    {"continuing"},
+    {"continuing", "opening"},
     {"serving", "cli", "__init__"},
 )
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 import io
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from svd_bench.cli import main as bench_main
 from svd_engine import VideoEngine
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.cli.main import main
 from svd_engine.errors import Cancelled
+from svd_export.cli import main as export_main
 from tests.conftest import HEIGHT, WIDTH
 from tests.engine.test_text_to_image import stable_diffusion
 from tests.support.commands import call
@@ -27,6 +32,8 @@ from tests.support.paths import PHOTOGRAPH, ROOT
 from tests.support.shared import made_once
 from tests.test_pages import ALL_COMMANDS, ALL_PYTHON, columns
 
+RESULTS = ROOT / "benchmarks/svd_bench/results"
+MAINS = {"svd-engine": main, "svd-export": export_main, "svd-bench": bench_main}
 SIZE = ("--frames", "3", "--height", str(HEIGHT), "--width", str(WIDTH))
 QUICK = ("--steps", "1", "--device", "cpu")
 
@@ -34,8 +41,11 @@ QUICK = ("--steps", "1", "--device", "cpu")
 NOT_RUN = {
     "make": "CI's own commands, and those of docs/benchmarks.md: minutes",
     "pip": "tests/test_install.py installs a wheel; extras are large",
-    "svd-export": "tests/export has every command; an export takes a minute",
-    "svd-bench": "tests/bench has every command; a measurement takes minutes",
+    "svd-export tensorrt": "a GPU, or minutes with TensorRT for RTX: tests/export/test_to_tensorrt.py",
+    "svd-bench run": "minutes: tests/bench/test_cli.py", "svd-bench ladder": "the same",
+    "svd-bench compiled": "TensorRT for RTX, minutes: tests/bench/test_compiled.py",
+    "svd-bench forms": "the same", "svd-bench quality": "minutes: tests/bench/test_quality.py",
+    "svd-bench gpu-check": "minutes: tests/bench/test_gpu_check.py",
     "svd-engine serve": "does not end: tests/web has it",
     "svd-engine generate photo.jpg -o video.mp4 --bundle BUNDLE --backend tensorrt-rtx": "a GPU",
     "svd-engine generate photo.png --checkpoint svd-xt --devices": "two GPUs",
@@ -64,6 +74,8 @@ def is_run(words: list[str]) -> bool:
 
 
 RUN = [(page, words) for page, words in ALL_COMMANDS if is_run(words)]
+EXPORTED = {tuple(words): (page, words) for page, words in reversed(RUN) if words[0] == "svd-export"}
+RUN = [line for line in RUN if line[1][0] != "svd-export"] + [*EXPORTED.values()]  # a line of two pages once
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +84,36 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(
+    tiny_bundle: Path, tiny_half_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A reader's folder, with what the pages' examples name."""
     made = tmp_path_factory.mktemp("reader")
-    (made / "photos").mkdir()
+    for name in ("photos", "results", "out"):
+        (made / name).mkdir()
     with Image.open(PHOTOGRAPH) as photograph:
         for name in ("photo.jpg", "photo.png", "photos/cat.jpg"):
             photograph.convert("RGB").resize((WIDTH, HEIGHT)).save(made / name)
     (made / "list.csv").write_text(listed())
     shutil.copytree(tiny_bundle, made / "bundles" / "svd-xt")
+    shutil.copytree(tiny_half_bundle, made / "bundles" / "fp16")
+    save_file(lora_of_one_layer(tiny_checkpoint), made / "style.safetensors")
+    for name in ("results/ladder.json", "old.json", "new.json"):
+        shutil.copy(RESULTS / "cpu-vae-decoder-fp32.json", made / name)
+    shutil.copy(RESULTS / "compiled/svd-xt-sm89.json", made / "out/compiled.json")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
         yield made
+
+
+def lora_of_one_layer(checkpoint: Path) -> dict[str, torch.Tensor]:
+    unet = open_checkpoint(str(checkpoint)).load("unet", torch.float32)
+    name, layer = next((n, m) for n, m in unet.named_modules() if n.endswith("to_q"))
+    up = torch.full((layer.out_features, 1), 0.1)
+    return {
+        f"unet.{name}.lora.down.weight": torch.ones(1, layer.in_features),
+        f"unet.{name}.lora.up.weight": up,
+    }
 
 
 def listed() -> str:
@@ -93,19 +123,35 @@ def listed() -> str:
     return text[1].replace(",30\n", ",2\n")
 
 
-def stood_in(words: list[str], checkpoint: Path, text_model: Path) -> list[str]:
-    """The line over tiny networks; its own options stay."""
-    names = {"svd-xt": str(checkpoint), "FOLDER": str(text_model)}
-    _, sub, *rest = [names.get(word, word) for word in words]
+def stood_in(words: list[str], names: Mapping[str, str], new: Path) -> list[str]:
+    """The line over tiny networks, its own options kept; what an export makes goes to `new`."""
+    program, sub, *rest = words
+    if program == "svd-bench":
+        return [sub, *(name for word in rest for name in sorted(glob(word)) or [word])]
+    rest = [names.get(word, word) for word in rest]
+    if program == "svd-export":
+        return [sub, *exported(sub, rest, new)]
     if sub == "info":
         return [sub, *rest]
     size = (*SIZE, "--backend", "eager") if "--checkpoint" in rest else ()
     return [sub, *rest, *QUICK, *size]
 
 
+def exported(sub: str, rest: list[str], new: Path) -> list[str]:
+    if "-o" in rest:
+        rest[rest.index("-o") + 1] = str(new)
+    if sub == "check":  # what TensorRT gets
+        return ["bundles/fp16" if word == "bundles/svd-xt" else word for word in rest]
+    if sub != "onnx":
+        return rest
+    frames = "5" if "--stream-decoder" in rest else "2"  # more than are streamed at a time
+    own = [word for word in rest if word != "--random-weights"]
+    return [*own, "--frames", frames, "--height", "32", "--width", "16", "--dtype", "fp32"]
+
+
 def test_every_line_is_run_or_has_its_reason() -> None:
     assert len(RUN) >= 8
-    assert {words[0] for _, words in RUN} == {"svd-engine"}
+    assert {words[0] for _, words in RUN} == MAINS.keys()
     lines = [" ".join(words) for _, words in ALL_COMMANDS]
     idle = [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)]
     assert set(idle) <= {"curl", "hf", "pre-commit"}, idle  # within sentences, or in a table
@@ -114,16 +160,18 @@ def test_every_line_is_run_or_has_its_reason() -> None:
 
 @pytest.mark.parametrize(("page", "words"), RUN, ids=lambda part: part if isinstance(part, str) else None)
 def test_a_line_runs(
-    folder: Path, page: str, words: list[str], tiny_checkpoint: Path, text_model: Path
+    folder: Path, page: str, words: list[str], tiny_checkpoint: Path, text_model: Path, tmp_path: Path
 ) -> None:
     if "--continue-from" in words and not (folder / "video.mp4").exists():
         assert (
             call(main, "generate", "photo.jpg", "-o", "video.mp4", "--bundle", "bundles/svd-xt", *QUICK) == 0
         )
+    names = {"svd-xt": str(tiny_checkpoint), "CHECKPOINT": str(tiny_checkpoint), "FOLDER": str(text_model)}
     said = io.StringIO()
     with redirect_stdout(said):
-        assert call(main, *stood_in(words, tiny_checkpoint, text_model)) == 0
-    for name in re.findall(r"wrote (.*)", said.getvalue()):
+        assert call(MAINS[words[0]], *stood_in(words, names, tmp_path / "new")) == 0
+    lines = re.findall(r"^wrote ([^:\n]+)", said.getvalue(), re.MULTILINE)
+    for name in (name for line in lines for name in line.split(" and ")):
         assert Path(name).exists()
 
 

@@ -26,6 +26,8 @@ backticks or after "Run:"; the command line words the settings with its options 
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class SvdEngineError(Exception):
     """Base of the tree. `str(error)` holds all four parts; `exit_code` is what a command returns."""
@@ -36,6 +38,11 @@ class SvdEngineError(Exception):
         self.problem = f"{what}: expected {expected}, got {got}"
         super().__init__(f"{self.problem}. {remedy}")
         self.what, self.expected, self.got, self.remedy = what, expected, got, remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """By pickle, with all four parts: an error of another process arrives as it was raised."""
+        parts = {"expected": self.expected, "got": self.got, "remedy": self.remedy}
+        return partial(type(self), self.what, **parts), ()
 
 
 class SettingsError(SvdEngineError, ValueError):

@@ -22,16 +22,17 @@ class ImageConditioning:
 
     embedding: [images, 1, D], CLIP's projection of each image (SVD: D is 1024).  first_latent:
     [images, C, h, w], what the VAE encodes each image with its noise to, not multiplied by the model's scale.
-    Both of any floating dtype, on any device.
+    Of any floating dtype, on any device, as `pixels`: what the VAE encoded, [images, 3, H, W] in [-1, 1], for
+    previews alone, whose colours are fitted to it.
 
-    A call opens and runs no encoder then, draws no noise for the image (`noise_aug_strength` is what the
-    network is told of the noise that there is already), and tells an observer of no first latent, which
-    previews need; the last frame of SV3D is the network's own.  A memory budget counts the encoders all the
-    same.
+    A call opens and runs no encoder then, and draws no noise for the image (`noise_aug_strength` is what the
+    network is told of the noise that there is already); the last frame of SV3D is the network's own.  A
+    memory budget counts the encoders all the same.
     """
 
     embedding: Tensor
     first_latent: Tensor
+    pixels: Tensor | None = None
 
     @property
     def images(self) -> int:
@@ -42,14 +43,16 @@ class ImageConditioning:
     ) -> ImageConditioning:
         """As float32 on `device`.  height, width: of the video, in pixels.
 
-        Raises SettingsError unless both are finite real tensors of the shapes that the networks take.
+        Raises SettingsError unless all are finite real tensors of the shapes that the networks take.
         """
         images = len(self.embedding) if isinstance(self.embedding, Tensor) and self.embedding.dim() else 1
         scale, channels = architecture.vae_scale, architecture.latent_channels
         latent = (images, channels, height // scale, width // scale)
+        pixels = self.pixels
         return ImageConditioning(
             _checked("embedding", self.embedding, (images, 1, architecture.embedding_dim), device),
             _checked("first_latent", self.first_latent, latent, device),
+            None if pixels is None else _checked("pixels", pixels, (images, 3, height, width), device),
         )
 
 

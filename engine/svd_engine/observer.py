@@ -41,7 +41,7 @@ class Observer:
     def on_first_latent(self, pixels: Tensor, latent: Tensor) -> None:
         """What the VAE encoder took, [images,3,H,W] in [-1, 1], and gave, [images,4,h,w], unscaled.
 
-        Not called for an `ImageConditioning`, whose images were encoded before.
+        Not called for an `ImageConditioning` without pixels.
         """
 
     def on_evaluation(self, done: int, evaluations: int) -> None:

@@ -128,6 +128,8 @@ def generate(
     """
     if isinstance(image, ImageConditioning):
         encoded = image
+        if encoded.pixels is not None:
+            observer.on_first_latent(encoded.pixels, encoded.first_latent)
     else:
         encoded = encode(stages, settings, image, generator, clock, observer)
 

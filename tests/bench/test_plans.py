@@ -10,7 +10,6 @@ import pytest
 from svd_bench import cli
 from svd_bench.cards.cards import card_named
 from svd_bench.cards.predict import predict
-from svd_bench.commands.results import ways_of_committed
 from svd_bench.compiled.costs import DocumentCosts
 from svd_bench.compiled.whole_video import committed, committed_videos, whole_video
 from svd_bench.memory import plans
@@ -20,6 +19,7 @@ from svd_bench.memory.plans import (
     plans_document,
     plans_table,
     read_plans,
+    ways_of_committed,
     ways_of_compiled,
 )
 from svd_engine.checkpoint.opening import random_checkpoint

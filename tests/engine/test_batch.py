@@ -24,6 +24,7 @@ from svd_engine.request import PARAMETERS
 from svd_engine.serving.batch import making
 from svd_engine.serving.batch.items import VIDEO_FORMATS, read_items
 from svd_engine.serving.batch.records import TABLE, Results
+from svd_export.cli import main as export_main
 from tests.conftest import HEIGHT, WIDTH
 from tests.support import damage
 from tests.support.commands import call, start
@@ -141,16 +142,16 @@ def test_a_second_run_makes_what_is_missing_or_changed_only(
 def test_other_networks_make_other_videos(
     batch: Batch, tiny_bundle: Path, pictures: Path, tmp_path: Path, calls: list[str]
 ) -> None:
-    """What a bundle holds counts, not where it lies."""
+    """What a bundle's frames come from counts, not where it lies, nor that it was verified."""
     (pictures / "damaged.png").unlink()
     (pictures / "sea.v2.jpg").unlink()
     options = (pictures, "-o", tmp_path / "out", "--steps", 1, "--bundle")
     assert batch(pictures, tmp_path / "out") == 0
     other = damage.copy(tiny_bundle, tmp_path)
+    assert call(export_main, "verify", other) == 0
     assert call(main, "batch", *options, other) == 0
     assert len(calls) == 1
-    manifest = other / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"name":', '"name" :', 1))
+    damage.edit(other, lambda manifest: manifest["model"].update(sigma_max=600.0))
     assert call(main, "batch", *options, other) == 0
     assert len(calls) == 2
 

@@ -15,10 +15,10 @@ import pytest
 
 from svd_engine.cli.main import main
 from svd_engine.errors import BackendError, BackendUnavailable, BundleError, SettingsError
+from svd_engine.opening import Opening
 from svd_engine.serving.batch import on_ray
 from svd_engine.serving.batch.items import Item, read_items
 from svd_engine.serving.batch.on_ray import BatchWorker, make_on_ray
-from svd_engine.serving.batch.opening import Opening
 from svd_engine.serving.batch.records import Results
 from tests.engine.test_batch import DEFAULTS, names, picture, statuses, table
 from tests.support.commands import call

@@ -149,6 +149,23 @@ def test_the_schema_in_the_bundle_holds_for_its_manifest(bundle: Path) -> None:
             jsonschema.validate(spoiled, schema)
 
 
+def test_the_digest_is_of_what_decides_the_frames(tiny_half_bundle: Path, planned: Path) -> None:
+    """Not of plans, of results of verification, or of a name."""
+    own = Bundle(tiny_half_bundle).digest()
+    damage.edit(planned, lambda m: (m.update(parity=[], versions={}), m["model"].update(name="renamed")))
+    assert Bundle(planned).digest() == own
+    changes: list[Callable[[dict[str, Any]], Any]] = [
+        lambda m: m["model"].update(sigma_max=600.0),
+        lambda m: m["profiles"].reverse(),
+        lambda m: m["files"][m["networks"][0]["weights"]].update(sha256="0" * 64),
+    ]
+    digests = {own}
+    for change in changes:
+        damage.edit(planned, change)
+        digests.add(Bundle(planned).digest())
+    assert len(digests) == 1 + len(changes)
+
+
 def test_a_missing_file(bundle: Path) -> None:
     (bundle / "denoiser.bin").unlink()
     message = refusal(bundle)

@@ -15,7 +15,8 @@ from svd_engine import info
 from svd_engine.bundle.flavours import Host, capability_target
 from svd_engine.bundle.manifest import ParityEntry
 from svd_engine.bundle.reading import Bundle
-from svd_engine.cli.main import _lines, main
+from svd_engine.cli.info import _lines
+from svd_engine.cli.main import main
 from svd_engine.install import install_line
 from svd_engine.spec.precision import Precision
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH

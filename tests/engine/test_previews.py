@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
 
+from svd_engine import ImageConditioning
+from svd_engine.errors import SettingsError
 from svd_engine.media.image import load_image, to_vae_pixels
 from svd_engine.serving import preview
 from svd_engine.serving.encode import encode
+from svd_engine.serving.one_video import VideoRequest
 from svd_engine.serving.watch import Progress, Watch
 from tests.engine.test_engine import seeded
 from tests.engine.watching import FAKE_CALL, fake_engine
@@ -62,6 +66,21 @@ def test_a_preview_shows_the_estimate_in_the_encoder_s_scale() -> None:
         small = functional.adaptive_avg_pool2d(pixels, (8, 16))[0].permute(1, 2, 0) / 2 + 0.5
         far[scale] = float(np.abs(watch.preview[0] / 255 - small.numpy()).mean())
     assert far[1.0] < 0.05 < far[engine.model.latent_scale]
+
+
+def test_an_image_that_was_encoded_before_is_previewed_by_its_pixels() -> None:
+    engine, _ = fake_engine()
+    pixels = to_vae_pixels(load_image(PHOTOGRAPH), 64, 128)
+    latent = torch.cat([functional.adaptive_avg_pool2d(pixels, (8, 16)), torch.zeros(1, 1, 8, 16)], dim=1)
+    embedding = torch.zeros(1, 1, engine.model.architecture.embedding_dim)
+    watch = Watch(engine.model.latent_scale, 1)
+    engine(ImageConditioning(embedding, latent, pixels), observer=watch, **FAKE_CALL)
+    assert watch.preview is not None
+    assert watch.preview.shape == (5, 8, 16, 3)
+    with pytest.raises(SettingsError, match=r"preview_every: expected 0 with an .*got 1\. Pass ImageC"):
+        VideoRequest(ImageConditioning(embedding, latent), 0, preview_every=1)
+    with pytest.raises(SettingsError, match=r"pixels of an ImageC.*\[1, 3, 64, 128\], got \[1, 3, 32, 64\]"):
+        engine(ImageConditioning(embedding, latent, pixels[..., ::2, ::2]), **FAKE_CALL)
 
 
 def test_without_previews_a_watch_holds_no_picture() -> None:

@@ -1,4 +1,4 @@
-"""Commands that time subjects in turns: run, ladder.  Arguments in; measures nothing itself."""
+"""Commands that time subjects in turns: run, ladder, halves.  Arguments in; measures nothing itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from svd_bench.commands.arguments import command_line, names, progress, show_results
+from svd_bench.commands.arguments import command_line, names, progress, show_results, show_tables
 from svd_engine.backends.registry import BACKENDS
 from svd_engine.cli.options import DTypeOption, FamilyOption, Variant
 
@@ -161,3 +161,48 @@ def ladder(
     )
     results = measure_rungs(options, rungs.value, progress())
     show_results(results, ladder_tables(results))
+
+
+@app.command()
+def halves(
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint, as of `run`.")] = "demo",
+    backends: Annotated[
+        str, typer.Option(help="Backends to measure: eager, onnxruntime.")
+    ] = "eager,onnxruntime",
+    frames: FrameCount = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a video.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each half.")] = 1,
+    repeat: Repeat = 7,
+    markdown: Annotated[bool, typer.Option(help="Table as Markdown.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for halves.json.")] = None,
+) -> None:
+    """Time the two halves of guidance on the CPU: in two threads, in two processes, on one device."""
+    import torch
+
+    from svd_bench.contest import halves as measuring
+    from svd_bench.documents.recorder import out_folder
+    from svd_bench.measuring.environment import environment
+    from svd_bench.subjects.cases import checkpoint_of
+    from svd_engine.cli import console
+    from svd_engine.values import one_of
+
+    wanted = [one_of("backend", name, measuring.BACKEND_NAMES) for name in names(backends)]
+    folder = None if out is None else out_folder(out)
+    model = checkpoint_of(checkpoint).model
+    video = measuring.Video(frames or model.frames, height or model.height, width or model.width, steps)
+    say = progress()
+    rows = [
+        row
+        for name in wanted
+        for row in measuring.measure_halves(checkpoint, name, video, threads, repeat, say)
+    ]
+    document = measuring.HalvesDocument(
+        environment=environment(torch.device("cpu"), None, command_line()),
+        model=model.name, steps=steps, threads=threads, rows=tuple(rows),
+    )  # fmt: skip
+    if folder is not None:
+        console.write_text(folder / "halves.json", document.model_dump_json(indent=1) + "\n")
+    show_tables([measuring.halves_table(document)], markdown)
+    typer.echo(document.model_dump_json())

@@ -13,8 +13,6 @@ from svd_engine.cli.options import Variant
 
 if TYPE_CHECKING:
     from svd_bench.documents.results import Results
-    from svd_bench.memory.plans import Ways
-    from svd_engine.checkpoint.opening import Checkpoint
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -183,26 +181,9 @@ def _overview(
     show_tables(overview(videos, efficiency, steps), markdown)
 
 
-def ways_of_committed(checkpoint: Checkpoint) -> list[Ways]:
-    """On each compiler and target whose figures of the checkpoint's networks are committed."""
-    from svd_bench.compiled.costs import DocumentCosts
-    from svd_bench.compiled.whole_video import committed, committed_streamed, whole_video
-    from svd_bench.memory.plans import ways_of_compiled
-    from svd_engine.checkpoint.configs import vae_levels
-
-    model, made = checkpoint.model, []
-    for document in (document for document in committed() if document.model == model.name):
-        engine = f"{document.compiler.rpartition(' ')[0]}, {document.target}"
-        alike = (document.model, document.target)
-        streamed = [other for other in committed_streamed() if (other.model, other.target) == alike]
-        cost_of = DocumentCosts([document, *streamed], vae_levels(checkpoint.configs))
-        made.append(ways_of_compiled(model, engine, cost_of, whole_video(document), cost_of.slices))
-    return made
-
-
 def _plans(markdown: bool, out: Path | None) -> None:
     from svd_bench.documents.recorder import out_folder
-    from svd_bench.memory.plans import plans_document, plans_table, ways_of_torch
+    from svd_bench.memory.plans import plans_document, plans_table, ways_of_committed, ways_of_torch
     from svd_engine.checkpoint.opening import random_checkpoint
     from svd_engine.cli import console
 

@@ -10,8 +10,11 @@ import torch
 
 from svd_bench.cards.cards import Card, card_named
 from svd_bench.cards.predict import CompiledVideo, predict
+from svd_bench.compiled.costs import DocumentCosts
+from svd_bench.compiled.whole_video import committed, committed_streamed, whole_video
 from svd_bench.documents.strict import StrictModel
 from svd_bench.documents.table import Table
+from svd_engine.checkpoint.configs import vae_levels
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
@@ -84,6 +87,18 @@ def ways_of_compiled(
         slices=slices, lesser=lambda _: iter(()),
     )  # fmt: skip
     return Ways(_video(model), engine, planner.considered(_call(model), 1), compiled)
+
+
+def ways_of_committed(checkpoint: Checkpoint) -> list[Ways]:
+    """On each compiler and target whose figures of the checkpoint's networks are committed."""
+    model, made = checkpoint.model, []
+    for document in (document for document in committed() if document.model == model.name):
+        engine = f"{document.compiler.rpartition(' ')[0]}, {document.target}"
+        alike = (document.model, document.target)
+        streamed = [other for other in committed_streamed() if (other.model, other.target) == alike]
+        cost_of = DocumentCosts([document, *streamed], vae_levels(checkpoint.configs))
+        made.append(ways_of_compiled(model, engine, cost_of, whole_video(document), cost_of.slices))
+    return made
 
 
 class PlanRow(StrictModel):

@@ -14,6 +14,7 @@ The manifest is read when a bundle is opened; the files of a network are hashed 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -277,6 +278,17 @@ class Bundle:
             return ABSENT
         size = path.stat().st_size
         return f"{size} bytes" if size != expected else ""
+
+    def digest(self) -> str:
+        """sha256 over what decides the frames: the model, the profiles, and the networks' tables and files.
+
+        Not over plans and results of verification, which come later, nor over where the weights came from.
+        """
+        decides = {"model", "precision", "profiles", "reuse", "streaming", "networks"}
+        told = self.manifest.model_dump(mode="json", include=decides, exclude={"model": {"name"}})
+        plans = {plan.file for plan in self.manifest.plans}
+        hashes = {name: file.sha256 for name, file in self.manifest.files.items() if name not in plans}
+        return hashlib.sha256(json.dumps([told, hashes], sort_keys=True).encode()).hexdigest()
 
     def check_hashes(self) -> None:
         """Hashes every file.  Raises BundleError for the first that differs."""

@@ -15,8 +15,8 @@ from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.engine_options import EngineOptions, engine_options
 
 if TYPE_CHECKING:
+    from svd_engine.opening import Opening
     from svd_engine.serving.batch.items import Item
-    from svd_engine.serving.batch.opening import Opening
     from svd_engine.serving.batch.records import Record, Results
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from svd_engine._version import __version__
 from svd_engine.errors import OutputError, SvdEngineError
@@ -43,10 +45,40 @@ SETTING = re.compile(
 def run(app: Callable[[], object], options: Mapping[str, str] = OPTIONS) -> None:
     """Run a command: print an error of ours as one line on stderr, exit with the code of its class."""
     try:
-        app()
+        with _ending_in_order():
+            app()
     except SvdEngineError as error:
         print(f"error: {error.problem}. {in_options(error.remedy, options)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """A closed terminal and SIGTERM end the command as Ctrl-C does: what is half written is cleared first.
+
+    The exit code is 128 and the signal's number.  A signal that is ignored, as after nohup, stays so.  What
+    is said to a terminal that is gone goes nowhere.
+    """
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGTERM:
+            with open(os.devnull, "wb") as nowhere:
+                for terminal in terminals:
+                    os.dup2(nowhere.fileno(), terminal)
+        raise SystemExit(128 + number)
+
+    ending = [
+        getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+    ]  # Windows: one
+    ending = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def in_options(remedy: str, options: Mapping[str, str] = OPTIONS) -> str:

@@ -29,7 +29,7 @@ from svd_engine.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from svd_engine.serving.batch.opening import Opening
+    from svd_engine.opening import Opening
     from svd_engine.spec.model import Model
 
 OF_A_CHECKPOINT = {
@@ -133,9 +133,9 @@ class EngineOptions:
         Raises SettingsError for memory and reuse that cannot be.
         """
         from svd_engine.checkpoint.opening import hides_frames
+        from svd_engine.opening import Opening
         from svd_engine.residency.budget import check_memory
         from svd_engine.residency.source import check_reuse
-        from svd_engine.serving.batch.opening import Opening
         from svd_engine.spec.reuse import Reuse
 
         reuse = None

@@ -10,25 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svd_engine.backends.registry import NAMES
 from svd_engine.cli import console
 from svd_engine.cli.batch import batch
 from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.engine_options import EngineOptions, engine_options
-from svd_engine.cli.options import (
-    DecodingOption,
-    DTypeOption,
-    ImageEncoderPart,
-    LoraFiles,
-    LoraPartial,
-    UNetPart,
-    VaePart,
-    Variant,
-    VersionFlag,
-    integer,
-    lora_of,
-    parts_of,
-)
+from svd_engine.cli.info import info
+from svd_engine.cli.options import VersionFlag
+from svd_engine.cli.plan import plan
 from svd_engine.cli.prompt import check_prompt, picture_of_prompt
 from svd_engine.cli.serve import serve
 from svd_engine.install import install_line
@@ -169,117 +157,8 @@ def generate(
 
 
 app.command()(batch)
-
-
-@app.command()
-def info(
-    subject: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[BUNDLE|CHECKPOINT]",
-            help="Bundle or checkpoint to describe; without one, describe this machine.",
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Checkpoint to describe, also one that is on the hub only.")
-    ] = None,
-    variant: Variant = None,
-    frames: Annotated[
-        int | None, typer.Option(help="Frames that a single file was trained on, if its name does not tell.")
-    ] = None,
-    unet: UNetPart = None,
-    vae: VaePart = None,
-    image_encoder: ImageEncoderPart = None,
-    lora: LoraFiles = None,
-    lora_partial: LoraPartial = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Check the hash of every file of the bundle first.")
-    ] = False,
-) -> None:
-    """Describe a bundle, a checkpoint or this machine, and say which backends are ready here."""
-    if subject is not None and checkpoint is not None:
-        raise typer.BadParameter("pass BUNDLE or --checkpoint, not both")
-    from svd_engine.checkpoint.opening import names_checkpoint, open_checkpoint
-
-    bundle = None
-    if subject is not None and names_checkpoint(subject):
-        checkpoint = subject
-    elif subject is not None:
-        bundle = Path(subject)
-    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
-    if (variant or frames is not None or parts or scales or lora_partial) and checkpoint is None:
-        raise typer.BadParameter(
-            "--variant, --frames, --unet, --vae, --image-encoder and --lora belong to a checkpoint"
-        )
-    if check and bundle is None:
-        raise typer.BadParameter("--check needs a BUNDLE, whose files it hashes")
-    opened_checkpoint = None
-    if checkpoint is not None:  # without torch, unless there is LoRA
-        opened_checkpoint = open_checkpoint(checkpoint, variant, frames, parts, scales, lora_partial)
-
-    from svd_engine import info as facts
-    from svd_engine.bundle.reading import Bundle
-
-    if opened_checkpoint:
-        _lines(facts.checkpoint_facts(opened_checkpoint))
-        _lines(facts.file_facts(opened_checkpoint))
-        rows = facts.torch_abilities()
-    elif bundle is None:
-        _lines(facts.machine_facts())
-        rows = facts.abilities()
-    else:
-        opened = Bundle(bundle)
-        if check:
-            opened.check_hashes()
-            _lines({"checked": f"{len(opened.manifest.files)} files have the manifest's hashes"})
-        _lines(facts.bundle_facts(opened) | facts.plan_facts(opened))
-        rows = [*facts.bundle_abilities(opened.manifest.precision), *facts.plan_abilities(opened)]
-    for row in rows:
-        typer.echo(f"{row.backend} on {row.device}: {row.why_not or 'ready'}")
-
-
-@app.command()
-def plan(
-    source: Annotated[str, typer.Argument(help="Bundle's folder, or checkpoint as generate takes it.")],
-    memory: Annotated[
-        str, typer.Option(help="Memory budget: 8GiB, 0.9 (of all), auto (what is free).")
-    ] = "auto",
-    backend: Annotated[
-        str, typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to plan for; auto is the usual one.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="Device to plan for: auto, cpu or cuda, which need not be here.")
-    ] = "auto",
-    dtype: Annotated[
-        DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
-    ] = DTypeOption.auto,
-    frames: Annotated[int | None, typer.Option(help="Number of frames.", parser=integer)] = None,
-    height: Annotated[int | None, typer.Option(help="Height of the video (pixels).", parser=integer)] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the video (pixels).", parser=integer)] = None,
-    decoding: Annotated[
-        DecodingOption, typer.Option(help="Decoding to plan for, as of generate.")
-    ] = DecodingOption.auto,
-    decode_chunk_size: Annotated[
-        int | None, typer.Option(help="Frames decoded at once.", parser=integer)
-    ] = None,
-    num_videos: Annotated[int, typer.Option(help="Videos of each photograph.", parser=integer)] = 1,
-    swap_networks: Annotated[
-        bool, typer.Option("--swap-networks", help="Keep one network in memory at a time.")
-    ] = False,
-    every: Annotated[bool, typer.Option("--all", help="Show every plan that was considered.")] = False,
-) -> None:
-    """Show how a video of SOURCE would be made within a memory budget; reads no weights and runs nothing."""
-    from svd_engine import planned
-
-    call = {
-        "frames": frames, "height": height, "width": width, "decoding": decoding.value,
-        "decode_chunk_size": decode_chunk_size, "videos_per_image": num_videos,
-    }  # fmt: skip
-    asked = {name: value for name, value in call.items() if value is not None}
-    planner, settings = planned.planner_of(source, memory, backend, device, dtype.value, swap_networks, asked)
-    if every:
-        typer.echo(planned.comparison(planner, planner.considered(settings, num_videos)))
-    typer.echo(planned.table(planner, planner.choose(settings, num_videos)))
+app.command()(info)
+app.command()(plan)
 
 
 def _targets(output: list[Path], videos: int, fps: int, report: Path | None) -> list[list[Path]]:
@@ -379,11 +258,6 @@ def _summary(result: VideoOutput, targets: list[list[Path]]) -> None:
 
 def _numbered(path: Path, index: int, of: int) -> Path:
     return path if of == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
-
-
-def _lines(facts: dict[str, str]) -> None:
-    for name, value in facts.items():
-        typer.echo(f"{name:<14}  {value}")
 
 
 def main() -> None:

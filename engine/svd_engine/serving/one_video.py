@@ -12,6 +12,7 @@ import torch
 from svd_engine.call_queue import Cancel
 from svd_engine.engine import VideoEngine
 from svd_engine.errors import Cancelled, ImageError, NonFiniteOutput, SettingsError
+from svd_engine.image_conditioning import ImageConditioning
 from svd_engine.output import VideoOutput
 from svd_engine.serving.watch import OnStepEnd, Watch
 from svd_engine.values import at_least, check_seed
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class VideoRequest:
-    """What a client asks for.  Raises SettingsError for a seed or a `preview_every` out of range."""
+    """What a client asks for.
 
-    image: Image | torch.Tensor  # as the engine's call takes it
+    Raises SettingsError for a seed or a `preview_every` out of range, and for previews of an image that was
+    encoded before and comes without its pixels.
+    """
+
+    image: Image | torch.Tensor | ImageConditioning  # as the engine's call takes it
     seed: int
     preview_every: int = 0  # steps; 0 is no preview
     arguments: Mapping[str, Any] = field(default_factory=dict)  # further ones of VideoEngine.__call__
@@ -32,6 +37,14 @@ class VideoRequest:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         at_least("preview_every", self.preview_every, 0)
+        encoded = self.image if isinstance(self.image, ImageConditioning) else None
+        if self.preview_every and encoded is not None and encoded.pixels is None:
+            raise SettingsError(
+                "preview_every",
+                expected="0 with an ImageConditioning without pixels, which the colours are fitted to",
+                got=str(self.preview_every),
+                remedy="Pass ImageConditioning(embedding, first_latent, pixels).",
+            )
 
 
 class Status(StrEnum):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from svd_engine.opening import Opening
 from svd_engine.serving.batch.items import Item
 from svd_engine.serving.batch.making import make_item
-from svd_engine.serving.batch.opening import Opening
 from svd_engine.serving.batch.records import Record, Results
 
 

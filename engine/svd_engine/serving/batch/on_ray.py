@@ -14,9 +14,9 @@ from typing import Any
 
 from svd_engine.errors import BackendError, BackendUnavailable, SettingsError, SvdEngineError
 from svd_engine.install import install_line
+from svd_engine.opening import Opening
 from svd_engine.serving.batch.items import Item
 from svd_engine.serving.batch.making import UNUSABLE, make_item
-from svd_engine.serving.batch.opening import Opening
 from svd_engine.serving.batch.records import Record, Results, failed
 from svd_engine.serving.one_video import Status
 

@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from svd_engine.bundle.manifest import MANIFEST
-from svd_engine.bundle.reading import Bundle, sha256_of
+from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import DEMO, HUB, open_checkpoint
 from svd_engine.engine import VideoEngine
 from svd_engine.spec.model import Model
@@ -69,11 +68,10 @@ class Opening:
     def digest(self) -> str:
         """Tells networks apart, wherever their files lie: another digest, another video.
 
-        Of a bundle its manifest's hash, which holds those of its files; of a checkpoint the hash of its
-        configs and weights, and the precision; and reuse, which is lossy.  Backends and devices differ within
-        tolerance: not in it.  Raises BundleError or CheckpointError.
+        That of the bundle, or of the checkpoint with the precision; and reuse, which is lossy.  Backends
+        and devices differ within tolerance: not in it.  Raises BundleError or CheckpointError.
         """
         reuse = f" {self.options['reuse']}" if self.options.get("reuse") else ""
         if self.bundle is not None:
-            return sha256_of(Bundle(self.bundle).folder / MANIFEST) + reuse
+            return Bundle(self.bundle).digest() + reuse
         return f"{open_checkpoint(**self.checkpoint or {}).digest()} {self.options.get('dtype')}{reuse}"
