@@ -54,11 +54,10 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        streamed = "".join(
-            f", {size(s.streamed_bytes)} of weights streamed in each run of {s.network.partition('-')[0]}"
-            for s in self.stages
-            if s.streamed_bytes
-        )
+        streamed = ""
+        if self.streamed_bytes:
+            most = max(self.stages, key=lambda stage: stage.streamed_bytes).network.partition("-")[0]
+            streamed = f", {size(self.streamed_bytes)} of weights streamed in each run of {most}"
         return (
             f"networks {self.residency.name}, {self.profile.guidance} guidance, batch {self.profile.batch}, "
             f"decoder {self.decoding}: at most {size(self.peak_bytes)}{streamed}"
