@@ -399,6 +399,7 @@ class VideoEngine(Steered, DiffusersNames):
         if others or type(self.residency) is not plan.residency:
             self.residency.close()
             self.residency = plan.residency(self.backend)
+        self.residency.keep_to(plan.streaming)
         return plan
 
     def _say(self, plan: Plan, planner: Planner) -> None:

@@ -136,11 +136,13 @@ def _plan(bundle: Bundle, plan: PlanEntry) -> str:
     compiled = plan.compiled
     weights = f"{compiled.weights_bytes / 2**20:.1f} MiB of weights and " if compiled else ""
     moved = compiled.read_bytes + compiled.written_bytes if compiled else 0
+    inside = " without weights" if plan.stripped else ""
+    inside += ", weights that can stream" if plan.least_weight_bytes is not None else ""
     kernels = f", {compiled.kernels} kernels that move {report.size(moved)}" if compiled else ""
     return (
         f"{plan.network} (profile {profiles}), {FLAVOURS[plan.flavour].title} {plan.version}, "
         f"for {only}{target.cards}, {plan.precision}, "
-        f"{manifest.files[plan.file].bytes / 2**20:.1f} MiB{' without weights' if plan.stripped else ''}, "
+        f"{manifest.files[plan.file].bytes / 2**20:.1f} MiB{inside}, "
         f"on the GPU {weights}{plan.device_memory_bytes / 2**20:.1f} MiB of activations{kernels}"
     )
 

@@ -17,7 +17,7 @@ from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
 from svd_engine.request import Settings, own_values
-from svd_engine.residency.budget import Memory, budget_of, check_memory
+from svd_engine.residency.budget import NO_LIMIT, Memory, budget_of, check_memory
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
 from svd_engine.residency.planning import planner_of_bundle, planner_of_checkpoint
@@ -34,7 +34,7 @@ USUAL = {
 
 def planner_of(
     source: str,
-    memory: Memory,
+    memory: Memory | None,
     backend: str,
     device: str,
     dtype: str,
@@ -43,6 +43,7 @@ def planner_of(
 ) -> tuple[Planner, Settings]:
     """A planner of a bundle's folder or of a checkpoint that counts every call, and the call asked for.
 
+    memory: None sets no limit.
     device: "cpu", "cuda" or "auto"; of memory in bytes no such device need be here.
     Raises SettingsError, BundleError, CheckpointError.
     """
@@ -58,24 +59,24 @@ def planner_of(
             got=chosen,
             remedy="Choose another backend or device.",
         )
+    budget = NO_LIMIT if memory is None else budget_of(memory, where)
     if is_bundle:
         bundle = Bundle(source)
         own = bundle.manifest.profiles[0]
         settings = _settings(bundle.manifest.model, own.frames, own.height, own.width, asked)
-        planner = planner_of_bundle(bundle, budget_of(memory, where), chosen, where, swap_networks)
+        planner = planner_of_bundle(bundle, budget, chosen, where, swap_networks)
         return replace(planner, ceiling=None), settings
     checkpoint = open_checkpoint(source)
     model = checkpoint.model
     settings = _settings(model, model.frames, model.height, model.width, asked)
     precision = Precision.of(dtype_name(torch_dtype(dtype, where)))
-    budget = budget_of(memory, where)
     planner = planner_of_checkpoint(checkpoint, budget, chosen, where, precision, (), swap_networks)
     return replace(planner, ceiling=None), settings
 
 
 def table(planner: Planner, plan: Plan) -> str:
-    """A plan: a line for each stage."""
-    rows = [("stage", "weights held", "peak", "parked", "moved", "known from")]
+    """A plan: a line for each stage, then in one the plan and its budget."""
+    rows = [("stage", "weights held", "peak", "parked", "moved", "streamed a run", "known from")]
     rows += [
         (
             s.network,
@@ -83,11 +84,13 @@ def table(planner: Planner, plan: Plan) -> str:
             size(s.peak_bytes),
             size(s.parked_bytes),
             size(s.moved_bytes),
+            size(s.streamed_bytes),
             s.source,
         )
         for s in plan.stages
     ]
-    return f"{_columns(rows)}\n{plan} of {planner.budget}"
+    budget = ", no limit set" if planner.budget == NO_LIMIT else f" of {planner.budget}"
+    return f"{_columns(rows)}\n{plan}{budget}"
 
 
 def comparison(planner: Planner, plans: Sequence[Plan]) -> str:
@@ -116,7 +119,7 @@ def _settings(model: Model, frames: int, height: int, width: int, asked: Mapping
     return settings
 
 
-def _device(device: str, memory: Memory) -> torch.device:
+def _device(device: str, memory: Memory | None) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda"):

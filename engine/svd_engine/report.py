@@ -65,6 +65,7 @@ class PlannedStage(BaseModel):
     peak_bytes: int  # of the whole process on the device
     parked_bytes: int  # activations that wait in host memory
     moved_bytes: int  # weights and activations: over a GPU's bus, or from the disk
+    streamed_bytes: int = 0  # of these, weights in each call of the network
     source: Literal["counted", "compiled"]
 
 
@@ -77,6 +78,7 @@ class PlanReport(BaseModel):
     decoding: str
     budget_bytes: int
     peak_bytes: int
+    streamed_bytes: int = 0  # weights over the bus in each call of the network of which most stream
     stages: list[PlannedStage]
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsInt
 import torch
 
 from svd_engine.backends.tensorrt.library import library, log
+from svd_engine.backends.tensorrt.refit import graph_weights
+from svd_engine.backends.tensorrt.weight_streaming import least_weights
 from svd_engine.bundle.flavours import TURING, Flavour, Target
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import BackendUnavailable, ExportError
@@ -37,6 +39,7 @@ REMEDIES = {  # by what TensorRT says
 }
 DEFAULT_WORKSPACE = 8 * 2**30  # for kernels' scratch; without a limit, builds asked for 86 GB
 DEFAULT_LEVEL = 3
+IN_PASSING = 2  # of the largest weight, beside those that stay: one is read while the next comes
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class BuildOptions:
     refittable: bool = False  # other weights can be given, as LoRA makes them: less is known to the compiler
     stripped: bool = False  # no weights inside: they come from the bundle when the plan is loaded
     hardware_compatibility: HardwareCompatibility = "none"  # beyond the card that it is built on
+    stream_weights: bool = False  # they can stay in host memory and stream in every run
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Built:
     timings: memoryview | None  # the timing cache, grown; None of a flavour that has none
     device_memory_bytes: int  # activations of one execution context
     compiled: CompiledFigures | None  # None: the flavour's log does not say
+    least_weight_bytes: int | None = None  # on the GPU while the others stream; None: they cannot
 
 
 def build(
@@ -105,9 +110,13 @@ def build(
     content = _bytes_of(plan)
     if flavour.builds_without_gpu:
         figures = read_log(lines).figures()
-        return Built(content, None, figures.activation_bytes, figures)
+        least = IN_PASSING * largest_weight(graph) if options.stream_weights else None
+        return Built(content, None, figures.activation_bytes, figures, least)
     grown = _bytes_of(config.get_timing_cache().serialize())
-    return Built(content, grown, _loaded_memory(graph, flavour, content), None)
+    engine = _loaded(graph, flavour, content)
+    memory = int(engine.device_memory_size_v2)  # before weights stream, which adds to it
+    least = least_weights(engine, len(content)) if options.stream_weights else None
+    return Built(content, grown, memory, None, least)
 
 
 def load_polygraphy(flavour: Flavour) -> None:
@@ -166,7 +175,8 @@ def _built(network: Any, config: tensorrt.IBuilderConfig, monitor: Any) -> tenso
 def _config(
     network: Any, flavour: Flavour, target: Target, options: BuildOptions, monitor: Any
 ) -> tensorrt.IBuilderConfig:
-    """By Polygraphy; then what it has no words for: refitting, no TF32 in RTX, and one stream."""
+    """By Polygraphy; then what it has no words for with both: refitting, no TF32 in RTX, one stream, weights
+    that stream."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -199,6 +209,8 @@ def _config(
             config.set_flag(trt.BuilderFlag.REFIT)
         elif options.stripped:  # the same weights, or the numbers may be wrong
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+    if options.stream_weights:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     config.clear_flag(trt.BuilderFlag.TF32)
     config.max_aux_streams = 0  # kernels side by side would hold the memory of both
     return config
@@ -214,17 +226,22 @@ def _use_timings(config: tensorrt.IBuilderConfig, timings: bytes, say: Callable[
         say("the timing cache is of another TensorRT or GPU: it is started anew")
 
 
-def _loaded_memory(graph: Path, flavour: Flavour, plan: memoryview) -> int:
-    """Bytes of activations of a plan for the GPU here, loaded there once to see that it loads."""
+def _loaded(graph: Path, flavour: Flavour, plan: memoryview) -> tensorrt.ICudaEngine:
+    """A plan for the GPU here, loaded there once to see that it loads, and what it takes."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
         trt = library(flavour)
 
-    engine = trt.Runtime(log(flavour)).deserialize_cuda_engine(plan)
+    engine: trt.ICudaEngine | None = trt.Runtime(log(flavour)).deserialize_cuda_engine(plan)
     if engine is None:
         raise _failure(graph, "a plan that TensorRT can load", log(flavour).errors_so_far())
-    return int(engine.device_memory_size_v2)
+    return engine
+
+
+def largest_weight(graph: Path) -> int:
+    """Bytes of the largest of a graph's weights."""
+    return max((len(content) for _, _, content in graph_weights(graph)), default=0)
 
 
 def _monitor(flavour: Flavour, progress: BuildProgress) -> Any:

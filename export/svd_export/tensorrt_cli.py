@@ -157,6 +157,14 @@ def tensorrt(
             help=f"Run on this GPU model only, on its compute capability, or on Ampere and newer. {ONLY}"
         ),
     ] = Compatibility.none,
+    stream_weights: Annotated[
+        bool,
+        typer.Option(
+            "--stream-weights",
+            help="Build plans whose weights can stay in host memory and stream in every run, as much of them "
+            "as a memory budget asks for.",
+        ),
+    ] = False,
 ) -> None:
     """Build TensorRT plans into a bundle; resume an interrupted build."""
     from svd_engine.bundle.reading import Bundle
@@ -173,6 +181,7 @@ def tensorrt(
         refittable,
         stripped,
         hardware_compatibility.value,
+        stream_weights,
     )
     opened = Bundle(bundle)
     started = time.monotonic()

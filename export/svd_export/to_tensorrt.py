@@ -150,7 +150,8 @@ def _finished(bundle: Bundle, entry: NetworkEntry, order: Order) -> PlanEntry | 
             order.options.refittable,
             order.options.stripped,
         )
-        if not (same and alike) or stale(bundle, entry.spec, row) or bundle.damage(row.file):
+        streams = (row.least_weight_bytes is not None) == order.options.stream_weights
+        if not (same and alike and streams) or stale(bundle, entry.spec, row) or bundle.damage(row.file):
             continue
         if sha256_of(bundle.folder / row.file) == bundle.manifest.files[row.file].sha256:
             return row
@@ -175,6 +176,7 @@ def _row(bundle: Bundle, entry: NetworkEntry, order: Order, built: Built) -> Pla
         workspace_bytes=options.workspace_bytes,
         device_memory_bytes=built.device_memory_bytes,
         compiled=built.compiled,
+        least_weight_bytes=built.least_weight_bytes,
     )
 
 

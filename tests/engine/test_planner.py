@@ -33,11 +33,13 @@ from svd_engine.request import Settings
 from svd_engine.residency import budget as budgets
 from svd_engine.residency import planner as planners
 from svd_engine.residency.budget import Budget, budget_of
+from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import SLICES, Planner, checkpoint_profiles, lesser_calls
 from svd_engine.residency.planning import planner_of_bundle, planner_of_checkpoint
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
+from svd_engine.residency.weight_streaming import WeightStreaming
 from svd_engine.spec.cost import NetworkCost
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.precision import FLOAT32, Precision
@@ -264,15 +266,27 @@ def made_up(seed: int) -> Any:
         if isinstance(spec, StreamedSpec):
             held = work * (spec.slice_frames + 2) // (spec.outputs[0].shape[0] + 2)
             return NetworkCost({spec.network: weights[spec.network]}, held, work // 10, work, 110 * work)
-        return NetworkCost({spec.network: weights[spec.network]}, work, operations=100 * work)
+        least = weights[spec.network] // 9 if spec.network in ("denoiser", "image_encoder") else None
+        return NetworkCost(
+            {spec.network: weights[spec.network]}, work, operations=100 * work, least_weight_bytes=least
+        )
 
     return cost_of
 
 
-def planner(budget: int, seed: int = 0, device: torch.device = CUDA, swap: bool = False) -> Planner:
+RESIDENCIES = (Resident, Swapped)
+STREAMING = (*RESIDENCIES, WeightStreaming)
+
+
+def planner(
+    budget: int,
+    seed: int = 0,
+    device: torch.device = CUDA,
+    residencies: Sequence[type[Residency]] = RESIDENCIES,
+) -> Planner:
     return Planner(
         Budget(budget), device, Architecture(), FLOAT32, made_up(seed), checkpoint_profiles,
-        (Swapped,) if swap else (Resident, Swapped), slices=SLICES, lesser=lambda s: lesser_calls(s, 8),
+        residencies, slices=SLICES, lesser=lambda s: lesser_calls(s, 8),
     )  # fmt: skip
 
 
@@ -298,6 +312,31 @@ def test_more_memory_never_gives_a_slower_plan(
         assert last is None or chosen.cost <= last
         last = chosen.cost
     assert last == min(plan.cost for plan in plans)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("call_", "videos"), CALLS[:4])
+def test_weights_that_stream_fill_the_budget(call_: Mapping[str, Any], videos: int, seed: int) -> None:
+    """More memory leaves more weights where they are, until none stream: then it is as swapped."""
+    settings = asked(steps=seed + 1, **call_)
+    small = planner(0, seed, residencies=STREAMING)
+    least = min(plan.peak_bytes for plan in small.considered(settings, videos))
+    most = max(plan.peak_bytes for plan in planner(ALL, seed).considered(settings, videos))
+    last = None
+    for budget in range(least, most + 1, max(1, (most - least) // 30)):
+        limited = planner(budget, seed, residencies=STREAMING)
+        chosen = limited.choose(settings, videos)
+        assert chosen.peak_bytes <= budget
+        assert last is None or chosen.cost <= last
+        last = chosen.cost
+        assert all(p.streamed_bytes for p in limited.considered(settings, videos) if p.residency.streams)
+    everything = planner(most, seed, residencies=STREAMING)
+    assert everything.considered(settings, videos) == planner(most, seed).considered(settings, videos)
+    with pytest.raises(SettingsError, match="networks streaming") as caught:
+        planner(least - 1, seed, residencies=STREAMING).choose(settings, videos)
+    amount = re.search(r'memory="(\S+?)"', caught.value.remedy)
+    assert amount
+    planner(budget_of(amount[1], CUDA).bytes, seed, residencies=STREAMING).choose(settings, videos)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -331,7 +370,7 @@ def test_what_was_asked_for_is_kept() -> None:
     assert slices(decoding="streamed", decode_chunk_size=99) == {25}
     chunks = everything.considered(asked(decode_chunk_size=2), 1)
     assert {plan.profile.decode_chunk for plan in chunks} == {2}
-    assert {plan.residency for plan in planner(0, swap=True).considered(asked(), 1)} == {Swapped}
+    assert {plan.residency for plan in planner(0, residencies=(Swapped,)).considered(asked(), 1)} == {Swapped}
     unguided = everything.considered(asked(max_guidance_scale=1), 1)
     assert {plan.profile.guidance for plan in unguided} == {"single"}
 

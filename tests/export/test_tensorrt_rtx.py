@@ -61,11 +61,14 @@ def build(folder: Path, *arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("target", ["sm75", "sm86", "sm89", "sm120", "portable"])
-def test_the_demo_builds_for(demo: Path, tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [("sm75", ()), ("sm86", ()), ("sm89", ()), ("sm120", ("--stream-weights",)), ("portable", ())],
+)
+def test_the_demo_builds_for(demo: Path, tmp_path: Path, target: str, options: tuple[str, ...]) -> None:
     """Four networks, whole and listed, with what the compiler says of their memory; nothing is loaded."""
     folder = damage.copy(demo, tmp_path)
-    code, out, err = build(folder, "--target", target)
+    code, out, err = build(folder, "--target", target, *options)
     assert code == 0, err
     rows = plans(folder)
     assert tuple(rows) == NETWORKS
@@ -78,6 +81,9 @@ def test_the_demo_builds_for(demo: Path, tmp_path: Path, target: str) -> None:
         assert row.compiled.activation_bytes == row.device_memory_bytes
         assert min(row.compiled.read_bytes, row.compiled.written_bytes, row.compiled.weights_bytes) > 0
         assert (row.workspace_bytes, row.optimization_level, row.stripped) == (None, None, False)
+        streams = row.least_weight_bytes is not None
+        assert streams is bool(options)
+        assert not streams or 0 < row.least_weight_bytes < row.compiled.weights_bytes
     cards = {sm(capability) for capability in rows["denoiser"].target.capabilities}
     assert cards == ({"sm86", "sm89", "sm120"} if target == "portable" else {target})
     assert f"(asked for), for {rows['denoiser'].target.cards}" in err

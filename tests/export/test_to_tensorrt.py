@@ -89,6 +89,20 @@ def test_weights_that_are_given_later(trt: Any, folder: Path, options: BuildOpti
     assert json.loads((folder / row.file).read_bytes())["stripped"] is options.stripped
 
 
+def test_weights_that_stream(trt: Any, folder: Path) -> None:
+    """What stays at the least, as the loaded engine says; built anew with or without it."""
+    (row,) = build_plans(Bundle(folder), BuildOptions(stream_weights=True), ["vae_decoder"])
+    assert trt.configs[0].flags == {BuilderFlag.WEIGHT_STREAMING}
+    others = (folder / row.file).stat().st_size - tensorrt_builder_double.STREAMABLE
+    assert others > 0
+    assert row.least_weight_bytes == others + tensorrt_builder_double.SCRATCH
+    assert row.device_memory_bytes == tensorrt_builder_double.DEVICE_MEMORY  # without what streams needs
+    assert build_plans(Bundle(folder), BuildOptions(stream_weights=True), ["vae_decoder"]) == [row]
+    (plain,) = build_plans(Bundle(folder), networks=["vae_decoder"])
+    assert plain.least_weight_bytes is None
+    assert len(built(trt)) == 2
+
+
 @pytest.mark.parametrize(
     ("compatibility", "level", "part"),
     [("same-cc", "SAME_COMPUTE_CAPABILITY", "sm90"), ("ampere+", "AMPERE_PLUS", "ampere-plus")],
@@ -166,7 +180,7 @@ def test_the_command(trt: Any, folder: Path, tmp_path: Path, capsys: pytest.Capt
     code = call(
         main, "tensorrt", folder, "--networks", "denoiser", "--networks", "vae_decoder",
         "--workspace", "512MiB", "--optimization-level", 4, "--timing-cache", tmp_path / "timings",
-        "--stripped", "--hardware-compatibility", "same-cc",
+        "--stripped", "--hardware-compatibility", "same-cc", "--stream-weights",
     )  # fmt: skip
     out, err = capsys.readouterr()
     assert code == 0, err
@@ -174,6 +188,7 @@ def test_the_command(trt: Any, folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert tuple(rows) == ("denoiser", "vae_decoder")
     row = rows["denoiser"]
     assert (row.workspace_bytes, row.optimization_level, row.stripped) == (512 * 2**20, 4, True)
+    assert row.least_weight_bytes is not None
     assert row.target.label == "sm90"
     assert (tmp_path / "timings").is_file()
     *files, last = out.splitlines()

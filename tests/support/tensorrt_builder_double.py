@@ -25,6 +25,7 @@ from tests.support.tensorrt_double import Recorded, TensorRT
 from tests.support.tensorrt_plans import plan_of, weight_types
 
 DEVICE_MEMORY = 4096
+STREAMABLE, SCRATCH = 700, 50  # bytes of weights that can stream, and for those in passing
 
 
 class NetworkDefinitionCreationFlag(IntEnum):
@@ -36,6 +37,7 @@ class BuilderFlag(IntEnum):
     STRIP_PLAN = 1
     REFIT_IDENTICAL = 2
     REFIT = 3
+    WEIGHT_STREAMING = 4
 
 
 class ProfilingVerbosity(Enum):
@@ -92,7 +94,8 @@ class Builder(Recorded):
         graph = network.graph
         stripped = BuilderFlag.STRIP_PLAN in config.flags
         weights = weight_types(graph) if stripped or BuilderFlag.REFIT in config.flags else None
-        plan = plan_of(spec_of(graph), DEVICE_MEMORY, weights) | {"stripped": stripped}
+        streams = (STREAMABLE, SCRATCH) if BuilderFlag.WEIGHT_STREAMING in config.flags else (0, 0)
+        plan = plan_of(spec_of(graph), DEVICE_MEMORY, weights, *streams) | {"stripped": stripped}
         config.cache = Memory(config.cache + key_of(graph).encode() + b";")
         if not self.trt.phases(config.progress_monitor):
             return None

@@ -209,10 +209,31 @@ class ICudaEngine(Recorded):
         self.plan, self._runtime = plan, runtime
         self.weights: dict[str, bytes] = {}
         self.refitted = not plan["stripped"]
+        self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._budget = self.streamable_weights_size  # nothing streams
 
     @property
     def device_memory_size_v2(self) -> int:
-        return int(self.plan["device_memory"])
+        return int(self.plan["device_memory"]) + self.weight_streaming_scratch_memory_size
+
+    @property
+    def streamable_weights_size(self) -> int:
+        return int(self.plan["streamable"])
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        """As the real one, it takes no word back when it refuses: beside a context, or built without."""
+        can = self.streamable_weights_size > 0 and not self.contexts
+        if self._call("weight_streaming_budget_v2", budget, returns=can):
+            self._budget = min(budget, self.streamable_weights_size)
+
+    @property
+    def weight_streaming_scratch_memory_size(self) -> int:
+        return int(self.plan["scratch"]) if self._budget < self.streamable_weights_size else 0
 
     @property
     def num_io_tensors(self) -> int:
@@ -240,6 +261,7 @@ class ICudaEngine(Recorded):
             given = (how.strategy.name, how.cuda_graph_strategy.name)
         else:
             context, given = self.trt.IExecutionContext(self), (how.name,)
+        self.contexts.add(context)
         return self._call("create_execution_context", *given, returns=context)
 
     def create_runtime_config(self) -> Any:
@@ -292,7 +314,9 @@ class Launch:
         assert context is not None, "the execution context was freed"
         plan, cuda = context.engine.plan, context.trt.cuda
         assert context.engine.refitted, "an engine without its weights"
-        assert self.memory[1] >= plan["device_memory"], f"{self.memory[1]} bytes for {plan['key']}"
+        assert self.memory[1] >= context.engine.device_memory_size_v2, (
+            f"{self.memory[1]} bytes for {plan['key']}"
+        )
         cuda.check_alive(self.memory[0])
         inputs, outputs = {}, {}
         for name, row in plan["tensors"].items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,16 @@ HOST = Host("tensorrt", VERSION, GPU, CAPABILITY)
 
 
 def plan_of(
-    spec: NetworkSpec, device_memory: int = 1024, weights: Mapping[str, str] | None = None
+    spec: NetworkSpec,
+    device_memory: int = 1024,
+    weights: Mapping[str, str] | None = None,
+    streamable: int = 0,
+    scratch: int = 0,
 ) -> dict[str, Any]:
-    """A plan of a network's table; with `weights`, their TensorRT types by name, it is a stripped one."""
+    """A plan of a network's table; with `weights`, their TensorRT types by name, it is a stripped one.
+
+    streamable: bytes of weights that can stream.  scratch: bytes of a context for them, while any do.
+    """
     rows = [("INPUT", t) for t in spec.inputs] + [("OUTPUT", t) for t in spec.outputs]
     return {
         "key": spec.key,
@@ -38,6 +45,8 @@ def plan_of(
         },
         "device_memory": device_memory,
         "weights": weights or {},
+        "streamable": streamable,
+        "scratch": scratch,
         "stripped": weights is not None,
     }
 
@@ -96,6 +105,15 @@ def add_plans(folder: Path) -> None:
         add_plan(folder, spec, plan_of(spec, device_memory=1000 * number))
 
 
+def add_streaming_plans(folder: Path, scratch: int = 100) -> None:
+    """As `add_plans`, of weights that can all stream, with `scratch` bytes for those in passing."""
+    for number, spec in enumerate(specs(folder), 1):
+        bundle = Bundle(folder)
+        weights = bundle.manifest.files[bundle.entry(spec).weights].bytes
+        plan = plan_of(spec, 1000 * number, streamable=weights, scratch=scratch)
+        add_plan(folder, spec, plan, least_weight_bytes=scratch)
+
+
 def weight_types(graph: Path) -> dict[str, str]:
     """TensorRT's types of a graph's weights, as a stripped plan of it lists them."""
     types = {
@@ -109,12 +127,17 @@ def weight_types(graph: Path) -> dict[str, str]:
     return {name: types[kind] for name, kind, _ in graph_weights(graph)}
 
 
-def with_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The double, computing what ONNX Runtime does of the bundle in `folder`; engines choose TensorRT."""
+def with_onnxruntime(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, add: Callable[[Path], None] = add_plans
+) -> Any:
+    """The double, computing what ONNX Runtime does of the bundle in `folder`; engines choose TensorRT.
+
+    add: writes the plans.
+    """
     damage.edit(
         folder, lambda m: [e["graphs"].update(tensorrt=e["graphs"]["onnxruntime"]) for e in m["networks"]]
     )
-    add_plans(folder)
+    add(folder)
     double = tensorrt_double.install(monkeypatch)
     backend = OrtBackend(Bundle(folder), torch.device("cpu"))
     networks = {spec.key: backend.open(spec) for spec in specs(folder)}

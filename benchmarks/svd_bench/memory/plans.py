@@ -19,7 +19,7 @@ from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
 from svd_engine.request import Settings
-from svd_engine.residency.budget import AUTO_SHARE, Budget
+from svd_engine.residency.budget import AUTO_SHARE, NO_LIMIT
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner, checkpoint_profiles
 from svd_engine.residency.planning import planner_of_checkpoint
@@ -35,7 +35,6 @@ CARD_OF = {  # GB of cards, NVIDIA's are 2**30 bytes, and a card for its speed: 
 }  # fmt: skip
 COMMITTED = Path(__file__).parents[1] / "results/plans/plans.json"  # what docs/cards.md shows
 GPU, HALF = torch.device("cuda"), Precision.of("float16")
-NO_LIMIT = Budget(2**60)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from math import ceil
 from svd_engine.bundle.external_data import read_graph
 from svd_engine.bundle.flavours import FlavourName
 from svd_engine.bundle.graph_limits import run_bytes
-from svd_engine.bundle.manifest import PlanEntry
-from svd_engine.bundle.plans import plans_of
+from svd_engine.bundle.plans import plans_of, weight_bytes
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable
 from svd_engine.spec.cost import CostOf, NetworkCost
@@ -26,28 +25,41 @@ class PlanCosts:
         """Raises BackendUnavailable where no plan was built."""
         if isinstance(spec, StreamedSpec):
             return streamed_cost(spec, self.bundle.segments(spec), self)
+        if missing := self.missing(spec):
+            raise missing
+        plans = plans_of(self.bundle, spec, self.flavour)
+        weights = {plan.file: weight_bytes(self.bundle, spec, plan) for plan in plans}
+        plan = max(plans, key=lambda plan: weights[plan.file] + plan.device_memory_bytes)
+        compiled = plan.compiled
+        least = [plan.least_weight_bytes for plan in plans if plan.least_weight_bytes is not None]
+        return NetworkCost(
+            {spec.key: weights[plan.file]},
+            plan.device_memory_bytes + boundary_bytes(spec),
+            traffic_bytes=compiled.read_bytes + compiled.written_bytes if compiled else 0,
+            source="compiled",
+            least_weight_bytes=max(least) if len(least) == len(plans) else None,
+        )
+
+    def missing(self, spec: NetworkSpec, streaming: bool = False) -> BackendUnavailable | None:
+        """What to say where a network has no plan, or with `streaming` none whose weights can stream."""
+        if isinstance(spec, StreamedSpec):
+            return next(filter(None, map(self.missing, self.bundle.segments(spec))), None)
         plans = plans_of(self.bundle, spec, self.flavour)
         if not plans:
-            raise BackendUnavailable(
+            return BackendUnavailable(
                 f"memory of {spec.key} in bundle {self.bundle.folder}",
                 expected=f"a plan of {self.flavour}, whose compiler says it",
                 got="none",
                 remedy=f"Run: {self.bundle.plans_command(self.flavour)}",
             )
-        plan = max(plans, key=lambda plan: self._weights(spec, plan) + plan.device_memory_bytes)
-        compiled = plan.compiled
-        return NetworkCost(
-            {spec.key: self._weights(spec, plan)},
-            plan.device_memory_bytes + boundary_bytes(spec),
-            traffic_bytes=compiled.read_bytes + compiled.written_bytes if compiled else 0,
-            source="compiled",
-        )
-
-    def _weights(self, spec: NetworkSpec, plan: PlanEntry) -> int:
-        if plan.compiled:
-            return plan.compiled.weights_bytes
-        files = self.bundle.manifest.files
-        return max(files[plan.file].bytes, files[self.bundle.entry(spec).weights].bytes)
+        if streaming and any(plan.least_weight_bytes is None for plan in plans):
+            return BackendUnavailable(
+                f"weight streaming of {spec.key} in bundle {self.bundle.folder}",
+                expected=f"plans of {self.flavour} that were built for it",
+                got="plans whose weights all stay on the GPU",
+                remedy=f"Run: {self.bundle.plans_command(self.flavour, stream_weights=True)}",
+            )
+        return None
 
 
 class GraphCosts:

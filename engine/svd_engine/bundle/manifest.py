@@ -101,6 +101,7 @@ class PlanEntry(_Strict):
     stripped: bool  # its weights come from the network's file when it is loaded: it holds none, or old ones
     refittable: bool  # its weights can be replaced
     other_weights: bool = False  # and by others than those it was built from, as LoRA makes them
+    least_weight_bytes: Bytes | None = None  # on the GPU while the others stream; None: they cannot
     optimization_level: OptimizationLevel | None  # None: the flavour has no such option
     workspace_bytes: Bytes | None  # limit of a kernel's scratch memory that the builder had; None as above
     device_memory_bytes: Bytes  # activations of one execution context

@@ -69,6 +69,14 @@ def plans_of(bundle: Bundle, spec: NetworkSpec, flavour: FlavourName) -> list[Pl
     return [plan for plan in bundle.plans(spec) if plan.flavour == flavour]
 
 
+def weight_bytes(bundle: Bundle, spec: NetworkSpec, plan: PlanEntry) -> int:
+    """Of a plan of `spec`, on the GPU: as its compiler said, or else at most what its files hold."""
+    if plan.compiled:
+        return plan.compiled.weights_bytes
+    files = bundle.manifest.files
+    return max(files[plan.file].bytes, files[bundle.entry(spec).weights].bytes)
+
+
 def fitting_plans(bundle: Bundle, spec: NetworkSpec, host: Host) -> list[PlanEntry]:
     """Those of `spec` that run on `host`; first the one made for this very card, if there is one."""
     fitting = [plan for plan in bundle.plans(spec) if not misfit(bundle, spec, plan, host)]

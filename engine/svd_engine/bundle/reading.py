@@ -223,11 +223,12 @@ class Bundle:
             )
         return graphs[runtime]
 
-    def plans_command(self, flavour: FlavourName | None = None) -> str:
+    def plans_command(self, flavour: FlavourName | None = None, stream_weights: bool = False) -> str:
         """The command that builds plans here; without graphs for them, the export that makes these."""
         if not all("tensorrt" in entry.graphs for entry in self.manifest.networks):
             return self._export_command("--dtype fp16")
         option = f" --flavour {flavour}" if flavour else ""
+        option += " --stream-weights" if stream_weights else ""
         return f"svd-export tensorrt {quoted(self.folder)}{option}"
 
     def _export_command(self, changes: str, branch: int | None = None, size: int | None = None) -> str:

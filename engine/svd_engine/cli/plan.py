@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from svd_engine.backends.registry import NAMES
-from svd_engine.cli.options import DecodingOption, DTypeOption, integer
+from svd_engine.cli.options import DecodingOption, DTypeOption, integer, memory_of
 
 
 def plan(
     source: Annotated[str, typer.Argument(help="Bundle's folder, or checkpoint as generate takes it.")],
     memory: Annotated[
-        str, typer.Option(help="Memory budget: 8GiB, 0.9 (of all), auto (what is free).")
+        str,
+        typer.Option(
+            metavar="[auto|none|8GiB|0.9]",
+            help="Memory budget: 8GiB, 0.9 (of all), auto (what is free) or none, to show how a call runs "
+            "without one.",
+        ),
     ] = "auto",
     backend: Annotated[
         str, typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to plan for; auto is the usual one.")
@@ -47,7 +52,11 @@ def plan(
         "decode_chunk_size": decode_chunk_size, "videos_per_image": num_videos,
     }  # fmt: skip
     asked = {name: value for name, value in call.items() if value is not None}
-    planner, settings = planned.planner_of(source, memory, backend, device, dtype.value, swap_networks, asked)
+    limit = memory_of(memory)
+    planner, settings = planned.planner_of(source, limit, backend, device, dtype.value, swap_networks, asked)
     if every:
         typer.echo(planned.comparison(planner, planner.considered(settings, num_videos)))
-    typer.echo(planned.table(planner, planner.choose(settings, num_videos)))
+        for reason in planner.left_out(settings, num_videos):
+            typer.echo(f"not considered: {reason}")
+    choose = planner.unplanned if limit is None else planner.choose
+    typer.echo(planned.table(planner, choose(settings, num_videos)))

@@ -64,7 +64,7 @@ class TorchCosts:
             0 if on_cpu else parking.moved,
             counts.operations,
             loading_bytes=self.modules.loaded_bytes(spec) if on_cpu else 0,
-            block_bytes=None if on_cpu or spec.network != "denoiser" else held_bytes(module),
+            least_weight_bytes=None if on_cpu or spec.network != "denoiser" else held_bytes(module),
         )
 
     def _weights(self, spec: NetworkSpec, module: nn.Module) -> Mapping[str, int]:

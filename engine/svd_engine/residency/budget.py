@@ -37,6 +37,9 @@ class Budget:
         return size(self.bytes)
 
 
+NO_LIMIT = Budget(2**60)
+
+
 def check_memory(memory: object) -> None:
     """Raises SettingsError for what says no amount of memory."""
     if memory not in (None, "auto"):

@@ -19,6 +19,7 @@ class Residency(ABC):
     """Networks of one backend, each made once and kept until `close`; used by one thread at a time."""
 
     name: ClassVar[str]
+    streams: ClassVar[bool] = False  # whether weights cross the bus in every call of a network
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -32,17 +33,28 @@ class Residency(ABC):
 
     @staticmethod
     @abstractmethod
-    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost) -> Mapping[str, int]:
-        """Weights on the device while one of a call's networks runs: bytes by what holds them."""
+    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost, room: int) -> Mapping[str, int]:
+        """Weights on the device while one of a call's networks runs: bytes by what holds them.
+
+        room: bytes that the memory budget leaves for them.
+        """
+
+    @staticmethod
+    def streamed_bytes(running: NetworkCost, held: int) -> int:  # noqa: ARG004
+        """Weights that cross the bus in each call of a network of which `held` bytes are on the device."""
+        return 0
 
     @staticmethod
     @abstractmethod
-    def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:
-        """Weights that a call of the engine moves for one of its networks, which it calls so often."""
+    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:
+        """Weights that a call of the engine moves for one of its networks, beside what streams."""
 
     @abstractmethod
     def _make(self, spec: NetworkSpec) -> Network:
         """What is given out for a network: the opened one, or one that opens it when it is called."""
+
+    def keep_to(self, held: Mapping[str, int]) -> None:
+        """Told before a call: bytes of weights to keep on the device, of networks whose others stream."""
 
     def cold(self) -> list[Network]:
         """Those whose next call would do more than compute."""

@@ -17,18 +17,23 @@ IN_BLOCKS = "denoiser"  # the network that is called many times, and holds most 
 
 class Offloaded(Swapped):
     name = "offloaded"
+    streams = True
 
     @staticmethod
-    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost) -> Mapping[str, int]:  # noqa: ARG004
-        if running.block_bytes is None:
+    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost, room: int) -> Mapping[str, int]:  # noqa: ARG004
+        if running.least_weight_bytes is None:
             return running.weights
-        return {part: running.block_bytes for part in running.weights}
+        return {part: running.least_weight_bytes for part in running.weights}
 
     @staticmethod
-    def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:
-        if running.block_bytes is None:
-            return Swapped.moved_bytes(running, calls, there_and_back)
-        return running.weight_bytes * calls
+    def streamed_bytes(running: NetworkCost, held: int) -> int:  # noqa: ARG004
+        return 0 if running.least_weight_bytes is None else running.weight_bytes
+
+    @staticmethod
+    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:
+        if running.least_weight_bytes is None:
+            return Swapped.moved_bytes(running, there_and_back)
+        return 0
 
     def load(self, network: Network) -> None:
         if network.spec.network == IN_BLOCKS:

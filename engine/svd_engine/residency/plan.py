@@ -25,6 +25,16 @@ class Plan:
         return max((stage.peak_bytes for stage in self.stages), default=0)
 
     @property
+    def streamed_bytes(self) -> int:
+        """Of weights, in each call of the network of which most stream; 0 where none do."""
+        return max((stage.streamed_bytes for stage in self.stages), default=0)
+
+    @property
+    def streaming(self) -> dict[str, int]:
+        """Bytes of weights on the device of each network whose others stream, by key."""
+        return {stage.network: stage.held_bytes for stage in self.stages if stage.streamed_bytes}
+
+    @property
     def decoding(self) -> str:
         if self.slice_frames is not None:
             return f"streamed, {self.slice_frames} frame{'s' * (self.slice_frames > 1)} at a time"
@@ -39,11 +49,16 @@ class Plan:
             decoding=self.decoding,
             budget_bytes=budget_bytes,
             peak_bytes=self.peak_bytes,
+            streamed_bytes=self.streamed_bytes,
             stages=list(self.stages),
         )
 
     def __str__(self) -> str:
+        streamed = ""
+        if self.streamed_bytes:
+            most = max(self.stages, key=lambda stage: stage.streamed_bytes).network.partition("-")[0]
+            streamed = f", {size(self.streamed_bytes)} of weights streamed in each run of {most}"
         return (
             f"networks {self.residency.name}, {self.profile.guidance} guidance, batch {self.profile.batch}, "
-            f"decoder {self.decoding}: at most {size(self.peak_bytes)}"
+            f"decoder {self.decoding}: at most {size(self.peak_bytes)}{streamed}"
         )

@@ -1,8 +1,9 @@
 """From a memory budget to the fastest way to run a call within it, or to what would fit.
 
-A plan is one choice out of each list: networks `resident`, `swapped` or `offloaded`; guidance `batched` or
-`single`; all videos in a batch or one by one; the decoder whole or streamed over slices.  All of them make
-the same video.  What changes it, such as decoding in chunks, happens only where a call asks for it.
+A plan is one choice out of each list: networks `resident`, `swapped`, `offloaded` or `streaming`; guidance
+`batched` or `single`; all videos in a batch or one by one; the decoder whole or streamed over slices.  All of
+them make the same video.  What changes it, such as decoding in chunks, happens only where a call asks for it.
+A way that networks are missing for, such as plans that were never built, is no choice.
 
 Within an automatic budget a call runs as it would without one wherever that fits, which is known without
 counting where there is ample memory.  One that fits in no way is tried in the way of least memory, for counts
@@ -19,7 +20,7 @@ from math import ceil, prod
 
 import torch
 
-from svd_engine.errors import SettingsError
+from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.report import PlannedStage, size
 from svd_engine.request import Settings
 from svd_engine.residency.budget import Budget, used_by_runtime
@@ -55,6 +56,7 @@ class Planner:
     slices: frames at a time by which decoders can be streamed, the fastest first; none where they cannot.
     lesser: calls that take less memory, to name where nothing fits.
     ceiling: more than a call can take; None where each has to be counted.
+    lacking: what keeps a network from being run so; None where all can.
     """
 
     budget: Budget
@@ -67,9 +69,13 @@ class Planner:
     slices: Sequence[int]
     lesser: Callable[[Settings], Iterator[Settings]]
     ceiling: Ceiling | None = None
+    lacking: Callable[[NetworkSpec, type[Residency]], BackendUnavailable | None] | None = None
 
     def choose(self, settings: Settings, videos: int) -> Plan:
-        """The fastest plan within the budget.  Raises SettingsError that names what would fit."""
+        """The fastest plan within the budget.
+
+        Raises SettingsError that names what would fit, BackendUnavailable where networks are missing for all.
+        """
         if self.budget.there is not None:
             usual = self._ample(settings, videos) or self.usual(settings, videos)
             if self.fits(usual):
@@ -83,6 +89,13 @@ class Planner:
             return smallest
         raise self._refusal(settings, videos, smallest)
 
+    def unplanned(self, settings: Settings, videos: int) -> Plan:
+        """How a call runs without a budget.  Raises BackendUnavailable where a network is missing for it."""
+        way = self._default_ways(settings, videos)[0]
+        if lacking := self._lacking(way):
+            raise lacking
+        return self._plan(settings, videos, *way)
+
     def usual(self, settings: Settings, videos: int) -> Plan:
         """How a call runs where memory sets no limit."""
         return self._plan(settings, videos, *self._usual_way(settings, videos))
@@ -95,17 +108,47 @@ class Planner:
         return Plan(*self._usual_way(settings, videos)) if most <= self.budget.bytes else None
 
     def _usual_way(self, settings: Settings, videos: int) -> Way:
+        usual = self._default_ways(settings, videos)
+        able = next((way for way in usual if self._lacking(way) is None), None)
+        return able or self._ways(settings, videos)[0]
+
+    def _default_ways(self, settings: Settings, videos: int) -> list[Way]:
+        """Those that need no budget, the fastest first."""
         slice_frames = self._slices(settings)[-1] if settings.decoding == "streamed" else None
-        return self.profiles(settings, videos)[0], slice_frames, self.residencies[0]
+        return [(p, slice_frames, self.residencies[0]) for p in self.profiles(settings, videos)]
 
     def considered(self, settings: Settings, videos: int) -> list[Plan]:
-        """Every plan of a call, whether it fits or not."""
-        return [self._plan(settings, videos, *way) for way in self._ways(settings, videos)]
+        """Every plan of a call, whether it fits or not.  Raises BackendUnavailable where there is none.
+
+        One whose weights could stream, and all of them stay, is the same as `swapped`.
+        """
+        plans = (self._plan(settings, videos, *way) for way in self._ways(settings, videos))
+        return [plan for plan in plans if plan.streamed_bytes or not plan.residency.streams]
+
+    def left_out(self, settings: Settings, videos: int) -> list[BackendUnavailable]:
+        """Why some plans of a call are not considered, each reason once."""
+        reasons = filter(None, map(self._lacking, self._choices(settings, videos)))
+        return list({str(reason): reason for reason in reasons}.values())
 
     def _ways(self, settings: Settings, videos: int) -> list[Way]:
-        """Choices out of each list.  A decoder of chunks is not streamed: that would be another video."""
+        """The choices that can be run.  Raises BackendUnavailable where there are choices, and none can."""
+        ways = self._choices(settings, videos)
+        able = [way for way in ways if self._lacking(way) is None]
+        if ways and not able:
+            raise self.left_out(settings, videos)[0]
+        return able
+
+    def _choices(self, settings: Settings, videos: int) -> list[Way]:
+        """Out of each list.  A decoder of chunks is not streamed: that would be another video."""
         ways = product(self.profiles(settings, videos), self._slices(settings), self.residencies)
         return [(p, n, residency) for p, n, residency in ways if n is None or p.decode_chunk == p.frames]
+
+    def _lacking(self, way: Way) -> BackendUnavailable | None:
+        if self.lacking is None:
+            return None
+        profile, slice_frames, residency = way
+        specs = specs_of(profile, self.architecture, self.precision, slice_frames)
+        return next(filter(None, (self.lacking(spec, residency) for spec in specs)), None)
 
     def fits(self, plan: Plan) -> bool:
         return plan.peak_bytes <= self.budget.bytes
@@ -141,10 +184,14 @@ class Planner:
         kind, stages, cost, sure = self.device.type, [], 0.0, 0
         for spec in specs:
             of, calls = costs[spec.key], _calls(spec, profile, settings, videos)
-            held = sum(residency.held_weights(list(costs.values()), of).values())
-            carried = residency.moved_bytes(of, calls, there_and_back=kind == "cuda")
-            least = runtime + held + of.activation_bytes + _beside(spec, profile, videos)
-            peak = least + ceil(SCRATCH[kind] * of.activation_bytes)
+            beside = runtime + of.activation_bytes + _beside(spec, profile, videos)
+            scratch = ceil(SCRATCH[kind] * of.activation_bytes)
+            room = self.budget.bytes - beside - scratch
+            held = sum(residency.held_weights(list(costs.values()), of, room).values())
+            streamed = residency.streamed_bytes(of, held)
+            carried = residency.moved_bytes(of, there_and_back=kind == "cuda") + streamed * calls
+            least = beside + held
+            peak = least + scratch
             if of.loading_bytes:
                 others = runtime + held - of.weight_bytes
                 peak = max(peak, others + ceil(LOADING * of.loading_bytes))
@@ -153,7 +200,7 @@ class Planner:
             stages.append(
                 PlannedStage(
                     network=spec.key, held_bytes=held, peak_bytes=peak, parked_bytes=of.parked_bytes,
-                    moved_bytes=moved, source=of.source,
+                    moved_bytes=moved, streamed_bytes=streamed, source=of.source,
                 )
             )  # fmt: skip
             passes = ceil(profile.frames / slice_frames) if slice_frames and spec is specs[-1] else 1
@@ -181,7 +228,7 @@ class Planner:
 
     def _fits_at_all(self, settings: Settings, videos: int) -> bool:
         """Whether the plan of least memory fits: the last of each list."""
-        ways = self._ways(settings, videos)
+        ways = [way for way in self._choices(settings, videos) if self._lacking(way) is None]
         return bool(ways) and self.fits(self._plan(settings, videos, *ways[-1]))
 
 

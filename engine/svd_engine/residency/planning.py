@@ -11,6 +11,7 @@ from svd_engine.backends.registry import BACKENDS
 from svd_engine.bundle.costs import GraphCosts, PlanCosts
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.errors import BackendUnavailable
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.request import Settings
 from svd_engine.residency import ceiling
@@ -20,8 +21,11 @@ from svd_engine.residency.offloaded import Offloaded
 from svd_engine.residency.planner import SLICES, Planner, checkpoint_profiles, lesser_calls
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
+from svd_engine.residency.weight_streaming import WeightStreaming
+from svd_engine.spec.cost import CostOf
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.tensors import NetworkSpec
 
 
 def planner_of_checkpoint(
@@ -44,7 +48,7 @@ def planner_of_checkpoint(
         precision,
         TorchCosts(checkpoint, device.type, without_rewrites, rewrites),
         checkpoint_profiles,
-        _residencies(swap_networks, movable=device.type != "cpu"),
+        _residencies(swap_networks, None if device.type == "cpu" else Offloaded),
         slices=SLICES,
         lesser=lambda settings: lesser_calls(settings, architecture.size_multiple),
         ceiling=ceiling.of_checkpoint(checkpoint, precision),
@@ -75,7 +79,14 @@ def planner_of_bundle(
                 elif decoding == "streamed" or p.decode_chunk == p.frames:
                     yield of_size
 
-    cost_of = PlanCosts(bundle, flavour.name) if flavour else GraphCosts(bundle, device.type)
+    plan_costs = PlanCosts(bundle, flavour.name) if flavour else None
+    cost_of: CostOf = plan_costs or GraphCosts(bundle, device.type)
+
+    def lacking(spec: NetworkSpec, residency: type[Residency]) -> BackendUnavailable | None:
+        """A plan that was not built, or of the denoiser one whose weights stream."""
+        streaming = residency.streams and spec.network == "denoiser"
+        return plan_costs.missing(spec, streaming) if plan_costs else None
+
     return Planner(
         budget,
         device,
@@ -83,12 +94,13 @@ def planner_of_bundle(
         manifest.precision,
         cost_of,
         profiles,
-        _residencies(swap_networks),
+        _residencies(swap_networks, WeightStreaming if flavour else None),
         slices=() if manifest.streaming is None else (manifest.streaming.slice_frames,),
         lesser=lesser,
         ceiling=ceiling.of_plans(bundle, cost_of, flavour.name)
         if flavour
         else ceiling.of_graphs(bundle, device.type),
+        lacking=lacking,
     )
 
 
@@ -96,8 +108,8 @@ def _same_video(one: Profile, other: Profile) -> bool:
     return replace(one, guidance=other.guidance, batch=other.batch) == other
 
 
-def _residencies(swap_networks: bool, movable: bool = False) -> tuple[type[Residency], ...]:
-    """That were not ruled out, the fastest first.  movable: whether the backend's networks are."""
+def _residencies(swap_networks: bool, streaming: type[Residency] | None) -> tuple[type[Residency], ...]:
+    """That were not ruled out, the fastest first.  streaming: whose weights come in every call."""
     if swap_networks:
         return (Swapped,)
-    return (Resident, Swapped, Offloaded) if movable else (Resident, Swapped)
+    return (Resident, Swapped, streaming) if streaming else (Resident, Swapped)

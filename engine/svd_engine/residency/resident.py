@@ -14,11 +14,11 @@ class Resident(Residency):
     name = "resident"
 
     @staticmethod
-    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost) -> Mapping[str, int]:  # noqa: ARG004
+    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost, room: int) -> Mapping[str, int]:  # noqa: ARG004
         return {part: count for cost in costs for part, count in cost.weights.items()}
 
     @staticmethod
-    def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:  # noqa: ARG004
+    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:  # noqa: ARG004
         return 0
 
     def _make(self, spec: NetworkSpec) -> Network:

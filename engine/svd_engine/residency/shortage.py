@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
 import torch
@@ -9,8 +10,11 @@ import torch
 from svd_engine.errors import OutOfMemory
 from svd_engine.report import peak_device_bytes, peak_host_bytes, size
 from svd_engine.request import Settings
+from svd_engine.residency.budget import Budget
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
+
+NEXT = 0.9  # of the peak of a plan: what the next smaller one may take, of whose weights more stream
 
 
 def shortage(
@@ -44,6 +48,8 @@ def _remedy(plan: Plan, planner: Planner | None, settings: Settings, videos: int
         return f"Ask for fewer frames or a smaller video, or open the engine without {unplanned}."
     if planner is None:
         return 'Pass memory="auto": each call then takes the fastest way that fits.'
+    if any(residency.streams for residency in planner.residencies):  # which fill a budget
+        planner = replace(planner, budget=Budget(int(NEXT * plan.peak_bytes)))
     peaks = [p.peak_bytes for p in planner.considered(settings, videos) if p.peak_bytes < plan.peak_bytes]
     if not peaks:
         return "Ask for fewer frames or a smaller video: no plan of this call takes less."

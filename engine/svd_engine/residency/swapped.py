@@ -25,11 +25,11 @@ class Swapped(Residency):
         self._present: list[SwappedNetwork] = []  # one, or denoisers that reuse
 
     @staticmethod
-    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost) -> Mapping[str, int]:  # noqa: ARG004
+    def held_weights(costs: Sequence[NetworkCost], running: NetworkCost, room: int) -> Mapping[str, int]:  # noqa: ARG004
         return running.weights
 
     @staticmethod
-    def moved_bytes(running: NetworkCost, calls: int, there_and_back: bool) -> int:  # noqa: ARG004
+    def moved_bytes(running: NetworkCost, there_and_back: bool) -> int:
         return running.weight_bytes * (2 if there_and_back else 1)
 
     def _make(self, spec: NetworkSpec) -> Network:
@@ -42,6 +42,10 @@ class Swapped(Residency):
                 self._present.pop().leave()
             self._present.append(network)
         return network.enter()
+
+    def open(self, spec: NetworkSpec) -> Network:
+        """What the backend gives for a network, when it is needed."""
+        return self.backend.open(spec)
 
     def load(self, network: Network) -> None:
         """Brings an opened network to the device."""
@@ -95,6 +99,6 @@ class SwappedNetwork(Network):
             self._opened = None
 
     def _open(self) -> Network:
-        self._opened = self.owner.backend.open(self.spec)
+        self._opened = self.owner.open(self.spec)
         self.placement = self._opened.placement
         return self._opened

@@ -23,7 +23,7 @@ class NetworkCost:
     traffic_bytes: int = 0  # that kernels read and write, where the compiler says so
     source: Source = "counted"
     loading_bytes: int = 0  # of host memory while weights are loaded there, at least; 0 where they stay
-    block_bytes: int | None = None  # of weights on the device where blocks come one by one; None: they cannot
+    least_weight_bytes: int | None = None  # on the device where the others stream; None: they cannot
 
     @property
     def weight_bytes(self) -> int:

@@ -98,6 +98,14 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+class StreamsWeights(Backend, Protocol):
+    """A backend that can leave weights in host memory, from where they come in every call."""
+
+    def open_streaming(self, spec: NetworkSpec, held_bytes: int) -> Network:
+        """As `open`, with `held_bytes` on the device for weights that stay and for those in passing."""
+        ...
+
+
 def named_outputs(spec: NetworkSpec, returned: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
     """What a torch module returned, a tensor or several in the table's order, by name.
 

@@ -25,11 +25,13 @@ from svd_engine.backends.tensorrt.jit import Jit, invalidity, jit_context
 from svd_engine.backends.tensorrt.jit_cache import JitCache, cache_of, notices
 from svd_engine.backends.tensorrt.library import host, library, log
 from svd_engine.backends.tensorrt.refit import refit
+from svd_engine.backends.tensorrt.weight_streaming import stream_weights
 from svd_engine.bundle.flavours import FLAVOURS, TENSORRT, Flavour
 from svd_engine.bundle.manifest import PlanEntry
-from svd_engine.bundle.plans import build_remedy, fitting_plan
+from svd_engine.bundle.plans import build_remedy, fitting_plan, weight_bytes
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendError, BackendUnavailable
+from svd_engine.report import size
 from svd_engine.spec.network import Network, Placement
 from svd_engine.spec.reuse import SHALLOW
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec, TensorSpec
@@ -183,15 +185,28 @@ class TrtBackend:
             for segment in segments:
                 fitting_plan(self.bundle, segment, self.host)  # now, not in the middle of a call
             return SegmentedDecoder(spec, segments, self)
+        return self._opened(spec, None)
+
+    def open_streaming(self, spec: NetworkSpec, held_bytes: int) -> TrtNetwork:
+        """As `open`, with `held_bytes` on the GPU for weights that stay and for those in passing.
+
+        Its launches are not recorded: copies of weights cannot be part of a CUDA graph.
+        """
+        return self._opened(spec, held_bytes)
+
+    def _opened(self, spec: NetworkSpec, held_bytes: int | None) -> TrtNetwork:
         plan = fitting_plan(self.bundle, spec, self.host)
         with self.cuda.selected():
             engine = self._engine(plan)
             self._check_table(spec, plan, engine)
             if plan.stripped:
                 refit(engine, self.bundle.graph(spec, "tensorrt"), plan.file, self._rebuild)
-            record = self.graphs and spec.network in RECORDED
-            context, jit = self._context(plan, engine, record)
             detail = f"{self.flavour.title} {plan.version}, {plan.file}"
+            if held_bytes is not None:
+                streamed = self._streamed(spec, plan, engine, held_bytes)
+                detail += f", {size(streamed)} of weights streamed in each run"
+            record = self.graphs and spec.network in RECORDED and held_bytes is None
+            context, jit = self._context(plan, engine, record)
             placement = Placement(self.name, str(self.device), str(plan.precision), detail)
             return TrtNetwork(
                 spec, placement, engine, context, self.cuda, self.memory, record and jit is None, jit
@@ -212,6 +227,15 @@ class TrtBackend:
             why = f"; {invalidity(runtime, content)}" if self.flavour.compiles_at_first_launch else ""
             raise self._loading(plan, "an engine", why)
         return engine
+
+    def _streamed(
+        self, spec: NetworkSpec, plan: PlanEntry, engine: tensorrt.ICudaEngine, held_bytes: int
+    ) -> int:
+        """Bytes of weights in each run, as the engine is told here, before its context is made."""
+        streamed = stream_weights(engine, spec.key, weight_bytes(self.bundle, spec, plan), held_bytes)
+        if streamed is None:
+            raise self._loading(plan, "weights that stream")
+        return streamed
 
     def _loader(self, plan: PlanEntry) -> tensorrt.Runtime:
         if TYPE_CHECKING:
