@@ -78,6 +78,7 @@ class PlanReport(BaseModel):
     budget_bytes: int
     peak_bytes: int
     stages: list[PlannedStage]
+    other_half: PlanReport | None = None  # of guidance, on the second of two devices
 
 
 class PromptReport(BaseModel):

@@ -99,12 +99,12 @@ def test_where_memory_seemed_ample(tiny_checkpoint: Path, monkeypatch: pytest.Mo
             frames(ample)
 
 
-def test_memory_that_is_not_planned(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_with_reuse(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with VideoEngine.from_checkpoint(
         tiny_checkpoint, backend="eager", device="cpu", reuse=Reuse(2)
     ) as reusing:
         starve(reusing, monkeypatch, "full_denoiser")
-        with pytest.raises(OutOfMemory, match=r"Ask for fewer frames .* without reuse"):
+        with pytest.raises(OutOfMemory, match=r"room for the planned.*for the next smaller plan"):
             frames(reusing)
 
 

@@ -45,8 +45,13 @@ def run(app: Callable[[], object], options: Mapping[str, str] = OPTIONS) -> None
     try:
         app()
     except SvdEngineError as error:
-        print(f"error: {error.problem}. {in_options(error.remedy, options)}", file=sys.stderr)
+        print(f"error: {worded(error, options)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+
+
+def worded(error: SvdEngineError, options: Mapping[str, str] = OPTIONS) -> str:
+    """All of an error's message, with its remedy in the command line's words."""
+    return f"{error.problem}. {in_options(error.remedy, options)}"
 
 
 def in_options(remedy: str, options: Mapping[str, str] = OPTIONS) -> str:
@@ -56,6 +61,8 @@ def in_options(remedy: str, options: Mapping[str, str] = OPTIONS) -> str:
         if setting["name"] not in options:
             return setting[0]
         flag, value = options[setting["name"]], setting["text"] or setting["word"] or setting["value"]
+        if value == "None":
+            return f"no {flag}"
         return flag if value in ("True", "False") else f"{flag} {quoted(value)}"
 
     return SETTING.sub(option, remedy)
