@@ -109,7 +109,7 @@ def test_automatic_is_what_is_free_and_what_this_process_has(monkeypatch: pytest
     assert budget_of("auto", CPU).there == total + psutil.swap_memory().total
     card.is_integrated = True  # its memory is the host's
     monkeypatch.setattr(budgets, "free_bytes", lambda: 10 * GIB)
-    assert budget_of("auto", CUDA).bytes == 9 * GIB + budgets.CUDA_RUNTIME_BYTES
+    assert budget_of("auto", CUDA).bytes == 9 * GIB + beside
     monkeypatch.setattr(sys, "platform", "win32")  # a full GPU is lent host memory
     assert budget_of("auto", CUDA).there == 8 * GIB + total
 
@@ -575,7 +575,7 @@ def test_a_call_that_may_not_fit_is_tried_and_says_so(
 # Beside reuse
 
 
-REUSE, FEATURE = Reuse(2, branch=0), Feature(2, 32, 1)
+REUSE, FEATURE = Reuse(2, branch=0), Feature(2, 64, 1)  # of the tiny checkpoint
 
 
 def reusing(device: torch.device, **other: Any) -> Planner:
@@ -598,7 +598,7 @@ def reusing(device: torch.device, **other: Any) -> Planner:
 @pytest.mark.parametrize("guided", [True, False])
 def test_what_is_reused_counts(videos: int, guided: bool) -> None:
     settings = asked(steps=5, max_guidance_scale=3.0 if guided else 1.0)
-    feature = 4 * videos * (2 if guided else 1) * 5 * 32 * (HEIGHT // 8) * (WIDTH // 8)
+    feature = 4 * videos * (2 if guided else 1) * 5 * 64 * (HEIGHT // 8) * (WIDTH // 8)
     plain = {key(p): p for p in planner(ALL).considered(settings, videos)}
     for plan in reusing(CUDA).considered(settings, videos):
         without = plain[key(plan)]
@@ -661,7 +661,7 @@ def test_a_call_that_reuses_is_planned_and_makes_the_same_video(tiny_checkpoint:
         smallest = min(plan.peak_bytes for plan in plans)
         planned = video(engine, **call_)
         assert [s.network.split("_")[0] for s in planned.report.plan.stages[2:4]] == ["full", "shallow"]
-        assert torch.equal(planned.frames, expected)
+        assert (planned.frames - expected).abs().max() <= 4e-6  # in other batches
     with VideoEngine.from_checkpoint(tiny_checkpoint, memory=smallest + MIB, **of) as engine:
         small = video(engine, **call_)
         assert small.report.plan.residency == "swapped"
@@ -785,7 +785,7 @@ def test_an_engine_on_two_devices_is_planned(tiny_checkpoint: Path, caplog: pyte
         expected = video(engine).frames
     with VideoEngine.from_checkpoint(tiny_checkpoint, memory=ALL, **on) as engine:
         planned = video(engine)
-        assert torch.equal(planned.frames, expected)
+        assert (planned.frames - expected).abs().max() <= 4e-6  # in other batches
         assert planned.report.plan.guidance == "single"
         least = min(p.peak_bytes for p in engine.source.planner.considered(asked(frames=3), 2))  # type: ignore[union-attr]
     with VideoEngine.from_checkpoint(tiny_checkpoint, memory=least + MIB, **on) as engine:

@@ -343,10 +343,10 @@ def _with_progress(
 
             def on_stage_begin(self, stage: str) -> None:
                 if stage == "vae_decoder":
-                    bar.reset(task, total=None, description="decoding")
+                    self.decoding = bar.add_task("decoding", total=None)
 
             def on_decoding(self, done: float, frames: int) -> None:
-                bar.update(task, completed=int(done), total=frames)
+                bar.update(self.decoding, completed=int(done), total=frames)
 
         generator = torch.Generator("cpu").manual_seed(seed)
         return generated(generator=generator, output_type="pt", observer=Shown(), **call)
