@@ -201,7 +201,7 @@ def test_a_shallow_denoiser_shares_the_blocks_of_the_full_one(
 ) -> None:
     backend = EagerBackend(modules, CPU)
     monkeypatch.setattr(backend, "movable", True)
-    full, shallow = reusing_specs(spec_of(modules), Feature(2, 32, 1))
+    full, shallow = reusing_specs(spec_of(modules), Feature(2, 64, 1))
     inputs = example_inputs(spec_of(modules))
     first, second, decoder = map(Offloaded(backend).network, (full, shallow, spec_of(modules, "vae_decoder")))
     expected = None

@@ -645,33 +645,31 @@ def test_full_and_shallow_are_counted_as_they_run(tiny_checkpoint: Path, index: 
     del held
 
 
-def test_a_call_that_reuses_is_planned_and_makes_the_same_video(tiny_checkpoint: Path) -> None:
+def limited(engine: VideoEngine, **changes: Any) -> None:
+    engine.source = replace(engine.source, planner=replace(engine.source.planner, **changes))  # type: ignore[type-var]
+
+
+ONE_VIDEO: dict[str, Any] = {"num_videos_per_prompt": 1, "decoding": "whole"}
+
+
+def test_a_call_that_reuses_is_planned(tiny_checkpoint: Path) -> None:
+    call_: dict[str, Any] = {**ONE_VIDEO, "sigmas": [10.0, 1.0, 0.0]}
     of: dict[str, Any] = {"backend": "eager", "device": "cpu", "reuse": Reuse(2)}
-    call_: dict[str, Any] = {"sigmas": [10.0, 1.0, 0.0]}
-    with VideoEngine.from_checkpoint(tiny_checkpoint, memory=None, **of) as engine:
-        expected = video(engine, **call_).frames
-    with VideoEngine.from_checkpoint(tiny_checkpoint, **of) as engine:
-        assert torch.equal(video(engine, **call_).frames, expected)
-        assert engine._last_plan == engine.source.planner.choose(  # type: ignore[union-attr]
-            asked(frames=3, videos_per_image=2, sigmas=(10.0, 1.0, 0.0)), 2
-        )
+    settings = asked(frames=3, decoding="whole", sigmas=(10.0, 1.0, 0.0))
+    auto = VideoEngine.from_checkpoint(tiny_checkpoint, **of).source.planned_anew().planner
+    assert auto is not None
+    assert auto.choose(settings, 1).stages == ()  # memory is ample
     with VideoEngine.from_checkpoint(tiny_checkpoint, memory=ALL, **of) as engine:
-        assert engine.source.planner is not None
-        plans = engine.source.planner.considered(asked(frames=3, videos_per_image=2, steps=2), 2)
-        smallest = min(plan.peak_bytes for plan in plans)
-        planned = video(engine, **call_)
-        assert [s.network.split("_")[0] for s in planned.report.plan.stages[2:4]] == ["full", "shallow"]
-        assert (planned.frames - expected).abs().max() <= 4e-6  # in other batches
-    with VideoEngine.from_checkpoint(tiny_checkpoint, memory=smallest + MIB, **of) as engine:
-        small = video(engine, **call_)
-        assert small.report.plan.residency == "swapped"
-        assert small.report.shallow_evaluations == [1]
-        assert (small.frames - expected).abs().max() <= 4e-6
-    with (
-        VideoEngine.from_checkpoint(tiny_checkpoint, memory="1MiB", **of) as engine,
-        pytest.raises(SettingsError, match=r"^memory: expected .* or more for 3 frames"),
-    ):
-        video(engine, **call_)
+        resident = video(engine, **call_)
+        assert [s.network.split("_")[0] for s in resident.report.plan.stages[2:4]] == ["full", "shallow"]
+        limited(engine, residencies=(Swapped,))
+        swapped = video(engine, **call_)
+        assert swapped.report.plan.residency == "swapped"
+        assert swapped.report.shallow_evaluations == resident.report.shallow_evaluations == [1]
+        assert torch.equal(swapped.frames, resident.frames)
+        limited(engine, budget=Budget(MIB))
+        with pytest.raises(SettingsError, match=r"^memory: expected .* or more for 3 frames"):
+            video(engine, **call_)
 
 
 def test_the_ceiling_counts_what_is_reused() -> None:
@@ -779,48 +777,34 @@ def test_two_devices_that_are_one_memory(tiny_checkpoint: Path) -> None:
     assert both.other_half is None
 
 
-def test_an_engine_on_two_devices_is_planned(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
-    on: dict[str, Any] = {"backend": "eager", "devices": ["cpu", "cpu"]}
-    with VideoEngine.from_checkpoint(tiny_checkpoint, memory=None, **on) as engine:
-        expected = video(engine).frames
-    with VideoEngine.from_checkpoint(tiny_checkpoint, memory=ALL, **on) as engine:
-        planned = video(engine)
-        assert (planned.frames - expected).abs().max() <= 4e-6  # in other batches
-        assert planned.report.plan.guidance == "single"
-        least = min(p.peak_bytes for p in engine.source.planner.considered(asked(frames=3), 2))  # type: ignore[union-attr]
-    with VideoEngine.from_checkpoint(tiny_checkpoint, memory=least + MIB, **on) as engine:
-        small = video(engine)
-        assert small.report.plan.residency == "swapped"
-        assert (small.frames - expected).abs().max() <= 4e-6
-    with (
-        VideoEngine.from_checkpoint(tiny_checkpoint, memory="1MiB", **on) as engine,
-        pytest.raises(SettingsError, match=r"^memory: expected"),
-    ):
-        video(engine)
-
-
-def test_the_second_device_s_networks_are_held_as_its_plan_says(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_an_engine_on_two_devices_is_planned(
+    tiny_checkpoint: Path,
+    costs: TorchCosts,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Two devices that are both the CPU, planned as if each had a memory of its own."""
-    with VideoEngine.from_checkpoint(
-        tiny_checkpoint, backend="eager", devices=["cpu", "cpu"], memory=ALL
-    ) as e:
-        expected = video(e).frames
-        first = replace(e.source.planner, both_halves=False)  # type: ignore[type-var]
-        second = replace(first, denoiser_alone=True, slices=(), residencies=(Swapped,))
-        e.source = replace(e.source, planner=replace(first, second=second))
+    """The CPU twice; then planned as if each had a memory of its own."""
+    on: dict[str, Any] = {"backend": "eager", "devices": ["cpu", "cpu"]}
+    with VideoEngine.from_checkpoint(tiny_checkpoint, memory=ALL, **on) as engine:
+        limited(engine, cost_of=costs)
+        resident = video(engine, **ONE_VIDEO)
+        assert resident.report.plan.guidance == "single"
+        limited(engine, residencies=(Swapped,), both_halves=False)
+        limited(engine, second=replace(engine.source.planner, denoiser_alone=True))  # type: ignore[type-var]
         with caplog.at_level(logging.INFO, "svd_engine.notices"):
-            made = video(e)
-        assert type(e.other_half) is Swapped
-        assert torch.equal(made.frames, expected)
-        assert made.report.plan.other_half.residency == "swapped"
+            swapped = video(engine, **ONE_VIDEO)
+        assert {type(engine.residency), type(engine.other_half)} == {Swapped}
+        assert torch.equal(swapped.frames, resident.frames)
+        other_half = swapped.report.plan.other_half
+        assert (other_half.residency, len(other_half.stages)) == ("swapped", 1)
         assert caplog.messages[1].startswith("the other half of guidance on cpu: networks swapped, at most ")
-        network = next(iter(e.other_half._networks.values()))
-        monkeypatch.setattr(network, "run_in_parts", lambda inputs, on_part: {"x": torch.empty(2**55)})
-        planned = size(made.report.plan.other_half.peak_bytes)
-        with pytest.raises(OutOfMemory, match=f"room for the planned {planned}"):
-            video(e)
+        network = next(iter(engine.other_half._networks.values()))  # type: ignore[union-attr]
+        monkeypatch.setattr(network, "run_in_parts", lambda inputs, on_part: torch.empty(2**55))
+        with pytest.raises(OutOfMemory, match=f"room for the planned {size(other_half.peak_bytes)}"):
+            video(engine, **ONE_VIDEO)
+        limited(engine, budget=Budget(MIB))
+        with pytest.raises(SettingsError, match=r"^memory: expected"):
+            video(engine, **ONE_VIDEO)
 
 
 def test_a_call_that_does_not_fit_is_refused_before_anything_is_opened(tiny_checkpoint: Path) -> None:
