@@ -222,6 +222,10 @@ def test_options_outside_commands_are_seen(sentence: str, stray: list[str]) -> N
         ("Use checkpoint=ORIGINAL, opened as", "Use --checkpoint ORIGINAL, opened as"),
         ("use VideoEngine.from_bundle(BUNDLE).", "use --bundle BUNDLE."),
         ("or use write=False.", "or use --no-write."),
+        (
+            'or decoding="streamed", decode_chunk_size=None.',
+            "or --decoding streamed, no --decode-chunk-size.",
+        ),
         ('Use variant="a b".', f"Use --variant {quoted('a b')}."),
         ("set_progress_bar_config(disable=True) hides", "set_progress_bar_config(disable=True) hides"),
         ("pipeline.save_pretrained(FOLDER)", "pipeline.save_pretrained(FOLDER)"),

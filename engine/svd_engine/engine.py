@@ -37,7 +37,6 @@ from svd_engine.observer import UNOBSERVED, Observer
 from svd_engine.output import VideoOutput, present
 from svd_engine.request import SETTINGS, Settings, check_together, own_values
 from svd_engine.residency.budget import Memory
-from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
 from svd_engine.residency.shortage import shortage
@@ -46,7 +45,7 @@ from svd_engine.residency.swapped import Swapped
 from svd_engine.sampling.presets import PRESETS
 from svd_engine.sampling.reuse import ReusePolicy
 from svd_engine.spec.network import Backend
-from svd_engine.spec.reuse import Reuse, reusing_specs
+from svd_engine.spec.reuse import Reuse
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 from svd_engine.steering import Steered
@@ -74,6 +73,7 @@ class VideoEngine(Steered, DiffusersNames):
 
     def __init__(self, source: EngineSource) -> None:
         self.source, self.model, self.residency = source, source.model, source.residency
+        self.other_half = source.other_half
         self.choice, self.default = source.choice, source.default
         self._calls = CallQueue()
         self._last_plan: Plan | None = None  # within a memory budget
@@ -103,7 +103,8 @@ class VideoEngine(Steered, DiffusersNames):
         "8GiB", "0.9" of it all, or bytes.  Each call then takes the fastest plan that stays below, or is
         refused with what would fit.  "auto" is 90 % of what is free when networks are first loaded: a call
         runs as without a limit where that fits, then in the fastest way that does, and is refused only when
-        it surely needs more than there is.  None sets no limit, and so does "auto" with reuse or devices.
+        it surely needs more than there is.  None sets no limit.  Of two devices each may take as much.
+        Counted are the engine's networks and what the process has taken when they are first loaded.
         devices: two, in place of `device`: each runs one half of guidance, at the same time, with the same
         result.  The first does all the rest.  The bundle must have a profile of single guidance.
         Raises BundleError, BackendUnavailable, OutputError, SettingsError (ProfileError for reuse that the
@@ -148,7 +149,8 @@ class VideoEngine(Steered, DiffusersNames):
         "8GiB", "0.9" of it all, or bytes.  Each call then takes the fastest plan that stays below, or is
         refused with what would fit.  "auto" is 90 % of what is free when networks are first loaded: a call
         runs as without a limit where that fits, then in the fastest way that does, and is refused only when
-        it surely needs more than there is.  None sets no limit, and so does "auto" with reuse or devices.
+        it surely needs more than there is.  None sets no limit.  Of two devices each may take as much.
+        Counted are the engine's networks and what the process has taken when they are first loaded.
         reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say.  Lossy: the report
         says in which.
         devices: two, in place of `device`: each holds a denoiser and runs one half of guidance, at the same
@@ -251,10 +253,11 @@ class VideoEngine(Steered, DiffusersNames):
 
         Safe from any thread: calls of one engine run one after the other, in the order of their arrival,
         and the report says how long one waited.  cancel: a `threading.Event`, say, looked at while the
-        call waits and before every run of a network.  observer: is told of stages, runs of networks and
-        steps (`svd_engine.observer`).  The caller's torch state (grad and inference mode, autocast, default
-        device and dtype) changes nothing and comes back as it was; callbacks and observers run in the
-        engine's (`torch_state`), and must not wait for another call of the same engine.
+        call waits, before every run of a network and between the slices of a streamed decoder.  observer: is
+        told of stages, runs of networks, steps and decoded frames (`svd_engine.observer`).  The caller's
+        torch state (grad and inference mode, autocast, default device and dtype) changes nothing and comes
+        back as it was; callbacks and observers run in the engine's (`torch_state`), and must not wait for
+        another call of the same engine.
 
         Raises SettingsError (ProfileError when a static bundle cannot do it), ImageError, BackendError
         (OutOfMemory, after which the engine is usable as before), Cancelled.
@@ -276,12 +279,9 @@ class VideoEngine(Steered, DiffusersNames):
             check_generators(generator, videos)
             with clock.stage("load"):
                 plan = self._plan(settings, videos)
-                short = partial(
-                    shortage, device=self.backend.device, plan=plan, planner=self.source.planner,
-                    settings=settings, videos=videos, unplanned=self.source.unplanned,
-                )  # fmt: skip
+                short = partial(shortage, settings=settings, videos=videos)
                 stages, reusing = self._stages(plan, turn, short, observer, encoded)
-            others = self.source.other_half.cold() if self.source.other_half else []
+            others = self.other_half.cold() if self.other_half else []
             if cold := self.residency.cold() + others:
                 with clock.stage("compile_kernels"):
                     for network in cold:
@@ -325,8 +325,8 @@ class VideoEngine(Steered, DiffusersNames):
             return
         with self._calls.turn(closes=True):
             self.residency.close()
-            if self.source.other_half is not None:
-                self.source.other_half.close()
+            if self.other_half is not None:
+                self.other_half.close()
             self._last_plan = None
 
     def __enter__(self) -> VideoEngine:
@@ -383,7 +383,7 @@ class VideoEngine(Steered, DiffusersNames):
     def _plan(self, settings: Settings, videos: int) -> Plan:
         """How this call runs.  Within a budget, networks that another plan left in memory are closed."""
         if self._last_plan is None:
-            self.source = self.source.with_budget_of_now()
+            self.source = self.source.planned_anew()
         plan = self.source.plan(settings, videos)
         if self.source.planner is None:
             return replace(plan, residency=type(self.residency))
@@ -400,10 +400,22 @@ class VideoEngine(Steered, DiffusersNames):
             self.residency.close()
             self.residency = plan.residency(self.backend)
         self.residency.keep_to(plan.streaming)
+        there, half = self.other_half, plan.other_half
+        if there and half:
+            if others or type(there) is not half.residency:
+                there.close()
+                there = self.other_half = half.residency(there.backend)
+            there.keep_to(half.streaming)
         return plan
 
     def _say(self, plan: Plan, planner: Planner) -> None:
         notices.info("%s of %s", plan, planner.budget)
+        if plan.other_half and planner.second:
+            other, second = plan.other_half, planner.second
+            notices.info(
+                "the other half of guidance on %s: networks %s, at most %s of %s",
+                second.device, other.residency.name, report.size(other.peak_bytes), second.budget,
+            )  # fmt: skip
         if not planner.fits(plan):
             notices.warning(
                 "memory may run out: this is the way that takes least, and by its count it does not fit"
@@ -413,28 +425,34 @@ class VideoEngine(Steered, DiffusersNames):
         self,
         plan: Plan,
         turn: Turn,
-        short: Callable[[str, str], Exception],
+        short: Callable[..., Exception],
         observer: Observer,
         encoded: bool,  # leaves the encoders closed
     ) -> tuple[pipeline.Stages, pipeline.Reusing | None]:
         """The networks of one call: each looks before it runs whether the call has ended, then tells."""
 
-        def opened(spec: NetworkSpec, owner: Residency | None = None) -> InterruptibleNetwork:
-            network = (owner or self.residency).network(spec)
-            return InterruptibleNetwork(network, turn.check, partial(short, spec.key), observer)
+        def opened(spec: NetworkSpec, there: bool = False) -> InterruptibleNetwork:
+            owner, planned, planner = self.residency, plan, self.source.planner
+            if there and self.other_half:
+                owner = self.other_half
+                if plan.other_half and planner:
+                    planned, planner = plan.other_half, planner.second
+            ran_out = partial(short, spec.key, device=owner.backend.device, plan=planned, planner=planner)
+            return InterruptibleNetwork(owner.network(spec), turn.check, ran_out, observer)
 
         profile = plan.profile
-        specs = specs_of(profile, self.model.architecture, self.source.precision, plan.slice_frames)
+        specs = specs_of(
+            profile, self.model.architecture, self.source.precision, plan.slice_frames, self.source.feature
+        )
         reusing = None
-        if self.source.reuse is not None and self.source.feature is not None:
-            specs[2], shallow = reusing_specs(specs[2], self.source.feature)
-            reusing = pipeline.Reusing(opened(shallow), ReusePolicy(self.source.reuse))
+        if self.source.reuse is not None:
+            reusing = pipeline.Reusing(opened(specs.pop(3)), ReusePolicy(self.source.reuse))
         image_encoder, vae_encoder = (None, None) if encoded else map(opened, specs[:2])
         denoiser, *decoders = map(opened, specs[2:])
         by_frames = {d.spec.inputs[0].shape[0]: d for d in decoders}
         other_half = None
-        if (other := self.source.other_half) is not None:
-            other_half = OtherHalf(opened(specs[2], other), other.backend.device)
+        if self.other_half is not None:
+            other_half = OtherHalf(opened(specs[2], there=True), self.other_half.backend.device)
         stages = pipeline.Stages(profile, image_encoder, vae_encoder, denoiser, by_frames, other_half)
         return stages, reusing
 
@@ -464,9 +482,7 @@ class VideoEngine(Steered, DiffusersNames):
             rewrites=self.source.rewrites(),
             without_rewrites=list(self.source.without_rewrites),
             swap_networks=isinstance(self.residency, Swapped),
-            plan=plan.report(self.source.planner.budget.bytes)
-            if self.source.planner and plan.stages
-            else None,
+            plan=self.source.planner.report(plan) if self.source.planner and plan.stages else None,
             stage_ms=clock.stages,
             step_ms=clock.steps,
             evaluation_ms=clock.evaluations,

@@ -24,8 +24,9 @@ class Step:
 class Observer:
     """Hears nothing.  Derive from it and override what you want to hear.
 
-    Methods are called in the thread of the call, between two runs of networks, and the call waits for them;
-    what they raise ends it.  Tensors may be overwritten by the next run of a network: copy what you keep.
+    Methods are called in the thread of the call, between two runs of networks or two slices of a streamed
+    decoder, and the call waits for them; what they raise ends it.  Tensors may be overwritten by the next run
+    of a network: copy what you keep.
     Work on a GPU may still be queued when a method is called.
     """
 
@@ -53,6 +54,13 @@ class Observer:
 
     def on_step(self, step: Step) -> None:
         """Called before the caller's `callback_on_step_end`."""
+
+    def on_decoding(self, done: float, frames: int) -> None:
+        """The decoder has given `done` of the frames of all videos.
+
+        Called after each chunk, and after each slice of a streamed decoder: that gives all frames at its end,
+        and counts as having given the share of them that it has done of its work.
+        """
 
 
 UNOBSERVED = Observer()

@@ -29,7 +29,7 @@ from svd_engine.sampling.registry import GUIDERS, SAMPLERS, SCHEDULES, evaluatio
 from svd_engine.sampling.reuse import ReusePolicy
 from svd_engine.sampling.samplers import Denoise, FreshNoise
 from svd_engine.spec.model import Model
-from svd_engine.spec.network import Network
+from svd_engine.spec.network import Network, OnPart
 from svd_engine.spec.profile import Profile
 from svd_engine.steering import Steering
 
@@ -150,7 +150,7 @@ def generate(
         return x
 
     with clock.stage("vae_decoder"):
-        frames = decode_video(stages, x / model.latent_scale)
+        frames = decode_video(stages, x / model.latent_scale, observer)
         if model.orbits and isinstance(image, ImagePixels):  # as sgm's `simple_video_sample.py`
             frames[:, -1] = (image.vae / 2 + 0.5).repeat_interleave(settings.videos_per_image, dim=0)
         return frames
@@ -328,7 +328,7 @@ def sample(
         return SAMPLERS[sampler].sample(estimate, x, sigmas, after, steps, noise)
 
 
-def decode_video(stages: Stages, latents: Tensor) -> Tensor:
+def decode_video(stages: Stages, latents: Tensor, observer: Observer = UNOBSERVED) -> Tensor:
     """Latents [N,F,4,h,w], already divided by the scale -> frames [N,F,3,H,W] in [0, 1].
 
     A chunk never spans two videos; diffusers' `decode_latents` mixes them when the chunk does not
@@ -336,15 +336,22 @@ def decode_video(stages: Stages, latents: Tensor) -> Tensor:
     """
     profile = stages.profile
     frames = latents.new_empty((*latents.shape[:2], 3, profile.height, profile.width))
+    before, count = 0, len(latents) * profile.frames  # frames decoded, and of all videos
     for video, into in zip(latents, frames, strict=True):
         start = 0
         for size in profile.chunks:
             decoder = stages.vae_decoders[size]
-            chunk = decoder(latent=video[start : start + size])["frames"]  # [T, 3, H, W]
+            on_part = _told(observer, before, size, count)
+            chunk = decoder.call_in_parts(on_part, latent=video[start : start + size])["frames"]  # [T,3,H,W]
             finite(chunk, decoder)
             into[start : start + size] = (chunk / 2 + 0.5).clamp(0, 1)
-            start += size
+            start, before = start + size, before + size
     return frames
+
+
+def _told(observer: Observer, before: int, size: int, frames: int) -> OnPart:
+    """Of a run over `size` of so many frames, `before` of which are decoded."""
+    return lambda done, parts: observer.on_decoding(before + size * done / parts, frames)
 
 
 def in_batches(network: Network, batch: int, **inputs: Tensor) -> dict[str, Tensor]:

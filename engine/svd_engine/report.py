@@ -80,6 +80,7 @@ class PlanReport(BaseModel):
     peak_bytes: int
     streamed_bytes: int = 0  # weights over the bus in each call of the network of which most stream
     stages: list[PlannedStage]
+    other_half: PlanReport | None = None  # of guidance, on the second of two devices
 
 
 class PromptReport(BaseModel):

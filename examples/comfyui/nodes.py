@@ -187,7 +187,7 @@ class _Progress(Observer):
 
 
 class _Interrupt:
-    """ComfyUI's, as the engine's `cancel`: looked at before every run of a network."""
+    """ComfyUI's, as the engine's `cancel`: looked at before every run of a network, and within a long one."""
 
     def is_set(self) -> bool:
         return bool(comfy.model_management.processing_interrupted())

@@ -2,7 +2,8 @@
 
     python cancel.py bundles/svd-xt photo.jpg video.mp4 60
 
-A call looks at `cancel` while it waits for its turn and before every run of a network.
+A call looks at `cancel` while it waits for its turn, before every run of a network and between the slices of
+a streamed decoder.
 """
 
 import sys

@@ -101,7 +101,7 @@ def test_an_error_there_ends_the_call_and_the_engine_goes_on(
 ) -> None:
     both = engines[0]
     expected = made(both).frames
-    other = both.source.other_half
+    other = both.other_half
     assert other is not None
 
     def fails(inputs: Any) -> Any:
@@ -129,7 +129,6 @@ def test_an_error_there_ends_the_call_and_the_engine_goes_on(
         ({"devices": ("cpu",)}, "expected two devices"),
         ({"devices": TWO, "device": "cpu"}, "expected no device beside it, got device='cpu'"),
         ({"devices": TWO, "swap_networks": True}, "expected no swap_networks beside it"),
-        ({"devices": TWO, "memory": "1GiB"}, "expected no memory beside it"),
         ({"devices": TWO, "reuse": Reuse(2)}, "expected no reuse beside it"),
         ({"devices": ("cpu", "gpu")}, "device: expected auto, cpu, cuda or cuda:N"),
     ],

@@ -151,8 +151,9 @@ def test_progress_grows_while_it_runs(here: Here) -> None:
         ("vae_encoder", 0, 0, 1), ("denoiser", 0, 0, 2), ("denoiser", 1, 2, 3),
         ("vae_decoder", 2, 2, 4), ("vae_decoder", 2, 2, 5), ("vae_decoder", 2, 2, 6),
     ]  # fmt: skip
+    assert [(now.decoded, now.frames) for now in seen[-3:]] == [(0, 0), (2, 5), (4, 5)]
     assert job.progress == Progress(
-        "postprocess", step=2, steps=2, evaluation=2, evaluations=2, network_calls=7
+        "postprocess", step=2, steps=2, evaluation=2, evaluations=2, network_calls=7, decoded=5, frames=5
     )
 
 

@@ -14,7 +14,7 @@ from svd_engine.observer import Observer, Step
 from svd_engine.spec.profile import Profile
 from tests.engine.test_engine import seeded
 from tests.engine.test_pipeline import PROFILE, SETTINGS, run
-from tests.engine.watching import FAKE_CALL, fake_engine
+from tests.engine.watching import FAKE_CALL, Stops, fake_engine
 
 IMAGE = torch.full((1, 3, 64, 128), 0.5)
 
@@ -68,6 +68,14 @@ def test_the_story_of_a_call() -> None:
     assert torch.equal(watched.frames, engine(IMAGE, generator=seeded(), **FAKE_CALL).frames)
 
 
+def test_decoded_frames_are_told_after_each_chunk() -> None:
+    engine, _ = fake_engine()
+    watching = Stops(after=99)
+    generators = [seeded(), seeded()]
+    engine(IMAGE, num_videos_per_prompt=2, generator=generators, observer=watching, **FAKE_CALL)
+    assert watching.told == [(2, 10), (4, 10), (5, 10), (7, 10), (9, 10), (10, 10)]
+
+
 def test_own_sigmas_tell_the_steps_that_run() -> None:
     engine, _ = fake_engine()
     notes = Notes()
@@ -95,7 +103,9 @@ def test_the_first_latent_comes_with_the_pixels_that_were_encoded() -> None:
     torch.testing.assert_close(latent[:, :3], small)  # what the fake encoder does
 
 
-@pytest.mark.parametrize("method", ["on_stage_begin", "on_stage_end", "on_network_run", "on_step"])
+@pytest.mark.parametrize("method", [
+    "on_stage_begin", "on_stage_end", "on_network_run", "on_step", "on_decoding",
+])  # fmt: skip
 def test_what_an_observer_raises_ends_the_call(method: str) -> None:
     engine, _ = fake_engine()
 

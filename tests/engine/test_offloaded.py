@@ -196,6 +196,30 @@ def test_only_the_denoiser_is_offloaded(modules: Modules, monkeypatch: pytest.Mo
     assert not blocks_of(modules.network(specs[1]))[0]._forward_hooks
 
 
+def test_a_shallow_denoiser_shares_the_blocks_of_the_full_one(
+    modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = EagerBackend(modules, CPU)
+    monkeypatch.setattr(backend, "movable", True)
+    full, shallow = reusing_specs(spec_of(modules), Feature(2, 64, 1))
+    inputs = example_inputs(spec_of(modules))
+    first, second, decoder = map(Offloaded(backend).network, (full, shallow, spec_of(modules, "vae_decoder")))
+    expected = None
+    for _ in range(2):
+        made = first(**inputs)
+        offloaded = first._opened.offloading  # type: ignore[attr-defined]
+        reused = second(**inputs, feature=made["feature"])["denoised"]
+        assert expected is None or torch.equal(reused, expected)
+        expected = reused.clone()
+        assert len(offloaded.slots) == 2
+        assert all(block.tensors[0].data_ptr() == block.host.data_ptr() for block in offloaded.blocks)
+        decoder(**example_inputs(decoder.spec))
+        assert offloaded.slots == []
+    with torch.no_grad():
+        plain = modules.network(shallow)(**inputs, feature=made["feature"])
+    assert torch.equal(plain, expected)
+
+
 def test_a_compiled_denoiser_runs_in_eager_torch_while_it_is_offloaded(modules: Modules) -> None:
     spec = spec_of(modules)
     module, inputs = modules.network(spec), example_inputs(spec)

@@ -14,9 +14,13 @@ import torch
 from svd_engine import VideoEngine
 from svd_engine.backends.interruptible import ran_out_of_memory
 from svd_engine.errors import BackendError, Cancelled, OutOfMemory
+from svd_engine.residency.contract import Residency
+from svd_engine.residency.offloaded import Offloaded
+from svd_engine.residency.resident import Resident
 from svd_engine.spec.network import Network
 from svd_engine.spec.reuse import Reuse
 from tests.conftest import FRAMES, HEIGHT, WIDTH
+from tests.engine.watching import Stops
 
 CALL = {"height": HEIGHT, "width": WIDTH, "num_frames": FRAMES, "num_inference_steps": 1, "output_type": "pt"}
 IMAGE = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
@@ -99,12 +103,12 @@ def test_where_memory_seemed_ample(tiny_checkpoint: Path, monkeypatch: pytest.Mo
             frames(ample)
 
 
-def test_memory_that_is_not_planned(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_with_reuse(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with VideoEngine.from_checkpoint(
         tiny_checkpoint, backend="eager", device="cpu", reuse=Reuse(2)
     ) as reusing:
         starve(reusing, monkeypatch, "full_denoiser")
-        with pytest.raises(OutOfMemory, match=r"Ask for fewer frames .* without reuse"):
+        with pytest.raises(OutOfMemory, match=r"room for the planned.*for the next smaller plan"):
             frames(reusing)
 
 
@@ -143,22 +147,33 @@ def test_the_words_of_each_runtime(error: Exception, is_shortage: bool) -> None:
     assert ran_out_of_memory(error) is is_shortage
 
 
-def test_cancelled_calls_give_their_memory_back(engine: VideoEngine) -> None:
-    """Memory after 100 calls, of which every other one is cancelled after its step, is as after 20."""
+@pytest.mark.parametrize("residency", [Resident, Offloaded])
+def test_cancelled_calls_give_their_memory_back(
+    tiny_checkpoint: Path, residency: type[Residency], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory after 100 calls is as after 20: decoded whole and streamed, to the end or cancelled after a step
+    or within the streamed decoder."""
     stop = Event()
 
     def cancelling(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         stop.set()
         return tensors
 
-    engine.set_progress_bar_config(disable=True)
     process, after = psutil.Process(), []
-    for number in range(100):
-        stop.clear()
-        if number % 2:
-            with pytest.raises(Cancelled):
-                frames(engine, num_frames=1, cancel=stop, callback_on_step_end=cancelling)
-        else:
-            frames(engine, num_frames=1)
-        after.append(process.memory_info().rss)
+    with VideoEngine.from_checkpoint(tiny_checkpoint, backend="eager", device="cpu", memory=None) as engine:
+        monkeypatch.setattr(engine.backend, "movable", residency is Offloaded)
+        engine.residency = residency(engine.backend)
+        engine.set_progress_bar_config(disable=True)
+        for number in range(100):
+            stop.clear()
+            if number % 4 < 2:
+                frames(engine, num_frames=1, decoding=("whole", "streamed")[number % 2])
+            elif number % 4 == 2:
+                with pytest.raises(Cancelled):
+                    frames(engine, num_frames=1, cancel=stop, callback_on_step_end=cancelling)
+            else:
+                within = Stops(after=4)
+                with pytest.raises(Cancelled):
+                    frames(engine, num_frames=1, decoding="streamed", cancel=within, observer=within)
+            after.append(process.memory_info().rss)
     assert max(after[-20:]) - max(after[:20]) < 8 * 2**20

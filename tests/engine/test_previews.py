@@ -45,7 +45,7 @@ def test_a_watch_counts_and_shows_every_second_step() -> None:
     engine(pixels / 2 + 0.5, generator=seeded(), observer=watch, **FAKE_CALL)
     assert told == [(1, False), (2, True), (3, False)]
     assert watch.progress == Progress(
-        "postprocess", step=3, steps=3, evaluation=3, evaluations=3, network_calls=8
+        "postprocess", step=3, steps=3, evaluation=3, evaluations=3, network_calls=8, decoded=5, frames=5
     )
     assert watch.preview is not None
     assert (watch.preview.shape, watch.preview.dtype) == ((5, 8, 16, 3), np.uint8)

@@ -269,7 +269,6 @@ def test_numbers_out_of_range(arguments: dict[str, Any], message: str) -> None:
             {"reuse": 2},
             r"reuse: expected None, or an svd_engine.Reuse, got 2. Pass svd_engine.Reuse\(interval",
         ),
-        ({"reuse": Reuse(2), "memory": "8GiB"}, "reuse: expected no memory budget"),
         ({"reuse": Reuse(2, branch=3)}, "reuse branch: expected 0 to 2 for this checkpoint, got 3"),
     ],
 )

@@ -14,6 +14,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.cli.main import main
 from svd_engine.output import VideoOutput
+from svd_engine.request import Settings
 from svd_engine.spec.profile import Profile
 from svd_export.cli import main as export
 from svd_export.to_onnx import export_bundle
@@ -206,10 +207,33 @@ def test_another_branch_than_the_bundle_s(reusing_bundle: Path) -> None:
     assert "--reuse-branch 0" in caught.value.remedy
 
 
-@pytest.mark.parametrize("other", [{"memory": "8GiB"}, {"reuse": 2}])
-def test_what_goes_together_with_nothing(reusing_bundle: Path, other: dict[str, Any]) -> None:
+def test_what_is_no_reuse(reusing_bundle: Path) -> None:
     with pytest.raises(SettingsError, match="reuse: expected"):
-        VideoEngine.from_bundle(reusing_bundle, **{"reuse": Reuse(2), **other})
+        VideoEngine.from_bundle(reusing_bundle, reuse=2)  # type: ignore[arg-type]
+
+
+def test_reuse_within_a_budget(reusing_bundle: Path) -> None:
+    """The two denoisers are held together, each with weights of its own; the plan counts both."""
+    expected = video(of_bundle(reusing_bundle, Reuse(2)))
+    on: dict[str, Any] = {"backend": "onnxruntime", "device": "cpu", "reuse": Reuse(2)}
+    engine = VideoEngine.from_bundle(reusing_bundle, memory=2**50, **on)
+    planned = video(engine)
+    assert torch.equal(planned.frames, expected.frames)
+    full, shallow = planned.report.plan.stages[2:4]
+    assert (full.network[:5], shallow.network[:8]) == ("full_", "shallow_")
+    planner = engine.source.planner
+    assert planner is not None
+    settings = Settings(FRAMES, HEIGHT, WIDTH, steps=4)
+    plans = planner.considered(settings, 1)
+    weights = Bundle(reusing_bundle).manifest.files["denoiser.bin"].bytes
+    assert [p.stages[2].held_bytes for p in plans if p.residency.name == "swapped"] == [2 * weights]
+    assert planner.ceiling is not None
+    usual = planner.usual(settings, 1)
+    assert usual.peak_bytes - planner._runtime_bytes <= planner.ceiling(settings, 1)
+    least = min(p.peak_bytes for p in plans)
+    small = video(VideoEngine.from_bundle(reusing_bundle, memory=least + 2**22, **on))
+    assert small.report.plan.residency == "swapped"
+    assert torch.equal(small.frames, expected.frames)
 
 
 def test_exports_of_the_bundle_anew_keep_its_reuse(reusing_bundle: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 import onnxruntime
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +25,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.configs import vae_levels
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.cli.main import main
-from svd_engine.errors import BackendUnavailable
+from svd_engine.errors import BackendUnavailable, Cancelled
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.decoder_segments import decoder_segment
 from svd_engine.networks.rewrites import (
@@ -44,6 +47,7 @@ from svd_export.cli import main as export
 from svd_export.to_onnx import export_bundle, trace
 from svd_export.triton import QueueLimits, write_repository
 from tests.conftest import FRAMES, HEIGHT, WIDTH
+from tests.engine.watching import Stops
 from tests.support import damage, tensorrt_plans
 from tests.support.commands import call
 from tests.support.shared import made_once
@@ -165,14 +169,18 @@ def opened(folder: Path, **options: Any) -> VideoEngine:
     return VideoEngine.from_bundle(folder, **{"backend": "onnxruntime", "device": "cpu", **options})
 
 
+def made(engine: VideoEngine, steps: int = 2, **other: Any) -> VideoOutput:
+    output = engine(
+        IMAGE, HEIGHT, WIDTH, num_inference_steps=steps, output_type="pt",
+        generator=torch.Generator().manual_seed(0), **other,
+    )  # fmt: skip
+    assert isinstance(output, VideoOutput)
+    return output
+
+
 def video(engine: VideoEngine, **other: Any) -> VideoOutput:
     with engine:
-        made = engine(
-            IMAGE, HEIGHT, WIDTH, num_inference_steps=2, output_type="pt",
-            generator=torch.Generator().manual_seed(0), **other,
-        )  # fmt: skip
-    assert isinstance(made, VideoOutput)
-    return made
+        return made(engine, **other)
 
 
 def test_onnx_runtime_streams(streaming_bundle: Path) -> None:
@@ -187,6 +195,47 @@ def test_onnx_runtime_streams(streaming_bundle: Path) -> None:
     swapped = video(engine, decoding="streamed", decode_chunk_size=SLICE)
     assert torch.equal(swapped.frames[0], video(opened(streaming_bundle), decoding="streamed").frames[0])
     assert swapped.report.stages["vae_decoder"] == placed
+
+
+def test_a_cancel_is_seen_between_the_runs_of_segments(
+    streaming_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is parked is free then, and the engine is usable."""
+    parked: list[weakref.ref[Tensor]] = []
+    park = SegmentedDecoder._parked
+
+    def noted(self: SegmentedDecoder, *of: Any) -> Tensor:
+        parked.append(weakref.ref(room := park(self, *of)))
+        return room
+
+    monkeypatch.setattr(SegmentedDecoder, "_parked", noted)
+    with opened(streaming_bundle) as engine:
+        frames = []
+        for after in (99, 11, 99):
+            watching = Stops(after)
+            with nullcontext() if after == 99 else pytest.raises(Cancelled) as caught:
+                frames.append(made(engine, decoding="streamed", cancel=watching, observer=watching).frames)
+            if after == 99:
+                slices = 3 * (1 + 2 * 4)  # of the front, and of the segments of four resnets
+                assert watching.told == [(5 * n / (2 + slices), 5) for n in range(1, 3 + slices)]
+                continue
+            assert len(watching.told) == 11
+            assert caught.value.remedy.startswith("Call again")
+            assert not any(room() is not None for room in parked)
+    assert torch.equal(*frames)
+
+
+def test_cancelled_chains_give_their_memory_back(streaming_bundle: Path) -> None:
+    """Memory after 40 videos, of which every other one is cancelled within the chain, is as after 10."""
+    process, after = psutil.Process(), []
+    noise = torch.zeros(1, 5, 4, HEIGHT // 2, WIDTH // 2)
+    with opened(streaming_bundle) as engine:
+        for number in range(40):
+            watching = Stops(12 if number % 2 else 99)
+            with pytest.raises(Cancelled) if number % 2 else nullcontext():
+                made(engine, 1, decoding="streamed", latents=noise, cancel=watching, observer=watching)
+            after.append(process.memory_info().rss)
+    assert max(after[-10:]) - max(after[:10]) < 8 * 2**20
 
 
 def test_an_altered_segment_is_said_before_anything_runs(folder: Path) -> None:

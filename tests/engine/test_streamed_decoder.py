@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ from torch import Tensor, nn
 
 from svd_engine import VideoEngine
 from svd_engine.checkpoint.opening import open_checkpoint
-from svd_engine.errors import ProfileError, SettingsError
+from svd_engine.errors import Cancelled, ProfileError, SettingsError
 from svd_engine.networks import streamed_decoder
 from svd_engine.networks.decoder import VaeDecoder
 from svd_engine.networks.rewrites import apply_rewrites, rewrites_for
 from svd_engine.networks.streamed_decoder import InHostMemory, InPlace, Moments, StreamedDecoder
 from svd_engine.request import Settings
 from tests.conftest import FRAMES, HEIGHT, WIDTH
+from tests.engine.watching import Stops
 
 SLICES = (1, 2, 3, 5, 8, 25)
 Vae = Any  # diffusers is untyped
@@ -273,3 +276,49 @@ def test_other_decoders_are_refused(plain_vae: Vae, change: Any, reason: str) ->
     change(changed)
     with pytest.raises(SettingsError, match=f"to stream, got {reason}. Use decoding="):
         StreamedDecoder(changed, 1)
+
+
+# How far it is, and a cancel
+
+
+def test_its_parts_are_frames_of_its_passes(plain_vae: Vae) -> None:
+    told: list[tuple[int, int]] = []
+    StreamedDecoder(plain_vae, 2)(latent(5), on_part=lambda *part: told.append(part))
+    passes = 2 * len(streamed_decoder.layers_of(plain_vae.decoder)[0]) + 1
+    counts = [0, *(done for done, _ in told)]
+    assert {later - done for done, later in pairwise(counts)} == {1, 2}  # a slice has no more
+    assert told[-1] == (5 * passes, 5 * passes)
+
+
+@pytest.mark.parametrize("swap_networks", [False, True])
+def test_a_cancel_is_seen_between_slices_and_frees_what_is_parked(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, swap_networks: bool
+) -> None:
+    parked: list[weakref.ref[Tensor]] = []
+    put = InPlace.put
+
+    def noted(self: InPlace, frame: Tensor) -> Tensor:
+        parked.append(weakref.ref(frame))
+        return put(self, frame)
+
+    monkeypatch.setattr(InPlace, "put", noted)
+    image = torch.rand((1, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(1))
+    where: dict[str, Any] = {"backend": "eager", "device": "cpu", "swap_networks": swap_networks}
+    with VideoEngine.from_checkpoint(tiny_checkpoint, **where) as engine:
+
+        def made(watching: Stops) -> Any:
+            return engine(
+                image, HEIGHT, WIDTH, 5, sigmas=[1.0, 0.0], decoding="streamed", output_type="pt",
+                generator=torch.Generator().manual_seed(0), cancel=watching, observer=watching,
+            ).frames  # fmt: skip
+
+        expected = made(whole := Stops(after=10**6))
+        assert whole.told[-1] == (5, 5)
+        parked.clear()
+        with pytest.raises(Cancelled) as caught:
+            made(stopped := Stops(after=7))
+        assert stopped.told == whole.told[:7]
+        assert parked
+        assert not any(frame() is not None for frame in parked)
+        assert caught.value.__traceback__ is not None  # held, without the frames of the run
+        assert torch.equal(made(Stops(after=10**6)), expected)

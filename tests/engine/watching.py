@@ -13,12 +13,28 @@ from torch import Tensor
 from svd_engine import VideoEngine
 from svd_engine.backends.choose import Choice
 from svd_engine.backends.fake import FakeBackend
+from svd_engine.observer import Observer
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.source import EngineSource
 from svd_engine.spec.network import Backend, Network
 from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.tensors import NetworkSpec
 from tests.engine.test_pipeline import MODEL, PROFILE
+
+
+class Stops(Observer):
+    """The `cancel` of a call that it watches: set when the decoder has told of itself so many times."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self.told: list[tuple[float, int]] = []
+
+    def on_decoding(self, done: float, frames: int) -> None:
+        self.told.append((done, frames))
+
+    def is_set(self) -> bool:
+        return len(self.told) >= self.after
+
 
 PATIENCE = 60  # seconds until a test takes a thread for stuck
 FAKE_CALL: dict[str, Any] = {"num_inference_steps": 3, "output_type": "pt"}

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from svd_engine.errors import (
     SvdEngineError,
 )
 from svd_engine.request import SETTINGS, OneOf, Real, Whole
+from svd_engine.serving.one_video import Status
 from svd_engine.serving.watch import Progress
 from svd_engine.serving.web import controls, server, status
 from svd_engine.serving.web.models import open_models
@@ -108,6 +110,12 @@ def test_time_left() -> None:
     assert left.seconds(Progress(evaluation=3, evaluations=10), now=104) == 14
     assert left.seconds(Progress(evaluation=10, evaluations=10), now=118) is None
     assert [status.duration(seconds) for seconds in (0.2, 119, 240)] == ["1 s", "119 s", "4 min"]
+
+
+def test_how_much_is_decoded() -> None:
+    now = Progress("vae_decoder", decoded=3.5, frames=14)
+    job: Any = SimpleNamespace(progress=now, preview=None, status=Status.RUNNING)
+    assert "Decoding the frames, 25%<" in str(status.JobStatus(job).news())
 
 
 def test_what_is_told_and_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from svd_engine.errors import Cancelled
 from svd_engine.observer import UNOBSERVED, Observer
-from svd_engine.spec.network import Network
+from svd_engine.spec.network import Network, OnPart, unheard
 
 
 class InterruptibleNetwork(Network):
-    """`check` is called before each run; what it raises ends the call.  The network stays its owner's.
+    """`check` is called before each run, and between two parts of one that runs in parts; what it raises ends
+    the call.  The network stays its owner's.
 
     shortage: from the allocator's word to the error of a run that memory did not suffice for.
     """
@@ -32,22 +34,32 @@ class InterruptibleNetwork(Network):
         self.network, self.check, self.shortage, self.observer = network, check, shortage, observer
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.run_in_parts(inputs, unheard)
+
+    def run_in_parts(self, inputs: Mapping[str, Tensor], on_part: OnPart) -> dict[str, Tensor]:
         self.check()
-        outputs = self._outputs(inputs)
+        outputs = self._outputs(inputs, on_part)
         self.placement = self.network.placement  # a swapped one knows it from here on
         self.observer.on_network_run(self.spec.network)
         return outputs
 
-    def _outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _outputs(self, inputs: Mapping[str, Tensor], on_part: OnPart) -> dict[str, Tensor]:
+        def after_part(done: int, parts: int) -> None:
+            on_part(done, parts)
+            if done < parts:
+                self.check()
+
+        stopped, said = None, ""
         try:
-            return self.network.run(inputs)
+            return self.network.run_in_parts(inputs, after_part)
+        except Cancelled as error:
+            stopped = error.with_traceback(None)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
             said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise self.shortage(
-            said
-        )  # out here: the other error holds the run's frames, and they its activations
+        # out here: the traceback holds the frames of the run, and they its activations
+        raise stopped or self.shortage(said)
 
 
 def ran_out_of_memory(error: Exception) -> bool:

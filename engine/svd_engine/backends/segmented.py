@@ -10,15 +10,16 @@ G groups, h w their pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from svd_engine.arguments import dtype_name
-from svd_engine.spec.network import Backend, Network, Placement
+from svd_engine.spec.network import Backend, Network, OnPart, Placement, unheard
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance [G] of a video
@@ -39,17 +40,31 @@ class SegmentedDecoder(Network):
         self.detail, self.slice_frames, self.frames = detail, spec.slice_frames, spec.inputs[0].shape[0]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.run_in_parts(inputs, unheard)
+
+    def run_in_parts(self, inputs: Mapping[str, Tensor], on_part: OnPart) -> dict[str, Tensor]:
+        """A part is a run of a segment."""
         head, front, *layers, finish = self.segments
+        parts = 2 + ceil(self.frames / self.slice_frames) * (1 + len(layers))
+        numbers = iter(range(1, parts + 1))
+
+        def ran() -> None:
+            on_part(next(numbers), parts)
+
         with self._opened(head) as network:
             x = self._parked(head.outputs[0].shape[1:], head.outputs[0].dtype)
             x.copy_(network(**inputs)["y"], non_blocking=True)
-        x, first = self._over_slices(front, x)
+            ran()
+        x, first = self._over_slices(ran, front, x)
         for moments, layer in zip(layers[::2], layers[1::2], strict=True):
             told = {"mean1": first[0], "variance1": first[1]}
-            _, second = self._over_slices(moments, x, told)
-            x, first = self._over_slices(layer, x, {**told, "mean2": second[0], "variance2": second[1]})
+            _, second = self._over_slices(ran, moments, x, told)
+            told |= {"mean2": second[0], "variance2": second[1]}
+            x, first = self._over_slices(ran, layer, x, told)
         with self._opened(finish) as network:
-            return network(images=x.to(self.backend.device))
+            frames = network(images=x.to(self.backend.device))
+            ran()
+            return frames
 
     @contextmanager
     def _opened(self, segment: NetworkSpec) -> Iterator[Network]:
@@ -61,11 +76,16 @@ class SegmentedDecoder(Network):
             network.close()
 
     def _over_slices(
-        self, segment: NetworkSpec, x: Tensor, told: Mapping[str, Tensor] | None = None
+        self,
+        ran: Callable[[], None],
+        segment: NetworkSpec,
+        x: Tensor,
+        told: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Statistics]:
         """What a segment makes of parked activations x [F,h,w,C], and the statistics of its moments.
 
         One that only takes moments leaves x as it is; the last layer has none to take.
+        `ran` is called after each slice.
         """
         left = next((tensor for tensor in segment.outputs if tensor.name in ("y", "images")), None)
         y = x
@@ -82,6 +102,7 @@ class SegmentedDecoder(Network):
                 if "mean" in outputs:
                     means.append(outputs["mean"][:count].double())
                     variances.append(outputs["variance"][:count].double())
+                ran()
         return y, of_video(means, variances)
 
     def _windows(self, network: Network, x: Tensor) -> Iterator[tuple[int, dict[str, Tensor]]]:

@@ -98,7 +98,7 @@ def batch(
     if opened.preset is not None:
         call = opened.with_preset(call, chosen, opening.model)
     items = read_items(source, call, video_format.value)
-    results = Results(output.absolute(), f".{video_format.value}", opening.digest)
+    results = Results(output.absolute(), f".{video_format.value}", opening.digest, console.worded)
     with results.opened():
         results.check(items)
         failures = _make(opening, items, results, ray, gpus, cpus)

@@ -48,7 +48,7 @@ def run(app: Callable[[], object], options: Mapping[str, str] = OPTIONS) -> None
         with _ending_in_order():
             app()
     except SvdEngineError as error:
-        print(f"error: {error.problem}. {in_options(error.remedy, options)}", file=sys.stderr)
+        print(f"error: {worded(error, options)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
 
@@ -81,6 +81,11 @@ def _ending_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def worded(error: SvdEngineError, options: Mapping[str, str] = OPTIONS) -> str:
+    """All of an error's message, with its remedy in the command line's words."""
+    return f"{error.problem}. {in_options(error.remedy, options)}"
+
+
 def in_options(remedy: str, options: Mapping[str, str] = OPTIONS) -> str:
     """Word a library's remedy for the command line: `dtype="bf16"` becomes `--dtype bf16`."""
 
@@ -88,6 +93,8 @@ def in_options(remedy: str, options: Mapping[str, str] = OPTIONS) -> str:
         if setting["name"] not in options:
             return setting[0]
         flag, value = options[setting["name"]], setting["text"] or setting["word"] or setting["value"]
+        if value == "None":
+            return f"no {flag}"
         return flag if value in ("True", "False") else f"{flag} {quoted(value)}"
 
     return SETTING.sub(option, remedy)

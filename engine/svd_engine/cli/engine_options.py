@@ -135,7 +135,6 @@ class EngineOptions:
         from svd_engine.checkpoint.opening import hides_frames
         from svd_engine.opening import Opening
         from svd_engine.residency.budget import check_memory
-        from svd_engine.residency.source import check_reuse
         from svd_engine.spec.reuse import Reuse
 
         reuse = None
@@ -143,7 +142,6 @@ class EngineOptions:
             reuse = Reuse(self.reuse, self.reuse_branch, self.reuse_threshold)
         memory = memory_of(self.memory)
         check_memory(memory)
-        check_reuse(reuse, None if memory == "auto" else memory)
         options = others | {
             "backend": self.backend, "device": self.device, "swap_networks": self.swap_networks,
             "memory": memory, "reuse": reuse,

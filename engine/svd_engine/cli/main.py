@@ -90,7 +90,7 @@ def generate(
         typer.Option(
             metavar="A,B",
             help="Two devices in place of --device, such as cuda:0,cuda:1: each runs one half of guidance, "
-            "at the same time. Same video.",
+            "at the same time. Same video. --memory bounds each.",
         ),
     ] = None,
     report: Annotated[
@@ -219,6 +219,13 @@ def _with_progress(
 
             def on_evaluation(self, done: int, evaluations: int) -> None:
                 bar.update(task, completed=done, total=evaluations)
+
+            def on_stage_begin(self, stage: str) -> None:
+                if stage == "vae_decoder":
+                    self.decoding = bar.add_task("decoding", total=None)
+
+            def on_decoding(self, done: float, frames: int) -> None:
+                bar.update(self.decoding, completed=int(done), total=frames)
 
         generator = torch.Generator("cpu").manual_seed(seed)
         return generated(generator=generator, output_type="pt", observer=Shown(), **call)

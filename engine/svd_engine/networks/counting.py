@@ -64,14 +64,15 @@ class TorchCosts:
             0 if on_cpu else parking.moved,
             counts.operations,
             loading_bytes=self.modules.loaded_bytes(spec) if on_cpu else 0,
-            least_weight_bytes=None if on_cpu or spec.network != "denoiser" else held_bytes(module),
+            least_weight_bytes=None if on_cpu or COMPONENT_OF[spec.network] != "unet" else held_bytes(module),
         )
 
     def _weights(self, spec: NetworkSpec, module: nn.Module) -> Mapping[str, int]:
-        """On a GPU a network's own; in host memory the component that it was loaded with."""
-        if self.device != "cpu":
-            return {spec.network: bytes_of(module)}
+        """On a GPU a network's own, of denoisers that reuse the UNet's; in host memory those of the component
+        that it was loaded with."""
         component, dtype = COMPONENT_OF[spec.network], spec.precision.weights
+        if self.device != "cpu":
+            return {component if spec.kept else spec.network: bytes_of(module)}
         return {f"{component} {dtype}": bytes_of(self.modules.component(component, spec))}
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from svd_engine.spec.network import OnPart, unheard
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
@@ -42,10 +44,15 @@ class ImageVaeDecoder(nn.Module):
         self.decoder = vae.decoder
         self.slice_frames = slice_frames
 
-    def forward(self, latent: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, on_part: OnPart = unheard) -> Tensor:
+        """on_part: is told after each slice; a part is a frame."""
         if self.slice_frames is None:
             return self.decoded(latent)
-        return torch.cat([self.decoded(part) for part in latent.split(self.slice_frames)])
+        frames: list[Tensor] = []
+        for start in range(0, len(latent), self.slice_frames):
+            frames.append(self.decoded(latent[start : start + self.slice_frames]))
+            on_part(min(start + self.slice_frames, len(latent)), len(latent))
+        return torch.cat(frames)
 
     def decoded(self, latent: Tensor) -> Tensor:
         dtype = next(self.decoder.parameters()).dtype

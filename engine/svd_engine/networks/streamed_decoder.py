@@ -32,6 +32,7 @@ from svd_engine.errors import SettingsError
 from svd_engine.networks.rewrites._resnets import half, obstacle_to_adoption
 from svd_engine.networks.rewrites.frames_apart import FramesApart
 from svd_engine.networks.rewrites.frames_in_groups import FramesInGroups
+from svd_engine.spec.network import OnPart, unheard
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder
@@ -62,14 +63,27 @@ class StreamedDecoder(nn.Module):
         self.parking: Parking | None = None  # None: the device's own
 
     @torch.no_grad()
-    def forward(self, latent: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, on_part: OnPart = unheard) -> Tensor:
+        """on_part: is told after each slice; a part is a frame of a pass."""
         parking = self.parking or parking_for(latent.device)
         layers, last = layers_of(self.decoder)
+        parts, done = len(latent) * (2 * len(layers) + 1), 0  # frames, of all passes
+
+        def passed(part: Tensor) -> None:
+            nonlocal done
+            done += len(part)
+            on_part(done, parts)
+
         stream: Iterable[Tensor] = latent.to(next(self.decoder.parameters()).dtype).split(self.slice_frames)
         for before, resnet in layers:
-            stream = temporal_half(resnet, map(partial(through, before), stream), parking, self.slice_frames)
-        frames = over_frames(self.decoder.time_conv_out, map(partial(through, last), stream))
-        return torch.cat([part.float() for part in frames])
+            stream = temporal_half(
+                resnet, map(partial(through, before), stream), parking, self.slice_frames, passed
+            )
+        frames = []
+        for part in over_frames(self.decoder.time_conv_out, map(partial(through, last), stream)):
+            frames.append(part.float())
+            passed(part)
+        return torch.cat(frames)
 
 
 def obstacle(decoder: nn.Module) -> str | None:
@@ -128,11 +142,16 @@ def through(steps: Iterable[PerFrame], part: Tensor) -> Tensor:
 
 
 def temporal_half(
-    resnet: SpatioTemporalResBlock, stream: Iterable[Tensor], parking: Parking, slice_frames: int
+    resnet: SpatioTemporalResBlock,
+    stream: Iterable[Tensor],
+    parking: Parking,
+    slice_frames: int,
+    passed: Callable[[Tensor], None],
 ) -> Iterator[Tensor]:
     """The temporal half of a resnet and its blend: slices [n,C,h,w] -> the same frames in other slices.
 
-    A `map` stands where a generator would hold on to its last slice.
+    `passed` is told of each slice of the two passes that are made at once; the third is made as its slices
+    are asked for.  A `map` stands where a generator would hold on to its last slice.
     """
     temporal = resnet.temporal_res_block
     first, second = Moments(temporal.norm1), Moments(temporal.norm2)
@@ -141,12 +160,14 @@ def temporal_half(
     for part in stream:
         first.add(part)
         parked.extend(map(parking.put, part.split(1)))
+        passed(part)
         del part
 
     for part in over_frames(
         temporal.conv1, map(first.normalised, taken_back(parked.copy(), parking, slice_frames))
     ):
         second.add(part)
+        passed(part)
         del part
 
     shortcut: deque[Tensor] = deque()  # frames on their way around the convolutions

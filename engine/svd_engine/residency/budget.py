@@ -58,9 +58,9 @@ def budget_of(memory: Memory, device: torch.device) -> Budget:
 
 
 def used_by_runtime(device: torch.device) -> int:
-    """What this process takes while it holds no network."""
+    """What this process takes before an engine loads networks: of a GPU what torch's allocator knows."""
     if device.type == "cuda":
-        return CUDA_RUNTIME_BYTES
+        return CUDA_RUNTIME_BYTES + torch.cuda.memory_allocated(device)
     import psutil
 
     return int(psutil.Process().memory_info().rss) + HOST_RUNTIME_BYTES

@@ -50,8 +50,11 @@ def of_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Ceiling:
     return ceiling
 
 
-def of_graphs(bundle: Bundle, device: str) -> Ceiling:
-    """Of ONNX Runtime, whose CPU provider computes in float32 and holds the scores of attention."""
+def of_graphs(bundle: Bundle, device: str, reusing: bool = False) -> Ceiling:
+    """Of ONNX Runtime, whose CPU provider computes in float32 and holds the scores of attention.
+
+    reusing: two denoisers are held, each with weights of its own.
+    """
     manifest, on_cpu = bundle.manifest, device == "cpu"
     weights = sum(manifest.files[name].bytes for name in {entry.weights for entry in manifest.networks})
     widened = on_cpu and manifest.precision.weights != "float32"
@@ -60,7 +63,8 @@ def of_graphs(bundle: Bundle, device: str) -> Ceiling:
         tokens = settings.height * settings.width // 64
         scores = 8 * videos * settings.frames * tokens**2 * SVD_CHANNELS[1] // ATTENTION_CHANNELS
         values = 4 * _values(settings, videos, *SVD_CHANNELS) + (scores if on_cpu else 0)
-        return weights * (4 if widened else 2) + values + _rest(settings, videos)
+        copies = (4 if widened else 2) * (2 if reusing else 1)
+        return weights * copies + values + _rest(settings, videos)
 
     return ceiling
 

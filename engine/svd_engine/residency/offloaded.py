@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.cost import NetworkCost
 from svd_engine.spec.network import Network
+from svd_engine.spec.reuse import SHALLOW
 
 IN_BLOCKS = "denoiser"  # the network that is called many times, and holds most weights
 
@@ -38,5 +39,5 @@ class Offloaded(Swapped):
     def load(self, network: Network) -> None:
         if network.spec.network == IN_BLOCKS:
             network.offload()
-        else:
+        elif network.spec.network != SHALLOW:  # whose blocks are those of the full denoiser, which is there
             network.to_device()

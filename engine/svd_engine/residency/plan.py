@@ -19,6 +19,7 @@ class Plan:
     stages: tuple[PlannedStage, ...] = ()
     cost: float = 0.0  # of time, in units that compare the plans of one call
     sure_bytes: int = 0  # of `peak_bytes`, without what kernels may take beside what is counted
+    other_half: Plan | None = None  # of the second of two devices
 
     @property
     def peak_bytes(self) -> int:
@@ -41,7 +42,7 @@ class Plan:
         p = self.profile
         return "whole" if p.decode_chunk == p.frames else f"chunks of {p.decode_chunk}"
 
-    def report(self, budget_bytes: int) -> PlanReport:
+    def report(self, budget_bytes: int, other_half: PlanReport | None = None) -> PlanReport:
         return PlanReport(
             residency=self.residency.name,
             guidance=self.profile.guidance,
@@ -51,6 +52,7 @@ class Plan:
             peak_bytes=self.peak_bytes,
             streamed_bytes=self.streamed_bytes,
             stages=list(self.stages),
+            other_half=other_half,
         )
 
     def __str__(self) -> str:

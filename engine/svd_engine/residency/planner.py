@@ -21,17 +21,18 @@ from math import ceil, prod
 import torch
 
 from svd_engine.errors import BackendUnavailable, SettingsError
-from svd_engine.report import PlannedStage, size
+from svd_engine.report import PlannedStage, PlanReport, size
 from svd_engine.request import Settings
 from svd_engine.residency.budget import Budget, used_by_runtime
 from svd_engine.residency.ceiling import Ceiling
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
 from svd_engine.sampling.registry import SAMPLERS
-from svd_engine.spec.cost import CostOf
+from svd_engine.spec.cost import CostOf, NetworkCost
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import SHALLOW, Feature, Reuse
 from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec
 
@@ -57,6 +58,9 @@ class Planner:
     lesser: calls that take less memory, to name where nothing fits.
     ceiling: more than a call can take; None where each has to be counted.
     lacking: what keeps a network from being run so; None where all can.
+    reuse: between evaluations of the denoiser, of `feature`.
+    second: plans the second of two devices, which has the `denoiser_alone`, for a half of guidance.
+    both_halves: the two devices are one memory; both halves run there at once, each over its own weights.
     """
 
     budget: Budget
@@ -70,6 +74,16 @@ class Planner:
     lesser: Callable[[Settings], Iterator[Settings]]
     ceiling: Ceiling | None = None
     lacking: Callable[[NetworkSpec, type[Residency]], BackendUnavailable | None] | None = None
+    reuse: Reuse | None = None
+    feature: Feature | None = None
+    second: Planner | None = None
+    both_halves: bool = False
+    denoiser_alone: bool = False
+
+    def anew(self, budget_of: Callable[[torch.device], Budget] | None) -> Planner:
+        """The same, that asks what the process takes without networks, and for its budgets, anew."""
+        budget = self.budget if budget_of is None else budget_of(self.device)
+        return replace(self, budget=budget, second=self.second.anew(budget_of) if self.second else None)
 
     def choose(self, settings: Settings, videos: int) -> Plan:
         """The fastest plan within the budget.
@@ -85,8 +99,10 @@ class Planner:
         if fitting:
             return min(fitting, key=lambda plan: plan.cost)
         smallest = min(plans, key=lambda plan: plan.peak_bytes)
-        if self.budget.there is not None and smallest.sure_bytes <= self.budget.there:
+        if self.budget.there is not None and self._may_fit(smallest):
             return smallest
+        if self.second and smallest.other_half and self._has_room(smallest):
+            raise self.second._refusal(settings, videos, smallest.other_half)
         raise self._refusal(settings, videos, smallest)
 
     def unplanned(self, settings: Settings, videos: int) -> Plan:
@@ -104,8 +120,16 @@ class Planner:
         """The usual plan, not counted, where it surely fits."""
         if self.ceiling is None:
             return None
-        most = self._runtime_bytes + self.ceiling(settings, videos)
-        return Plan(*self._usual_way(settings, videos)) if most <= self.budget.bytes else None
+        usual = Plan(*self._usual_way(settings, videos))
+        most = self.ceiling(settings, videos) * (2 if self.both_halves else 1)
+        specs = self._specs(usual.profile, usual.slice_frames)
+        most += max(self._kept_bytes(spec, usual.profile, settings, videos) for spec in specs)
+        if most > self.budget.bytes - self._runtime_bytes:
+            return None
+        if self.second is None:
+            return usual
+        other_half = self.second._ample(settings, videos)
+        return replace(usual, other_half=other_half) if other_half else None
 
     def _usual_way(self, settings: Settings, videos: int) -> Way:
         usual = self._default_ways(settings, videos)
@@ -147,11 +171,28 @@ class Planner:
         if self.lacking is None:
             return None
         profile, slice_frames, residency = way
-        specs = specs_of(profile, self.architecture, self.precision, slice_frames)
+        specs = self._specs(profile, slice_frames)
         return next(filter(None, (self.lacking(spec, residency) for spec in specs)), None)
 
+    def report(self, plan: Plan) -> PlanReport:
+        other_half = self.second.report(plan.other_half) if self.second and plan.other_half else None
+        return plan.report(self.budget.bytes, other_half)
+
     def fits(self, plan: Plan) -> bool:
+        if self.second and plan.other_half and not self.second.fits(plan.other_half):
+            return False
         return plan.peak_bytes <= self.budget.bytes
+
+    def _may_fit(self, plan: Plan) -> bool:
+        """Whether it does not surely need more than there is."""
+        if self.second and plan.other_half and not self.second._may_fit(plan.other_half):
+            return False
+        return self.budget.there is None or plan.sure_bytes <= self.budget.there
+
+    def _has_room(self, plan: Plan) -> bool:
+        """Whether this device does, of two."""
+        there = self.budget.there
+        return plan.peak_bytes <= self.budget.bytes if there is None else plan.sure_bytes <= there
 
     @cached_property
     def _runtime_bytes(self) -> int:
@@ -178,19 +219,27 @@ class Planner:
         slice_frames: int | None,
         residency: type[Residency],
     ) -> Plan:
-        specs = specs_of(profile, self.architecture, self.precision, slice_frames)
-        costs = {spec.key: self.cost_of(spec) for spec in specs}
+        specs = self._specs(profile, slice_frames)
+        costs = self._costs(specs)
         runtime = self._runtime_bytes  # after the costs, whose counting imports what networks need
         kind, stages, cost, sure = self.device.type, [], 0.0, 0
         for spec in specs:
-            of, calls = costs[spec.key], _calls(spec, profile, settings, videos)
-            beside = runtime + of.activation_bytes + _beside(spec, profile, videos)
-            scratch = ceil(SCRATCH[kind] * of.activation_bytes)
+            of, calls = costs[spec.key], self._calls(spec, profile, settings, videos)
+            at_once = 2 if self.both_halves and spec.network == "denoiser" else 1
+            activations = of.activation_bytes * at_once
+            other_weights = costs[specs[2].key].weight_bytes if self.both_halves else 0
+            beside = runtime + other_weights + activations + _beside(spec, profile, videos)
+            beside += self._kept_bytes(spec, profile, settings, videos)
+            scratch = ceil(SCRATCH[kind] * activations)
             room = self.budget.bytes - beside - scratch
             held = sum(residency.held_weights(list(costs.values()), of, room).values())
             streamed = residency.streamed_bytes(of, held)
-            carried = residency.moved_bytes(of, there_and_back=kind == "cuda") + streamed * calls
+            carried = residency.moved_bytes(of, there_and_back=kind == "cuda")
+            if spec.network == SHALLOW:
+                carried = 0  # its weights come with the full one's
+            carried += streamed * calls
             least = beside + held
+            held += other_weights
             peak = least + scratch
             if of.loading_bytes:
                 others = runtime + held - of.weight_bytes
@@ -206,14 +255,61 @@ class Planner:
             passes = ceil(profile.frames / slice_frames) if slice_frames and spec is specs[-1] else 1
             read = of.weight_bytes * passes + of.traffic_bytes
             cost += calls * (of.operations + READ[kind] * read) + MOVED[kind] * moved
-        return Plan(profile, slice_frames, residency, tuple(stages), cost, sure)
+        other_half = self.second._half(settings, videos, profile) if self.second else None
+        cost = max(cost, other_half.cost) if other_half else cost
+        return Plan(profile, slice_frames, residency, tuple(stages), cost, sure, other_half)
+
+    def _half(self, settings: Settings, videos: int, profile: Profile) -> Plan:
+        """Of the second device: the fastest plan that fits there, or else the smallest."""
+        ways = ((profile, None, residency) for residency in self.residencies)
+        plans = [self._plan(settings, videos, *way) for way in ways if self._lacking(way) is None]
+        return next((plan for plan in plans if self.fits(plan)), plans[-1])
+
+    def _specs(self, profile: Profile, slice_frames: int | None) -> list[NetworkSpec]:
+        specs = specs_of(profile, self.architecture, self.precision, slice_frames, self.feature)
+        return [specs[2]] if self.denoiser_alone else specs
+
+    def _costs(self, specs: Sequence[NetworkSpec]) -> dict[str, NetworkCost]:
+        """By key.  Denoisers that take turns stay beside each other: each holds the weights of both."""
+        costs = {spec.key: self.cost_of(spec) for spec in specs}
+        turns = [spec.key for spec in specs if spec.kept]
+        together = {part: count for key in turns for part, count in costs[key].weights.items()}
+        return costs | {key: replace(costs[key], weights=together) for key in turns}
+
+    def _kept_bytes(self, spec: NetworkSpec, profile: Profile, settings: Settings, videos: int) -> int:
+        """Of the features that are reused, of all videos and of both halves of guidance."""
+        if not spec.kept:
+            return 0
+        feature = (spec.inputs if spec.network == SHALLOW else spec.outputs)[-1]
+        runs = 2 if profile.guidance == "single" and settings.guided else 1
+        copies = 2 if profile.batch < videos else 1  # they are put together of several runs'
+        return feature.nbytes // profile.batch * videos * runs * copies
+
+    def _calls(self, spec: NetworkSpec, profile: Profile, settings: Settings, videos: int) -> int:
+        """How often a call of the engine calls a network."""
+        if spec.network == "vae_decoder":
+            chunk = spec.inputs[0].shape[0]
+            return videos * sum(size == chunk for size in profile.chunks)
+        if spec.network not in ("denoiser", SHALLOW):
+            return ceil(videos / settings.videos_per_image / profile.batch)
+        halves = 2 if profile.guidance == "single" and settings.guided and not self._shared_out else 1
+        evaluations = settings.steps * SAMPLERS[settings.sampler].evaluations
+        if self.reuse is not None:
+            full = ceil(evaluations / self.reuse.interval)
+            evaluations = full if spec.network == "denoiser" else evaluations - full
+        return ceil(videos / profile.batch) * halves * evaluations
+
+    @property
+    def _shared_out(self) -> bool:
+        """Whether each of two devices runs one half of guidance."""
+        return self.second is not None or self.both_halves or self.denoiser_alone
 
     def _refusal(self, settings: Settings, videos: int, smallest: Plan) -> SettingsError:
         s, there = settings, self.budget.there
         needed = smallest.peak_bytes if there is None else smallest.sure_bytes
         fitting = [_less(s, other) for other in self.lesser(s) if self._fits_at_all(other, videos)]
         return SettingsError(
-            "memory",
+            f"memory of {self.device}" if self.denoiser_alone else "memory",
             expected=f"{size(needed)} or more for {s.frames} frames of {s.height}x{s.width} "
             f"({smallest}, in {_largest(smallest)})",
             got=str(self.budget) if there is None else f"{size(there)} in all",
@@ -232,23 +328,13 @@ class Planner:
         return bool(ways) and self.fits(self._plan(settings, videos, *ways[-1]))
 
 
-def _calls(spec: NetworkSpec, profile: Profile, settings: Settings, videos: int) -> int:
-    """How often a call of the engine calls a network."""
-    if spec.network == "vae_decoder":
-        chunk = spec.inputs[0].shape[0]
-        return videos * sum(size == chunk for size in profile.chunks)
-    if spec.network != "denoiser":
-        return ceil(videos / settings.videos_per_image / profile.batch)
-    halves = 2 if profile.guidance == "single" and settings.guided else 1
-    evaluations = settings.steps * SAMPLERS[settings.sampler].evaluations
-    return ceil(videos / profile.batch) * halves * evaluations
-
-
 def _beside(spec: NetworkSpec, profile: Profile, videos: int) -> int:
     """Bytes of the pipeline's own tensors while a network runs, float32."""
     if spec.network == "vae_decoder":
         return 4 * videos * profile.frames * 3 * profile.height * profile.width
-    return LATENT_VIDEOS * 4 * videos * prod(spec.inputs[0].shape[1:]) if spec.network == "denoiser" else 0
+    if spec.network not in ("denoiser", SHALLOW):
+        return 0
+    return LATENT_VIDEOS * 4 * videos * prod(spec.inputs[0].shape[1:])
 
 
 def _largest(plan: Plan) -> str:

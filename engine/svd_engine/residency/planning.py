@@ -25,6 +25,7 @@ from svd_engine.residency.weight_streaming import WeightStreaming
 from svd_engine.spec.cost import CostOf
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.reuse import Feature, Reuse
 from svd_engine.spec.tensors import NetworkSpec
 
 
@@ -36,6 +37,8 @@ def planner_of_checkpoint(
     precision: Precision,
     without_rewrites: Collection[str] = (),
     swap_networks: bool = False,
+    reuse: Reuse | None = None,
+    feature: Feature | None = None,
 ) -> Planner:
     from svd_engine.networks.counting import TorchCosts
 
@@ -52,19 +55,32 @@ def planner_of_checkpoint(
         slices=SLICES,
         lesser=lambda settings: lesser_calls(settings, architecture.size_multiple),
         ceiling=ceiling.of_checkpoint(checkpoint, precision),
+        reuse=reuse,
+        feature=feature,
     )
 
 
 def planner_of_bundle(
-    bundle: Bundle, budget: Budget, backend: str, device: torch.device, swap_networks: bool = False
+    bundle: Bundle,
+    budget: Budget,
+    backend: str,
+    device: torch.device,
+    swap_networks: bool = False,
+    reuse: Reuse | None = None,
+    feature: Feature | None = None,
+    single: bool = False,
 ) -> Planner:
+    """single: over profiles of single guidance alone, for two devices."""
     flavour = BACKENDS[backend].flavour
     manifest = bundle.manifest
 
+    def usable(profile: Profile) -> bool:
+        return profile.guidance == "single" or not single
+
     def profiles(settings: Settings, _videos: int) -> Sequence[Profile]:
         """Those that make the same video as the one that the bundle would take: that first."""
-        taken = bundle.profile_for(settings)
-        same = [p for p in bundle.profiles(settings) if _same_video(p, taken)]
+        taken = bundle.single_profile_for(settings) if single else bundle.profile_for(settings)
+        same = [p for p in bundle.profiles(settings) if _same_video(p, taken) and usable(p)]
         return sorted(same, key=lambda p: (p != taken, p.guidance != taken.guidance, -p.batch))
 
     def lesser(settings: Settings) -> Iterator[Settings]:
@@ -72,7 +88,7 @@ def planner_of_bundle(
         if manifest.streaming is not None and decoding != "streamed":
             yield replace(settings, decoding="streamed", decode_chunk_size=None)
         if settings.guidance_scales is None:
-            for p in manifest.profiles:
+            for p in filter(usable, manifest.profiles):
                 of_size = replace(settings, frames=p.frames, height=p.height, width=p.width)
                 if decoding == "auto":
                     yield replace(of_size, decode_chunk_size=p.decode_chunk)
@@ -94,14 +110,30 @@ def planner_of_bundle(
         manifest.precision,
         cost_of,
         profiles,
-        _residencies(swap_networks, WeightStreaming if flavour else None),
+        _residencies(swap_networks, WeightStreaming if flavour and reuse is None else None),
         slices=() if manifest.streaming is None else (manifest.streaming.slice_frames,),
         lesser=lesser,
         ceiling=ceiling.of_plans(bundle, cost_of, flavour.name)
         if flavour
-        else ceiling.of_graphs(bundle, device.type),
+        else ceiling.of_graphs(bundle, device.type, reuse is not None),
+        reuse=reuse,
+        feature=feature,
         lacking=lacking,
     )
+
+
+def over_two_devices(first: Planner, device: torch.device, budget: Budget) -> Planner:
+    """Of an engine that runs a half of guidance on `device`.  first: plans one that runs both."""
+
+    def profiles(settings: Settings, videos: int) -> Sequence[Profile]:
+        return [p for p in first.profiles(settings, videos) if p.guidance == "single"]
+
+    halved = replace(first, profiles=profiles)
+    if device.type == "cpu":  # as the first is
+        return replace(halved, both_halves=True)
+    held = tuple(residency for residency in first.residencies if residency is not Swapped)
+    second = replace(halved, device=device, budget=budget, residencies=held, slices=(), denoiser_alone=True)
+    return replace(halved, second=second)
 
 
 def _same_video(one: Profile, other: Profile) -> bool:

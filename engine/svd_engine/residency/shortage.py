@@ -25,12 +25,8 @@ def shortage(
     planner: Planner | None,
     settings: Settings,
     videos: int,
-    unplanned: str = "",
 ) -> OutOfMemory:
-    """The error for the network of that key; `said` is the allocator's own word.
-
-    unplanned: an option of the engine beside which nothing is planned.
-    """
+    """The error for the network of that key; `said` is the allocator's own word."""
     if planner is not None and not plan.stages:  # memory was ample
         plan = planner.usual(settings, videos)
     planned = next((stage.peak_bytes for stage in plan.stages if stage.network == network), None)
@@ -39,13 +35,11 @@ def shortage(
         f"memory of {device} for {network}",
         expected="room for its activations" if planned is None else f"room for the planned {size(planned)}",
         got=f"{said} (this process has taken {size(seen)} at its highest)",
-        remedy=_remedy(plan, planner, settings, videos, unplanned),
+        remedy=_remedy(plan, planner, settings, videos),
     )
 
 
-def _remedy(plan: Plan, planner: Planner | None, settings: Settings, videos: int, unplanned: str) -> str:
-    if unplanned:
-        return f"Ask for fewer frames or a smaller video, or open the engine without {unplanned}."
+def _remedy(plan: Plan, planner: Planner | None, settings: Settings, videos: int) -> str:
     if planner is None:
         return 'Pass memory="auto": each call then takes the fastest way that fits.'
     if any(residency.streams for residency in planner.residencies):  # which fill a budget

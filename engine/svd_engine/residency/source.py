@@ -30,7 +30,7 @@ from svd_engine.residency.budget import Budget, Memory, budget_of, check_memory
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
-from svd_engine.residency.planning import planner_of_bundle, planner_of_checkpoint
+from svd_engine.residency.planning import over_two_devices, planner_of_bundle, planner_of_checkpoint
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.model import Model
@@ -58,20 +58,15 @@ class EngineSource:
     reuse: Reuse | None = None  # between evaluations of the denoiser
     feature: Feature | None = None  # that is reused
     planner: Planner | None = None  # None: no memory budget
-    budget_of_now: Callable[[], Budget] | None = None  # of "auto"; None for an amount that was named
+    budget_of_now: Callable[[torch.device], Budget] | None = None  # of "auto"; None for a named amount
     other_half: Residency | None = None  # of two devices, for the second half of guidance
     slice_frames: Callable[[Settings], int | None] = attrgetter("slice_frames")  # of a streamed decoder
 
-    @property
-    def unplanned(self) -> str:
-        """The option beside which no call is planned; empty where there is none."""
-        return "reuse" if self.reuse else "devices" if self.other_half else ""
-
-    def with_budget_of_now(self) -> EngineSource:
-        """For a first call.  While networks are loaded the budget stays, and so does the plan of a call."""
-        if self.planner is None or self.budget_of_now is None:
+    def planned_anew(self) -> EngineSource:
+        """Before networks are loaded.  While they are, the budget stays, and so does the plan of a call."""
+        if self.planner is None:
             return self
-        return replace(self, planner=replace(self.planner, budget=self.budget_of_now()))
+        return replace(self, planner=self.planner.anew(self.budget_of_now))
 
     def plan(self, settings: Settings, videos: int) -> Plan:
         """How a call runs.  Raises SettingsError for one that the memory budget has no place for."""
@@ -92,12 +87,11 @@ def of_bundle(
 ) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
     check_memory(memory)
-    named = None if memory == "auto" else memory
-    device, second = _devices(device, devices, swap_networks=swap_networks, memory=named, reuse=reuse)
+    device, second = _devices(device, devices, swap_networks=swap_networks, reuse=reuse)
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
-    check_reuse(reuse, named)
+    _check_reuse(reuse)
     bundle = Bundle(folder)
     feature = bundle.feature(reuse) if reuse else None
     choice = choose_for_bundle(backend, device, bundle)
@@ -108,7 +102,13 @@ def of_bundle(
     if second is not None:
         other_half = Resident(row.open(bundle, choose_for_bundle(row.name, second, bundle).device, kept))
     manifest = bundle.manifest
-    budget = _budget(memory, choice.device, plain=reuse is None and second is None)
+    reuse = _settled(reuse, feature)
+    planner = None
+    if memory is not None:
+        planner = planner_of_bundle(
+            bundle, _budget(memory, choice.device), choice.backend, choice.device, swap_networks, reuse,
+            feature, single=second is not None,
+        )  # fmt: skip
     return EngineSource(
         name=str(folder),
         model=manifest.model,
@@ -125,12 +125,10 @@ def of_bundle(
         weights=lambda: list(manifest.source.weights),
         lora=manifest.source.lora,
         without_rewrites=manifest.without_rewrites,
-        reuse=_settled(reuse, feature),
+        reuse=reuse,
         feature=feature,
-        planner=planner_of_bundle(bundle, budget, choice.backend, choice.device, swap_networks)
-        if budget
-        else None,
-        budget_of_now=None if named else partial(budget_of, "auto", choice.device),
+        planner=_over(planner, other_half, memory),
+        budget_of_now=partial(budget_of, "auto") if memory == "auto" else None,
     )
 
 
@@ -169,9 +167,8 @@ def of_checkpoint(
             remedy='Pass a list, such as ["fused-qkv"].',
         )
     residency = _residency(swap_networks)
-    named = None if memory == "auto" else memory
-    check_reuse(reuse, named)
-    device, second = _devices(device, devices, swap_networks=swap_networks, memory=named, reuse=reuse)
+    _check_reuse(reuse)
+    device, second = _devices(device, devices, swap_networks=swap_networks, reuse=reuse)
     choice = choose_for_checkpoint(backend, device)
     for name, value in (
         ("variant", variant),
@@ -204,7 +201,13 @@ def of_checkpoint(
         there = choose_for_checkpoint(row.name, second).device
         other_half = Resident(row.open(Modules(opened, without_rewrites, rewrites), there, None))
     model = opened.model
-    budget = _budget(memory, choice.device, plain=reuse is None and second is None)
+    reuse = _settled(reuse, feature)
+    planner = None
+    if memory is not None:
+        planner = planner_of_checkpoint(
+            opened, _budget(memory, choice.device), choice.backend, choice.device, precision,
+            without_rewrites, swap_networks, reuse, feature,
+        )  # fmt: skip
     return EngineSource(
         name=opened.source,
         model=model,
@@ -218,22 +221,23 @@ def of_checkpoint(
         weights=lambda: list(chain(*modules.weight_files.values())),
         lora=opened.lora,
         without_rewrites=without_rewrites,
-        reuse=_settled(reuse, feature),
+        reuse=reuse,
         feature=feature,
-        planner=planner_of_checkpoint(
-            opened, budget, choice.backend, choice.device, precision, without_rewrites, swap_networks
-        )
-        if budget
-        else None,
-        budget_of_now=None if named else partial(budget_of, "auto", choice.device),
+        planner=_over(planner, other_half, memory),
+        budget_of_now=partial(budget_of, "auto") if memory == "auto" else None,
     )
 
 
-def _budget(memory: Memory | None, device: torch.device, plain: bool) -> Budget | None:
-    """None where no call is planned: neither with reuse nor on two devices, which no planner knows."""
-    if memory is None or not plain:
-        return None
+def _budget(memory: Memory, device: torch.device) -> Budget:
     return UNTIL_A_CALL if memory == "auto" else budget_of(memory, device)
+
+
+def _over(planner: Planner | None, other_half: Residency | None, memory: Memory | None) -> Planner | None:
+    """A planner of one device, as that of two where another has a half of guidance."""
+    if planner is None or other_half is None or memory is None:
+        return planner
+    device = other_half.backend.device
+    return over_two_devices(planner, device, _budget(memory, device))
 
 
 def _single_of_request(settings: Settings, videos: int) -> Profile:
@@ -295,22 +299,14 @@ def _residency(swap_networks: object) -> type[Residency]:
     return Swapped if swap_networks else Resident
 
 
-def check_reuse(reuse: object, memory: Memory | None) -> None:
-    """Raises SettingsError for what is no `Reuse`, and beside a memory budget, whose planner does not know
-    the second denoiser."""
+def _check_reuse(reuse: object) -> None:
+    """Raises SettingsError for what is no `Reuse`."""
     if reuse is not None and not isinstance(reuse, Reuse):
         raise SettingsError(
             "reuse",
             expected="None, or an svd_engine.Reuse",
             got=repr(reuse),
             remedy="Pass svd_engine.Reuse(interval=2).",
-        )
-    if reuse is not None and memory is not None:
-        raise SettingsError(
-            "reuse",
-            expected="no memory budget: what the second denoiser takes is not planned",
-            got=f"memory={memory!r}",
-            remedy="Leave out one of the two.",
         )
 
 

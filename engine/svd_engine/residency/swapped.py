@@ -13,7 +13,7 @@ from torch import Tensor
 
 from svd_engine.residency.contract import Residency
 from svd_engine.spec.cost import NetworkCost
-from svd_engine.spec.network import Backend, Network, Placement
+from svd_engine.spec.network import Backend, Network, OnPart, Placement, unheard
 from svd_engine.spec.tensors import NetworkSpec
 
 
@@ -70,8 +70,11 @@ class SwappedNetwork(Network):
             self._open()  # in host memory: what is wrong with its files shows now
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.run_in_parts(inputs, unheard)
+
+    def run_in_parts(self, inputs: Mapping[str, Tensor], on_part: OnPart) -> dict[str, Tensor]:
         network = self.owner.bring(self)
-        outputs = network.run(inputs)
+        outputs = network.run_in_parts(inputs, on_part)
         self.placement = network.placement  # a streamed decoder's segments are opened by its run
         return outputs
 

@@ -56,7 +56,7 @@ class Job:
         return self._future.result(timeout)
 
     def cancel(self) -> None:
-        """Ends the job: at once while it waits, or else before the next run of a network.
+        """Ends the job: at once while it waits, or else before the next run of a network or of a slice.
 
         Does nothing after its end.
         """

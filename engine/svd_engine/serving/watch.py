@@ -26,6 +26,8 @@ class Progress:
     evaluation: int = 0  # evaluations of the denoiser done: the measure of time, one or two a step
     evaluations: int = 0  # of the video; 0 until the first is done
     network_calls: int = 0  # runs of any network
+    decoded: float = 0  # frames of all videos, as the observer counts them
+    frames: int = 0  # of all videos; 0 until the first is decoded
 
 
 class Watch(Observer):
@@ -55,6 +57,9 @@ class Watch(Observer):
 
     def on_evaluation(self, done: int, evaluations: int) -> None:
         self.progress = replace(self.progress, evaluation=done, evaluations=evaluations)
+
+    def on_decoding(self, done: float, frames: int) -> None:
+        self.progress = replace(self.progress, decoded=done, frames=frames)
 
     def on_step(self, step: Step) -> None:
         done = step.index + 1

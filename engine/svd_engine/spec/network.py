@@ -15,7 +15,7 @@ uses them directly does so himself, and reads an output before the next call.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,12 @@ from torch import Tensor
 
 from svd_engine.errors import TensorMismatch
 from svd_engine.spec.tensors import NetworkSpec
+
+OnPart = Callable[[int, int], None]  # (parts of a run that are done, parts of the run)
+
+
+def unheard(_done: int, _parts: int) -> None:
+    """The `OnPart` of a run that nobody follows."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,20 @@ class Network(ABC):
         check_inputs(self.spec, inputs, self.placement.device)
         return self.run(inputs)
 
+    def call_in_parts(self, on_part: OnPart, **inputs: Tensor) -> dict[str, Tensor]:
+        """As a call, which tells `on_part` how far it is: see `run_in_parts`."""
+        check_inputs(self.spec, inputs, self.placement.device)
+        return self.run_in_parts(inputs, on_part)
+
     @abstractmethod
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The call itself, on checked inputs."""
+
+    def run_in_parts(self, inputs: Mapping[str, Tensor], on_part: OnPart) -> dict[str, Tensor]:
+        """As `run`; `on_part` is told of each part, of which most runs have one; what it raises ends it."""
+        outputs = self.run(inputs)
+        on_part(1, 1)
+        return outputs
 
     def input_buffer(self, name: str) -> Tensor:
         """Zeros in the shape of an input, to fill and pass: of a network with buffers of its own it is that

@@ -87,13 +87,19 @@ def streamed_decoder(
 
 
 def specs_of(
-    profile: Profile, arch: Architecture, precision: Precision, slice_frames: int | None = None
+    profile: Profile,
+    arch: Architecture,
+    precision: Precision,
+    slice_frames: int | None = None,
+    feature: Feature | None = None,
 ) -> list[NetworkSpec]:
     """Every network that `profile` needs, in the order in which the pipeline calls them.
 
     precision: of all but the VAE encoder, which has its own.  slice_frames: those that a streamed decoder
-    holds at a time; None is a decoder of the profile's chunks.
+    holds at a time; None is a decoder of the profile's chunks.  feature: that is reused between evaluations,
+    by a full and a shallow denoiser in place of one.
     """
+    plain = denoiser(profile, arch, precision)
     decoders = (
         [vae_decoder(profile, arch, precision, frames) for frames in dict.fromkeys(profile.chunks)]
         if slice_frames is None
@@ -102,7 +108,7 @@ def specs_of(
     return [
         image_encoder(profile, arch, precision),
         vae_encoder(profile, arch),
-        denoiser(profile, arch, precision),
+        *(reusing_specs(plain, feature) if feature else (plain,)),
         *decoders,
     ]
 

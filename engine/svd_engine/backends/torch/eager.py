@@ -9,7 +9,7 @@ from torch import Tensor
 
 from svd_engine.backends.torch.network import TorchNetwork
 from svd_engine.networks.modules import Modules
-from svd_engine.spec.network import Network, Placement, named_outputs
+from svd_engine.spec.network import Network, OnPart, Placement, named_outputs
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 
 
@@ -17,6 +17,13 @@ class EagerNetwork(TorchNetwork):
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return named_outputs(self.spec, self.module(**inputs))
+
+    @torch.no_grad()
+    def run_in_parts(self, inputs: Mapping[str, Tensor], on_part: OnPart) -> dict[str, Tensor]:
+        """A streamed decoder has parts."""
+        if not isinstance(self.spec, StreamedSpec):
+            return super().run_in_parts(inputs, on_part)
+        return named_outputs(self.spec, self.module(**inputs, on_part=on_part))
 
 
 class EagerBackend:

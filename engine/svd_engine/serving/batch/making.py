@@ -14,7 +14,7 @@ from svd_engine.media.image import load_image
 from svd_engine.output import VideoOutput
 from svd_engine.request import SEED, SETTINGS
 from svd_engine.serving.batch.items import Item
-from svd_engine.serving.batch.records import Record, Results, failed
+from svd_engine.serving.batch.records import Record, Results
 from svd_engine.serving.one_video import Status, VideoRequest, make_video, must_reopen, status_after, watch
 
 UNUSABLE = (BundleError, CheckpointError, BackendUnavailable)  # no picture's fault: every one would fail
@@ -40,7 +40,7 @@ def make_item(engine: VideoEngine, item: Item, results: Results) -> Record:
                 engine.close()
         status = status_after(error)
         told = "" if status is Status.REFUSED else traceback.format_exc()
-        record = failed(item, made_from, status, error, told)
+        record = results.failed(item, made_from, status, error, told)
     else:
         record = Record(
             name=item.name, made_from=made_from, status=Status.DONE, files=files,

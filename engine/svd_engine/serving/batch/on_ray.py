@@ -17,7 +17,7 @@ from svd_engine.install import install_line
 from svd_engine.opening import Opening
 from svd_engine.serving.batch.items import Item
 from svd_engine.serving.batch.making import UNUSABLE, make_item
-from svd_engine.serving.batch.records import Record, Results, failed
+from svd_engine.serving.batch.records import Record, Results
 from svd_engine.serving.one_video import Status
 
 LOCAL = "local"  # an address: start Ray on this machine
@@ -44,7 +44,7 @@ class BatchWorker:
                 return {"record": record.model_dump_json(), "unusable": ""}
             except UNUSABLE as error:
                 self.unusable = error
-        return {"record": "", "unusable": str(self.unusable)}
+        return {"record": "", "unusable": self.results.worded(self.unusable)}
 
 
 def make_on_ray(
@@ -81,7 +81,7 @@ def make_on_ray(
             left.pop(record.name)
             yield record
         for item in left.values():  # Ray gave them up
-            record = failed(item, results.made_from(item), Status.FAILED, _died())
+            record = results.failed(item, results.made_from(item), Status.FAILED, _died())
             results.note(record)
             yield record
     except ray.exceptions.RayError as error:

@@ -66,11 +66,13 @@ class Results:
     """The results of one batch in a folder.
 
     networks: digest of what makes the videos.  suffix: of the videos, with its dot.
+    worded: the message of an error, as those read it who started the batch.
     """
 
     folder: Path  # absolute
     suffix: str
     networks: str
+    worded: Callable[[SvdEngineError], str] = str
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -114,6 +116,19 @@ class Results:
                         got="one of them",
                         remedy="Write into another folder, or in another format.",
                     )
+
+    def failed(
+        self, item: Item, made_from: str, status: Status, error: BaseException, traceback: str = ""
+    ) -> Record:
+        """The record of a picture of which there is no video."""
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, SvdEngineError):
+            told = self.worded(error)
+        settings = json.loads(json.dumps(dict(item.arguments), default=list))
+        return Record(
+            name=item.name, made_from=made_from, status=status, settings=settings,
+            error=f"{told}\n\n{traceback}" if traceback else told,
+        )  # fmt: skip
 
     def made_from(self, item: Item) -> str:
         """What a video depends on.  A picture that is not there, or not yet, has none of these."""
@@ -206,16 +221,6 @@ class Results:
         with tempfile.TemporaryDirectory(dir=self._partial) as scratch:
             yield (path := Path(scratch, target.name))
             path.replace(target)
-
-
-def failed(item: Item, made_from: str, status: Status, error: BaseException, traceback: str = "") -> Record:
-    """The record of a picture of which there is no video."""
-    told = str(error) if isinstance(error, SvdEngineError) else f"{type(error).__name__}: {error}"
-    settings = json.loads(json.dumps(dict(item.arguments), default=list))
-    return Record(
-        name=item.name, made_from=made_from, status=status, settings=settings,
-        error=f"{told}\n\n{traceback}" if traceback else told,
-    )  # fmt: skip
 
 
 def _plain(value: object) -> object:

@@ -104,6 +104,8 @@ class JobStatus:
             line += f", step {progress.step} of {progress.steps}"
             if (seconds := self._left.seconds(progress)) is not None:
                 line += f", {duration(seconds)} left"
+        if progress.stage == "vae_decoder" and progress.frames:
+            line += f", {progress.decoded / progress.frames:.0%}"
         return line
 
 
