@@ -234,7 +234,7 @@ def test_weights_that_networks_share_count_once(costs: TorchCosts, modules: Modu
     for component in ("image_encoder", "vae", "unet"):
         module = modules._component(component, "float32")  # type: ignore[arg-type]
         expected += sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    held = Resident.held_weights([costs(spec) for spec in specs], costs(specs[0]))
+    held = Resident.held_weights([costs(spec) for spec in specs], costs(specs[0]), 0)
     assert sum(held.values()) == expected
 
 
