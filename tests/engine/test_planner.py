@@ -332,7 +332,7 @@ def test_weights_that_stream_fill_the_budget(call_: Mapping[str, Any], videos: i
         assert all(p.streamed_bytes for p in limited.considered(settings, videos) if p.residency.streams)
     everything = planner(most, seed, residencies=STREAMING)
     assert everything.considered(settings, videos) == planner(most, seed).considered(settings, videos)
-    with pytest.raises(SettingsError, match="networks streaming") as caught:
+    with pytest.raises(SettingsError, match="^memory: expected") as caught:
         planner(least - 1, seed, residencies=STREAMING).choose(settings, videos)
     amount = re.search(r'memory="(\S+?)"', caught.value.remedy)
     assert amount
