@@ -51,6 +51,7 @@ NOT_RUN = {
     "svd-engine generate photo.png --checkpoint svd-xt --devices": "two GPUs",
     "svd-engine generate photo.jpg -o video.mp4 --bundle bundles/svd-xt --reuse": "a bundle exported for it",
     "svd-engine generate photo.jpg -o video.mp4 --bundle bundles/svd-xt --decoding": "the same",
+    "svd-engine plan bundles/svd-xt --backend tensorrt-rtx": "test_weight_streaming.py has plans for it",
     "svd-engine generate object.png": "tests/engine/test_sv3d.py has SV3D in a single file",
     "svd-engine generate photo.jpg -o video.mp4 --checkpoint svd_xt.safetensors": "test_single_file.py",
     "svd-engine batch photos -o videos --bundle bundles/svd-xt --ray": "test_batch_ray.py has a cluster",

@@ -25,7 +25,7 @@ from tests.support.tensorrt_double import Recorded, TensorRT
 from tests.support.tensorrt_plans import plan_of, weight_types
 
 DEVICE_MEMORY = 4096
-STREAMABLE, SCRATCH = 700, 50  # bytes of weights that can stream, and for those in passing
+STREAMABLE, SCRATCH = 100, 50  # bytes of weights that can stream, and for those in passing
 
 
 class NetworkDefinitionCreationFlag(IntEnum):

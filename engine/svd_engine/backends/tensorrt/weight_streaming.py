@@ -42,5 +42,5 @@ def least_weights(engine: tensorrt.ICudaEngine, plan_bytes: int) -> int:
     """Bytes on the GPU while all weights stream that can: the others, at most what else is in the plan, and
     those in passing."""
     engine.weight_streaming_budget_v2 = 0
-    passing: int = engine.weight_streaming_scratch_memory_size
-    return max(0, plan_bytes - engine.streamable_weights_size) + passing
+    rest = max(0, plan_bytes - int(engine.streamable_weights_size))
+    return rest + int(engine.weight_streaming_scratch_memory_size)
