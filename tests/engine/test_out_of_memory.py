@@ -147,12 +147,12 @@ def test_the_words_of_each_runtime(error: Exception, is_shortage: bool) -> None:
     assert ran_out_of_memory(error) is is_shortage
 
 
-@pytest.mark.parametrize("residency", [Resident, Offloaded])
+@pytest.mark.parametrize(("residency", "calls"), [(Resident, 100), (Offloaded, 25)])
 def test_cancelled_calls_give_their_memory_back(
-    tiny_checkpoint: Path, residency: type[Residency], monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, residency: type[Residency], calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory after 100 calls is as after 20: decoded whole and streamed, to the end or cancelled after a step
-    or within the streamed decoder."""
+    """Memory after all calls is as after a fifth of them: whole and streamed, to the end or cancelled
+    after a step or within the streamed decoder."""
     stop = Event()
 
     def cancelling(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def test_cancelled_calls_give_their_memory_back(
         monkeypatch.setattr(engine.backend, "movable", residency is Offloaded)
         engine.residency = residency(engine.backend)
         engine.set_progress_bar_config(disable=True)
-        for number in range(100):
+        for number in range(calls):
             stop.clear()
             if number % 4 < 2:
                 frames(engine, num_frames=1, decoding=("whole", "streamed")[number % 2])
@@ -176,4 +176,5 @@ def test_cancelled_calls_give_their_memory_back(
                 with pytest.raises(Cancelled):
                     frames(engine, num_frames=1, decoding="streamed", cancel=within, observer=within)
             after.append(process.memory_info().rss)
-    assert max(after[-20:]) - max(after[:20]) < 8 * 2**20
+    few = calls // 5
+    assert max(after[-few:]) - max(after[:few]) < 8 * 2**20
