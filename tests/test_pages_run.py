@@ -42,6 +42,10 @@ NOT_RUN = {
     "make": "CI's own commands, and those of docs/benchmarks.md: minutes",
     "pip": "tests/test_install.py installs a wheel; extras are large",
     "svd-export tensorrt": "a GPU, or minutes with TensorRT for RTX: tests/export/test_to_tensorrt.py",
+    "svd-export onnx CHECKPOINT -o BUNDLE": "an export takes ten seconds: one of them is run",
+    "svd-export onnx --random-weights": "the same: tests/export/test_cli.py",
+    "svd-export onnx svd-xt -o bundles/svd-xt --stream-decoder": "the same: tests/engine has one",
+    "svd-export onnx svd-xt -o bundles/svd-xt --reuse-branch": "the same: tests/engine has one",
     "svd-bench run": "minutes: tests/bench/test_cli.py", "svd-bench ladder": "the same",
     "svd-bench compiled": "TensorRT for RTX, minutes: tests/bench/test_compiled.py",
     "svd-bench forms": "the same", "svd-bench quality": "minutes: tests/bench/test_quality.py",
@@ -143,11 +147,8 @@ def exported(sub: str, rest: list[str], new: Path) -> list[str]:
         rest[rest.index("-o") + 1] = str(new)
     if sub == "check":  # what TensorRT gets
         return ["bundles/fp16" if word == "bundles/svd-xt" else word for word in rest]
-    if sub != "onnx":
-        return rest
-    frames = "5" if "--stream-decoder" in rest else "2"  # more than are streamed at a time
-    own = [word for word in rest if word != "--random-weights"]
-    return [*own, "--frames", frames, "--height", "32", "--width", "16", "--dtype", "fp32"]
+    small = ("--frames", "1", "--height", "32", "--width", "16", "--dtype", "fp32")
+    return [*rest, *small] if sub == "onnx" else rest
 
 
 def test_every_line_is_run_or_has_its_reason() -> None:

@@ -26,7 +26,7 @@ backticks or after "Run:"; the command line words the settings with its options 
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 
 
 class SvdEngineError(Exception):
@@ -42,7 +42,7 @@ class SvdEngineError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """By pickle, with all four parts: an error of another process arrives as it was raised."""
         parts = {"expected": self.expected, "got": self.got, "remedy": self.remedy}
-        return partial(type(self), self.what, **parts), ()
+        return functools.partial(type(self), self.what, **parts), ()
 
 
 class SettingsError(SvdEngineError, ValueError):

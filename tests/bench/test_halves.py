@@ -23,6 +23,7 @@ from svd_bench.contest.halves import (
     PROCESSES,
     THREADS,
     HalvesDocument,
+    halves_table,
     limited,
     open_there,
 )
@@ -34,6 +35,7 @@ from svd_engine.residency.resident import Resident
 from tests.conftest import FRAMES, HEIGHT, WIDTH
 from tests.engine.test_guidance_parallel import TWO, made
 from tests.support.commands import call
+from tests.support.paths import ROOT
 
 
 def engine_of(backend: str, source: Path, **where: Any) -> VideoEngine:
@@ -154,3 +156,9 @@ def open_here(opened: Any, source: str, backend: str, threads: int) -> Any:
     """Leaves this process's threads as they are."""
     with limited(threads):
         return opened(source, backend, threads)
+
+
+def test_the_page_shows_the_committed_figures() -> None:
+    committed = ROOT / "benchmarks/svd_bench/results/halves.json"
+    shown = halves_table(HalvesDocument.model_validate_json(committed.read_bytes()))
+    assert shown.markdown().strip() in (ROOT / "docs/two-devices.md").read_text()
