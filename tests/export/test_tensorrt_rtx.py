@@ -61,7 +61,7 @@ def build(folder: Path, *arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("target", ["sm75", "sm86", "sm89", "sm120", "portable"])
+@pytest.mark.parametrize("target", ["sm75", "sm120", "portable"])
 def test_the_demo_builds_for(demo: Path, tmp_path: Path, target: str) -> None:
     """Four networks, whole and listed, with what the compiler says of their memory; nothing is loaded."""
     folder = damage.copy(demo, tmp_path)
