@@ -126,7 +126,13 @@ class Exported:
     said: str
 
 
-@pytest.fixture(scope="module", params=[pytest.param(("svd", 14), marks=pytest.mark.longest), ("svd-xt", 25)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("svd", 14), marks=pytest.mark.longest, id="svd"),
+        pytest.param(("svd-xt", 25), id="svd-xt"),
+    ],
+)
 def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     """576x1024, fp16, as the command exports it; 5 GB."""
     family, frames = request.param
