@@ -4,6 +4,8 @@ BIN := .venv/bin
 OUT ?= report
 # Of tests: one more than two cores, for some wait.
 WORKERS ?= 3
+# Set, it would have every process compile every module that it imports: torch and diffusers, many seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test lint bench docs full longest gpu-check clean
 

@@ -237,6 +237,17 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def demo_half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float16: the checkpoint that ships, at 4 frames of 64x96, decoded whole."""
+    profile = Profile(4, 64, 96, decode_chunk=4)
+    return made_once(
+        tmp_path_factory,
+        "bundle/demo-half",
+        lambda folder: export_bundle(open_checkpoint("demo"), folder, [profile], torch.float16),
+    )
+
+
 @pytest.fixture
 def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_half_bundle` with a plan of every network for the TensorRT double's GPU."""

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.fx import config as tracing
 
 from svd_engine import report
 from svd_engine.arguments import dtype_name
@@ -51,6 +52,7 @@ from svd_export.unroll import unroll
 from svd_export.weights import WeightsFile
 
 Say = Callable[[str], None]  # a line for whoever waits
+NO_STACK_TRACES = "do_not_emit_stack_traces"  # a switch of torch.fx.config
 
 
 def export_bundle(
@@ -168,7 +170,7 @@ def trace(module: nn.Module, spec: NetworkSpec) -> ir.Model:
     """The ONNX form of a module at the shapes of its table.  Raises ExportError with the exporter's words."""
     example = {t.name: torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs}
     try:
-        with _quiet(), torch.no_grad(), one_for_all():
+        with _quiet(), without_stack_traces(), torch.no_grad(), one_for_all():
             program = torch.onnx.export(
                 module,
                 kwargs=example,
@@ -231,3 +233,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """torch notes who called each operator, in a tenth of a trace's time; `forms.settle` would remove it.
+
+    A torch that has no such switch takes no notice.
+    """
+    before = getattr(tracing, NO_STACK_TRACES, False)
+    setattr(tracing, NO_STACK_TRACES, True)
+    try:
+        yield
+    finally:
+        setattr(tracing, NO_STACK_TRACES, before)

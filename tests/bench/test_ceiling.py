@@ -9,6 +9,7 @@ from svd_bench.measuring import ceiling
 from svd_bench.measuring.ceiling import measure_ceiling
 from svd_bench.subjects import flop as work
 from svd_bench.subjects.flop import network_flop, stage_flop
+from svd_engine.checkpoint.opening import random_checkpoint
 from svd_engine.checkpoint.random_weights import svd_configs
 from svd_engine.spec.model import Architecture
 from svd_engine.spec.precision import FLOAT32
@@ -52,9 +53,11 @@ def test_a_whole_video_is_the_sum_of_its_calls(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_guidance_in_a_batch_is_twice_the_work() -> None:
-    configs = {"unet": svd_configs(14)["unet"]}
+    small = random_checkpoint("small")
     single, batched = (
-        network_flop(specs_of(Profile(14, 64, 64, guidance=g), Architecture(), FLOAT32)[2], configs)
+        network_flop(
+            specs_of(Profile(14, 64, 64, guidance=g), small.model.architecture, FLOAT32)[2], small.configs
+        )
         for g in ("single", "batched")
     )
     assert batched == 2 * single

@@ -16,8 +16,6 @@ from svd_bench.quality.metrics import contrast_kept
 from svd_engine import VideoEngine
 from svd_engine.checkpoint.opening import DEMO_FOLDER, open_checkpoint
 from svd_engine.media.motion import optical_flow, psnr, speeds
-from svd_engine.spec.profile import Profile
-from svd_export.to_onnx import export_bundle
 from tests.support.paths import ROOT
 
 HEIGHT, WIDTH = 128, 224
@@ -103,13 +101,13 @@ def test_it_keeps_its_contrast(clips: dict[int, np.ndarray]) -> None:
     assert all(np.isfinite(clip).all() and contrast_kept(clip) >= 0.7 for clip in clips.values())
 
 
-SMALL = Profile(4, 64, 96, decode_chunk=4)
+SMALL = {"num_frames": 4, "height": 64, "width": 96}  # of `demo_half_bundle`
 
 
 def four_steps(engine: VideoEngine, photograph: Image) -> np.ndarray:
     frames: np.ndarray = engine(
-        photograph, num_frames=SMALL.frames, height=SMALL.height, width=SMALL.width, num_inference_steps=4,
-        generator=torch.Generator().manual_seed(0), output_type="np",
+        photograph, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np",
+        **SMALL,
     ).frames[0]  # fmt: skip
     return frames
 
@@ -122,10 +120,9 @@ def exact(photograph: Image) -> np.ndarray:
 
 
 def test_onnx_runtime_makes_nearly_the_same_clip_in_half_precision(
-    photograph: Image, exact: np.ndarray, tmp_path: Path
+    photograph: Image, exact: np.ndarray, demo_half_bundle: Path
 ) -> None:
-    export_bundle(open_checkpoint("demo"), tmp_path / "bundle", [SMALL], torch.float16)
-    with VideoEngine.from_bundle(tmp_path / "bundle", backend="onnxruntime", device="cpu") as engine:
+    with VideoEngine.from_bundle(demo_half_bundle, backend="onnxruntime", device="cpu") as engine:
         assert psnr(exact, four_steps(engine, photograph)) >= 40
 
 

@@ -53,7 +53,7 @@ from svd_engine.spec.tables import specs_of
 from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 from tests.support.commands import call
-from tests.support.paths import ROOT
+from tests.support.paths import PHOTOGRAPH
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ALL = 2**60
@@ -924,8 +924,9 @@ def test_what_the_compiler_said_of_plans(planned: Path, tiny_half_bundle: Path) 
 # The commands
 
 
-def test_a_plan_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(main, "plan", "demo", "--memory", "100GiB", "--device", "cpu", "--frames", "3", "--all") == 0
+def test_a_plan_as_a_table(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--memory", "100GiB", "--device", "cpu", "--frames", "3", "--all")
+    assert call(main, "plan", tiny_checkpoint, *options) == 0
     *rows, line = capsys.readouterr().out.splitlines()
     stages = next(i for i, row in enumerate(rows) if row.startswith("stage "))
     assert rows[0].split() == [
@@ -978,17 +979,19 @@ def test_the_plan_of_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_a_plan_that_cannot_be(
-    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tiny_checkpoint: Path, options: list[str], message: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert call(main, "plan", "demo", "--frames", "1", *options) == 2
+    assert call(main, "plan", tiny_checkpoint, "--frames", "1", *options) == 2
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_generate_within_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    photograph = ROOT / "engine/svd_engine/assets/coffee.png"
-    generate = ["generate", photograph, "-o", tmp_path / "out.png", "--checkpoint", "demo", "--device", "cpu"]
-    small = ["--frames", "2", "--height", "64", "--width", "64", "--steps", "1", "--fit", "crop"]
+def test_generate_within_a_budget(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate = ["generate", PHOTOGRAPH, "-o", tmp_path / "out.png", "--checkpoint", tiny_checkpoint]
+    small = ["--device", "cpu", "--frames", "2", "--height", "32", "--width", "48", "--steps", "1"]
     report = tmp_path / "run.json"
     assert call(main, *generate, *small, "--memory", "100GiB", "--report", report) == 0
     assert "networks resident, batched guidance, batch 1, decoder whole: at most" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from svd_engine.networks.rewrites import (
 )
 from svd_engine.networks.single_frames import one_for_all
 from svd_export.simplify import simplify
+from svd_export.to_onnx import without_stack_traces
 from svd_export.unroll import unroll
 from tests.engine.rewrite_networks import random_unet, random_vae, unet_inputs
 
@@ -192,7 +193,7 @@ def exported(name: str, rewrites: tuple[Any, ...]) -> ir.Model:
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with one_for_all():
+        with one_for_all(), without_stack_traces():
             program = torch.onnx.export(
                 wrap(network), (), kwargs=inputs(), opset_version=20, dynamo=True, verbose=False,
                 optimize=False,

@@ -235,8 +235,10 @@ def test_what_tensorrt_does_not_take_is_not_said(half_bundle: Path) -> None:
         assert attributes <= expected
 
 
-@pytest.mark.parametrize("target", ["sm75", "sm86", "sm89", "sm120"])
-@pytest.mark.parametrize("bundle", ["half_bundle", "brain_bundle"])
+@pytest.mark.parametrize(
+    ("bundle", "target"),
+    [("half_bundle", "sm75"), ("half_bundle", "sm89"), ("brain_bundle", "sm75"), ("brain_bundle", "sm120")],
+)
 def test_the_real_compiler_takes_every_network(
     bundle: str, target: str, request: pytest.FixtureRequest
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, shape_inference
 from onnx.external_data_helper import load_external_data_for_tensor
 from torch import Tensor, nn
+from torch.fx import config as tracing
 
 from svd_engine import report
 from svd_engine.bundle.manifest import MANIFEST, SCHEMA
@@ -163,17 +164,35 @@ def test_the_manifest_lists_every_file(tiny_bundle: Path) -> None:
         assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
+class Plain(nn.Module):
+    def __init__(self, seen: list[bool]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.seen.append(tracing.do_not_emit_stack_traces)
+        return pixels + 1
+
+
+def test_torch_notes_no_stack_traces_while_it_traces() -> None:
+    """A host program's own traces are as before."""
+    seen: list[bool] = []
+    trace(Plain(seen), TOY)
+    assert set(seen) == {True}
+    assert tracing.do_not_emit_stack_traces is False
+
+
 class Undecided(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         return pixels if float(pixels.sum()) > 0 else -pixels
 
 
+TOY = NetworkSpec("toy", "toy-b1", (TensorSpec("pixels", (1, 3)),), (TensorSpec("out", (1, 3)),), FLOAT32)
+
+
 def test_a_network_that_cannot_be_traced() -> None:
-    spec = NetworkSpec(
-        "toy", "toy-b1", (TensorSpec("pixels", (1, 3)),), (TensorSpec("out", (1, 3)),), FLOAT32
-    )
     with pytest.raises(ExportError) as caught:
-        trace(Undecided(), spec)
+        trace(Undecided(), TOY)
     message = str(caught.value)
     assert "network toy-b1: expected a module that torch.onnx.export can trace, got " in message
     assert "Could not" in caught.value.got  # torch's own words, not the exporter's advice
