@@ -153,8 +153,6 @@ def test_a_bundle_of_several_videos_a_call_is_refused(
     assert "expected batch 1, one video a call, got batch 2. Export one" in capsys.readouterr().err
 
 
-
-
 def test_a_run_without_guidance(
     tiny_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +168,8 @@ def test_a_run_without_guidance(
     monkeypatch.setattr(Bundle, "profile_for", lambda *_, **__: own)
     assert call(cli.main, *run) == 2
     assert "got batched guidance. Export one with --guidance single." in capsys.readouterr().err
+
+
 def test_help_costs_no_torch() -> None:
     """Neither the command nor its help imports what takes seconds."""
     heavy = "{'torch', 'diffusers', 'transformers', 'onnxruntime', 'onnx', 'av'}"

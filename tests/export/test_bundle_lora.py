@@ -126,7 +126,7 @@ def test_a_bundle_takes_lora_where_the_file_of_its_own_has_moved(
     move_lora(folder)
     with pytest.raises(CheckpointError) as gone:
         exported_from(Bundle(folder))
-    complete(gone.value, "gone.safetensors", f"expected what {folder} was exported with", "exported_lora=FILE")
+    complete(gone.value, "gone.safetensors", f"what {folder} was exported with", "exported_lora=FILE")
     assert call(main, "lora", folder, "--lora", f"{lora}:0", "-o", back, "--exported-lora", lora) == 0
     assert (back / "denoiser.bin").read_bytes() == (tiny_bundle / "denoiser.bin").read_bytes()
     other = tmp_path / "other.safetensors"
