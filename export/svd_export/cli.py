@@ -52,6 +52,12 @@ class VerifiedBackend(StrEnum):
 ExportedVariant = Annotated[
     str | None, typer.Option(help="Variant of the checkpoint's weight files; default the one exported.")
 ]
+ExportedLora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE", help="LoRA file that the bundle was exported with, if it has moved. Repeatable."
+    ),
+]
 
 
 class GuidanceOption(StrEnum):
@@ -187,8 +193,7 @@ def verify(
     unet: UNetPart = None,
     vae: VaePart = None,
     image_encoder: ImageEncoderPart = None,
-    lora: LoraFiles = None,
-    lora_partial: LoraPartial = False,
+    exported_lora: ExportedLora = None,
     device: Annotated[str, typer.Option(help="Device of --backend: auto, cpu, cuda or cuda:N.")] = "auto",
     no_write: Annotated[
         bool, typer.Option("--no-write", help="Print the result only; needed for a read-only bundle.")
@@ -212,12 +217,12 @@ def verify(
     from svd_export.verify import verify as run
 
     opened = Bundle(bundle)
-    parts, scales = parts_of(unet, vae, image_encoder), lora_of(lora)
+    parts = parts_of(unet, vae, image_encoder)
     if backend is not VerifiedBackend.onnxruntime:
-        if checkpoint is not None or variant is not None or parts or scales or lora_partial or no_write:
+        if checkpoint is not None or variant is not None or parts or exported_lora or no_write:
             raise typer.BadParameter(
-                "--checkpoint, --variant, --unet, --vae, --image-encoder, --lora and --no-write belong to "
-                "--backend onnxruntime"
+                "--checkpoint, --variant, --unet, --vae, --image-encoder, --exported-lora and --no-write "
+                "belong to --backend onnxruntime"
             )
         from svd_engine.backends.choose import resolve
         from svd_engine.bundle.flavours import FLAVOURS
@@ -226,7 +231,7 @@ def verify(
         _show(verify_plans(opened, FLAVOURS[backend.value], resolve(device), _progress()))
         return
     choice = choose_for_bundle("onnxruntime", device, opened)
-    source = exported_from(opened, checkpoint, variant, parts, scales or None, lora_partial)
+    source = exported_from(opened, checkpoint, variant, parts, exported_lora=exported_lora or ())
     _show(run(opened, source, choice.device, _progress(), write=not no_write))
 
 
@@ -245,6 +250,7 @@ def take(
     unet: UNetPart = None,
     vae: VaePart = None,
     image_encoder: ImageEncoderPart = None,
+    exported_lora: ExportedLora = None,
 ) -> None:
     """Make a bundle with LoRA of BUNDLE, without another export: only the denoiser's weights change.
 
@@ -264,7 +270,7 @@ def take(
     console.show_notices()
     check_free(output.absolute())
     opened, parts = Bundle(bundle), parts_of(unet, vae, image_encoder)
-    plain = exported_from(opened, checkpoint, variant, parts)
+    plain = exported_from(opened, checkpoint, variant, parts, exported_lora=exported_lora or ())
     fused = exported_from(opened, checkpoint, variant, parts, scales, lora_partial)
     taken = take_lora(opened, plain, fused, output, _progress())
     typer.echo(f"wrote {output}: {taken.replaced} weights of the denoiser replaced, nothing exported anew")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from svd_engine.backends.onnxruntime import OrtBackend
 from svd_engine.bundle.manifest import MANIFEST, NetworkEntry, ParityEntry
 from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.lora import lora_file
 from svd_engine.checkpoint.opening import (
     Checkpoint,
     is_single_file,
@@ -18,6 +19,7 @@ from svd_engine.checkpoint.opening import (
     random_checkpoint,
     with_lora,
 )
+from svd_engine.checkpoint.weight_files import describe_file
 from svd_engine.cli import console
 from svd_engine.errors import CheckpointError, NonFiniteOutput, ParityError, SettingsError
 from svd_engine.networks.modules import Modules
@@ -76,18 +78,20 @@ def exported_from(
     parts: Mapping[Component, str | Path] | None = None,
     lora: Mapping[str | Path, float] | None = None,
     lora_partial: bool = False,
+    exported_lora: Collection[str | Path] = (),
 ) -> Checkpoint:
     """What the bundle was made from, opened.
 
-    checkpoint, variant, parts, lora: in place of those that the manifest names, which have moved say; a part
-    that is left out is the manifest's, and so are all LoRA files where `lora` is None.  Raises
+    checkpoint, variant, parts: in place of those that the manifest names, which have moved say; a part that
+    is left out is the manifest's.  exported_lora: files of the manifest's LoRA that have moved, told by their
+    content.  lora, lora_partial: other LoRA than the manifest's, as `open_checkpoint` takes it.  Raises
     CheckpointError, SettingsError.
     """
     exported = bundle.manifest.source
-    name, partial = checkpoint or exported.checkpoint, lora_partial
+    name = checkpoint or exported.checkpoint
     if lora is None and not lora_partial:
-        lora = {one.file: one.scale for one in exported.lora}
-        partial = any(one.left for one in exported.lora)
+        lora = _lora_of_export(bundle, exported_lora)
+        lora_partial = any(one.left for one in exported.lora)
     if checkpoint is None and (family := bundle.manifest.random_family):
         if variant or parts:
             raise SettingsError(
@@ -96,11 +100,38 @@ def exported_from(
                 got=", ".join(filter(None, (variant, *(parts or ())))),
                 remedy="Leave them out.",
             )
-        return with_lora(random_checkpoint(family), lora, partial) if lora else random_checkpoint(family)
+        plain = random_checkpoint(family)
+        return with_lora(plain, lora, lora_partial) if lora else plain
     where = name, variant or exported.variant, bundle.manifest.model.frames if is_single_file(name) else None
     if checkpoint is None:
         _check_there(bundle, *where)
-    return open_checkpoint(*where, {**exported.parts, **(parts or {})}, lora, partial)
+    return open_checkpoint(*where, {**exported.parts, **(parts or {})}, lora, lora_partial)
+
+
+def _lora_of_export(bundle: Bundle, moved: Collection[str | Path]) -> dict[str | Path, float]:
+    """Scales by file, of `moved` where these have the content of the manifest's.
+
+    Raises SettingsError for a file of other content, CheckpointError where one of the manifest's is gone.
+    """
+    exported = bundle.manifest.source.lora
+    now = {describe_file("unet", lora_file(file)).sha256: file for file in moved}
+    for sha256, file in now.items():
+        if sha256 not in {one.sha256 for one in exported}:
+            raise SettingsError(
+                f"LoRA {file}",
+                expected=f"the content of one that {bundle.folder} was exported with",
+                got=f"sha256 {sha256}",
+                remedy="Pass those alone that its manifest names, from where they lie now.",
+            )
+    for one in exported:
+        if one.sha256 not in now and not Path(one.file).expanduser().exists():
+            raise CheckpointError(
+                f"LoRA {one.file}",
+                expected=f"what {bundle.folder} was exported with",
+                got="no such file",
+                remedy="Pass exported_lora=FILE, the path where it lies now.",
+            )
+    return {now.get(one.sha256, one.file): one.scale for one in exported}
 
 
 def _check_there(bundle: Bundle, name: str, variant: str | None, frames: int | None) -> None:

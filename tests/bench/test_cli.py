@@ -153,6 +153,23 @@ def test_a_bundle_of_several_videos_a_call_is_refused(
     assert "expected batch 1, one video a call, got batch 2. Export one" in capsys.readouterr().err
 
 
+def test_a_run_without_guidance(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a bundle the profile must be of single guidance: a batched one does both halves all the same."""
+    run = (
+        "run", "--bundle", tiny_bundle, "--without-guidance", "--backends", "onnxruntime",
+        "--stages", "denoiser_step", *ON_CPU, "--repeat", 1, "--no-memory",
+    )  # fmt: skip
+    assert call(cli.main, *run) == 0
+    printed = capsys.readouterr().out
+    assert {row.setting.guidance for row in document(printed).rows} == {"none"}
+    own = replace(Bundle(tiny_bundle).manifest.profiles[0], guidance="batched")
+    monkeypatch.setattr(Bundle, "profile_for", lambda *_, **__: own)
+    assert call(cli.main, *run) == 2
+    assert "got batched guidance. Export one with --guidance single." in capsys.readouterr().err
+
+
 def test_help_costs_no_torch() -> None:
     """Neither the command nor its help imports what takes seconds."""
     heavy = "{'torch', 'diffusers', 'transformers', 'onnxruntime', 'onnx', 'av'}"

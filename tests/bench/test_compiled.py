@@ -296,7 +296,7 @@ RESULTS = ROOT / "benchmarks" / "svd_bench" / "results" / "compiled"
 # docs/benchmarks.md: svd-bench compiled BUNDLE; docs/tensorrt.md: svd-bench forms BUNDLE --network NETWORK;
 # docs/reuse.md has its command
 PAGES = {
-    "docs/benchmarks.md": "svd-xt-sm89.json",
+    "docs/benchmarks.md": "sv*.json",
     "docs/tensorrt.md": "forms-*.json",
     "docs/reuse.md": "reuse-*.json",
 }

@@ -13,6 +13,7 @@ from svd_bench.compiled.compiling import CompileCase
 from svd_bench.compiled.document import CompiledNetwork, grown, ladder_table, read_compiled
 from svd_bench.compiled.ladder import BARE, rungs
 from tests.bench.test_compiled import document, network
+from tests.support import damage
 from tests.support.commands import call
 
 TOTALS = Path(__file__).with_name("compiled_tiny_sm89.json")  # svd-bench compiled, of `tiny_half_bundle`
@@ -55,6 +56,18 @@ def test_the_rungs_of_the_smallest_decoder(
 def test_a_ladder_is_not_compared(tiny_half_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "compiled", tiny_half_bundle, "--ladder", "--against", tiny_half_bundle) == 2
     assert "leave out --ladder" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_has_moved(
+    tiny_half_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command has no option for its place now."""
+    folder = damage.copy(tiny_half_bundle, tmp_path)
+    damage.edit(folder, lambda m: m["source"].update(checkpoint="moved"))
+    assert call(main, "compiled", folder, "--ladder") == 1
+    said = capsys.readouterr().err
+    assert f"checkpoint 'moved': expected what {folder} was exported from" in said
+    assert said.endswith("Bring it back, or measure a bundle that was exported from where it lies now.\n")
 
 
 def test_the_table_of_rungs() -> None:

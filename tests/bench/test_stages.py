@@ -106,11 +106,14 @@ def test_a_wrong_sampler_is_never_timed(tiny_checkpoint: Path, monkeypatch: pyte
     assert here.recorder.results().rows == ()
 
 
-def test_whole_videos_of_both_are_the_same_frames() -> None:
+@pytest.mark.parametrize("guidance", ["batched", "none"])
+def test_whole_videos_of_both_are_the_same_frames(guidance: str) -> None:
     """On the demo's networks: diffusers resizes for an image encoder of 224 pixels only."""
     here = bench()
     chosen = subjects(["eager"], ["diffusers"], "demo", "cpu", "float32", None)
-    setting = documents.setting(model="demo", frames=2, height=64, width=64, decode_chunk=2, steps=2)
+    setting = documents.setting(
+        model="demo", frames=2, height=64, width=64, decode_chunk=2, steps=2, guidance=guidance
+    )
     measure_stages(here, chosen, setting, ["whole_video"])
     theirs, ours = here.recorder.results().rows
     assert theirs.max_abs_difference == 0
@@ -198,6 +201,14 @@ def test_both_pipelines_are_called_alike() -> None:
     call = video_call(TINY)
     assert (call["num_frames"], call["decode_chunk_size"], call["output_type"]) == (FRAMES, CHUNK, "pt")
     assert call["image"].width / call["image"].height == pytest.approx(WIDTH / HEIGHT, rel=0.01)
+    assert call["max_guidance_scale"] == 3
+
+
+def test_a_step_without_guidance_is_one_half() -> None:
+    setting = documents.setting(frames=5, height=64, width=128, decode_chunk=5, guidance="none")
+    assert stage_spec("denoiser_step", setting, Architecture(), FLOAT32).guidance == "single"
+    call = video_call(setting)
+    assert (call["min_guidance_scale"], call["max_guidance_scale"]) == (1, 1)
 
 
 def test_a_video_that_is_not_these_frames_is_refused(tmp_path: Path) -> None:

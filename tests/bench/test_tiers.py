@@ -13,7 +13,7 @@ from svd_bench.cards.predict import CompiledVideo, Efficiency, Kernels, Stage
 from svd_bench.cards.published import PUBLISHED
 from svd_bench.cli import main
 from svd_bench.compiled.document import CompiledDocument, CompiledNetwork, KernelGroup, KernelWork
-from svd_bench.compiled.whole_video import committed_videos, whole_video
+from svd_bench.compiled.whole_video import DOCUMENTS, committed_videos, whole_video
 from svd_bench.documents.results import Row, Setting
 from svd_engine.bundle.manifest import CompiledFigures
 from svd_engine.errors import SettingsError
@@ -390,6 +390,16 @@ def test_a_few_step_model_on_the_page(capsys: pytest.CaptureFixture[str]) -> Non
     assert "| SVD-XT | 25, guided | " + " | ".join(cells[0]) + " |" in text
     assert "| AnimateLCM-SVD-xt | 4, without guidance | " + " | ".join(cells[1]) + " |" in text
     assert call(main, "tiers", "--plans", "--without-guidance") == 2
+
+
+def test_the_page_has_what_is_predicted_of_sv3d(capsys: pytest.CaptureFixture[str]) -> None:
+    document = DOCUMENTS / "sv3d-u-sm89.json"
+    assert call(main, "tiers", "--markdown", "--compiled", document, "--steps", 50) == 0
+    rows = [[cell.strip() for cell in row.split("|")] for row in capsys.readouterr().out.splitlines()]
+    page = " ".join((ROOT / "docs/benchmarks.md").read_text().split())
+    for card in ("RTX 4060", "RTX 4080", "RTX 4090"):
+        seconds = next(row[-3] for row in rows if f"GeForce {card}" in row)
+        assert f"{seconds} s on an {card}" in page
 
 
 def test_documents_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,14 +103,37 @@ def test_a_bundle_with_lora_takes_another_and_is_verified_where_its_file_has_mov
     assert call(main, "lora", taken, "--lora", f"{lora}:0", "-o", back) == 0
     for name in Bundle(back).manifest.files:
         assert (back / name).read_bytes() == (tiny_bundle / name).read_bytes()
-    damage.edit(back, lambda m: m["source"]["lora"][0].update(file=str(tmp_path / "gone.safetensors")))
-    with pytest.raises(CheckpointError, match="no such file"):
-        exported_from(Bundle(back))
     with pytest.raises(SettingsError, match="lora_partial: expected LoRA files"):
         exported_from(Bundle(back), lora_partial=True)
+    move_lora(back)
     capsys.readouterr()
-    assert call(main, "verify", back, "--lora", f"{lora}:0", "--device", "cpu") == 0
+    assert call(main, "verify", back, "--device", "cpu") == 1
+    said = capsys.readouterr().err
+    assert said.endswith("got no such file. Pass --exported-lora FILE, the path where it lies now.\n")
+    assert call(main, "verify", back, "--exported-lora", lora, "--device", "cpu") == 0
     assert capsys.readouterr().out.count("max abs") == len(Bundle(back).manifest.networks)
+
+
+def move_lora(folder: Path) -> None:
+    """Gives the manifest's LoRA a path where no file is."""
+    damage.edit(folder, lambda m: m["source"]["lora"][0].update(file=str(folder / "gone.safetensors")))
+
+
+def test_a_bundle_takes_lora_where_the_file_of_its_own_has_moved(
+    tiny_bundle: Path, taken: Path, lora: Path, tmp_path: Path
+) -> None:
+    folder, back = damage.copy(taken, tmp_path), tmp_path / "back"
+    move_lora(folder)
+    with pytest.raises(CheckpointError) as gone:
+        exported_from(Bundle(folder))
+    complete(gone.value, "gone.safetensors", f"what {folder} was exported with", "exported_lora=FILE")
+    assert call(main, "lora", folder, "--lora", f"{lora}:0", "-o", back, "--exported-lora", lora) == 0
+    assert (back / "denoiser.bin").read_bytes() == (tiny_bundle / "denoiser.bin").read_bytes()
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"other")
+    with pytest.raises(SettingsError) as refused:
+        exported_from(Bundle(folder), exported_lora=[other])
+    complete(refused.value, f"LoRA {other}", "expected the content of one that", "from where they lie now")
 
 
 def test_parts_that_have_moved(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

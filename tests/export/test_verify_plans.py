@@ -30,7 +30,7 @@ def test_without_a_gpu(half_bundle: Path, capsys: pytest.CaptureFixture[str], ba
 def test_a_checkpoint_is_of_no_use(half_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "verify", half_bundle, "--backend", "tensorrt", "--checkpoint", "demo") == 2
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert "--checkpoint, --variant, --unet, --vae, --image-encoder, --lora and --no-write belong to" in said
+    assert "--image-encoder, --exported-lora and --no-write belong to --backend onnxruntime" in said
 
 
 def rows(trt: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, off: float) -> Any:

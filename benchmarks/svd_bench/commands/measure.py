@@ -37,6 +37,13 @@ Device = Annotated[str, typer.Option(help="Device to measure: auto, cpu, cuda or
 Type = Annotated[
     DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
 ]
+WithoutGuidance = Annotated[
+    bool,
+    typer.Option(
+        "--without-guidance",
+        help="Measure without guidance, half the work of a step, as few-step models take it.",
+    ),
+]
 Repeat = Annotated[int, typer.Option(min=1, help="Timed calls per subject.")]
 Memory = Annotated[bool, typer.Option(help="Measure peak memory of each subject in its own process.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the JSON document, updated after each row.")]
@@ -65,6 +72,7 @@ def run(
     dtype: Type = DTypeOption.auto,
     device: Device = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the whole video.")] = 25,
+    without_guidance: WithoutGuidance = False,
     repeat: Repeat = 5,
     memory: Memory = True,
     out: Out = None,
@@ -98,6 +106,7 @@ def run(
         memory=memory,
         out=out,
         command=command_line(),
+        guidance=not without_guidance,
     )
     results = measure_run(options, progress())
     show_results(results, tables_of(results))
@@ -126,6 +135,7 @@ def ladder(
         DTypeOption, typer.Option(help="Precision of diffusers' module; auto is that of --dtype.")
     ] = DTypeOption.auto,
     device: Device = "auto",
+    without_guidance: WithoutGuidance = False,
     repeat: Repeat = 5,
     memory: Memory = True,
     out: Out = None,
@@ -158,6 +168,7 @@ def ladder(
         out=out,
         command=command_line(),
         peer_dtype=peer_dtype.value,
+        guidance=not without_guidance,
     )
     results = measure_rungs(options, rungs.value, progress())
     show_results(results, ladder_tables(results))

@@ -19,6 +19,7 @@ from svd_bench.measuring.progress import Progress
 from svd_engine.bundle.manifest import NetworkEntry
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
+from svd_engine.errors import CheckpointError
 from svd_engine.networks.modules import COMPONENT_OF, Modules
 from svd_engine.networks.rewrites import rewrites_for
 from svd_export.compiled import capability
@@ -36,7 +37,7 @@ def compile_ladder(
     """
     capability(target)
     bundle = Bundle(folder)
-    checkpoint = exported_from(bundle)
+    checkpoint = _original(bundle)
     made = []
     for entry in bundle.entries(networks):
         bundle.graph_name(entry.spec, "tensorrt")
@@ -46,6 +47,19 @@ def compile_ladder(
             with exported(checkpoint, entry, without) as graph:
                 made.append(compiled_in_child(CompileCase(network=name, graph=graph, target=target)))
     return document_of(bundle, target, made)
+
+
+def _original(bundle: Bundle) -> Checkpoint:
+    """What the bundle was made from.  Raises CheckpointError when it is gone."""
+    try:
+        return exported_from(bundle)
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.what,
+            expected=f"what {bundle.folder} was exported from, whose networks are exported anew",
+            got=error.got,
+            remedy="Bring it back, or measure a bundle that was exported from where it lies now.",
+        ) from error
 
 
 def found(bundle: Bundle, entry: NetworkEntry) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from svd_bench.subjects.cases import (
     profile_of,
     subjects,
 )
-from svd_bench.subjects.opening import open_case
+from svd_bench.subjects.opening import NO_GUIDANCE, open_case
 from svd_engine.arguments import dtype_name, torch_dtype
 from svd_engine.backends.choose import resolve
 from svd_engine.backends.registry import BACKENDS
@@ -68,6 +68,7 @@ class RunOptions:
     out: Path | None
     command: Sequence[str]
     peer_dtype: str = "auto"  # of the ladder; "auto": as ours
+    guidance: bool = True  # off: one half of each step alone, as few-step models take it
 
 
 def measure_run(options: RunOptions, say: Progress) -> Results:
@@ -167,13 +168,23 @@ def _of_bundle(options: RunOptions) -> tuple[Weights, DType, Setting]:
     manifest = bundle.manifest
     own = manifest.profiles[0]
     frames, height, width = _size(options, (own.frames, own.height, own.width))
-    profile = bundle.profile_for(Settings(frames, height, width, decode_chunk_size=options.decode_chunk))
+    asked = Settings(frames, height, width, decode_chunk_size=options.decode_chunk)
+    if not options.guidance:
+        asked = replace(asked, **NO_GUIDANCE)
+    profile = bundle.profile_for(asked)
     if profile.batch != 1:
         raise SettingsError(
             f"profile of bundle {options.bundle}",
             expected="batch 1, one video a call",
             got=f"batch {profile.batch}",
             remedy="Export one with --batch 1.",
+        )
+    if not options.guidance and profile.guidance != "single":
+        raise SettingsError(
+            f"profile of bundle {options.bundle}",
+            expected="single guidance, for a step without guidance to be half the work",
+            got=f"{profile.guidance} guidance",
+            remedy="Export one with --guidance single.",
         )
     source = manifest.source
     if source.parts or source.lora:
@@ -194,7 +205,9 @@ def _of_bundle(options: RunOptions) -> tuple[Weights, DType, Setting]:
         )
     setting = _setting(options, manifest.model, frames, height, width, profile.decode_chunk)
     weights = (source.checkpoint, source.variant)
-    return weights, manifest.precision.activations, setting.model_copy(update={"guidance": profile.guidance})
+    if options.guidance:
+        setting = setting.model_copy(update={"guidance": profile.guidance})
+    return weights, manifest.precision.activations, setting
 
 
 def _size(options: RunOptions, own: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -213,6 +226,7 @@ def _setting(options: RunOptions, model: Model, frames: int, height: int, width:
         height=height,
         width=width,
         decode_chunk=min(chunk, frames),
+        guidance="batched" if options.guidance else "none",
         steps=options.steps,
     )
 

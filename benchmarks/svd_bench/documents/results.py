@@ -98,7 +98,7 @@ class Setting(StrictModel):
     height: int
     width: int
     batch: int = 1
-    guidance: Literal["batched", "single"] = "batched"
+    guidance: Literal["batched", "single", "none"] = "batched"  # none: one half alone
     decode_chunk: int
     steps: int
     networks: Literal["resident", "swapped"] = "resident"  # all in memory, or one at a time

@@ -32,7 +32,8 @@ class Scope:
         if self.kind == "tiers":
             words.append("emulated memory caps")
         else:
-            words += [f"{s.guidance} guidance", f"decode chunk {s.decode_chunk}"]
+            guidance = "without guidance" if s.guidance == "none" else f"{s.guidance} guidance"
+            words += [guidance, f"decode chunk {s.decode_chunk}"]
             words += ["networks swapped"] if s.networks == "swapped" else []
         return ", ".join(words) + (" (random weights)" if s.random_weights else "")
 

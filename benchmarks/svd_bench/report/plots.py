@@ -38,8 +38,8 @@ WIDTH = 8.0  # inches
 def breakdown(scope: Scope) -> str | None:
     """Each subject's networks end to end, each as often as a video calls it."""
     found: dict[str, dict[str, float]] = {}
-    batched = scope.kind == "run" and scope.setting.guidance == "batched"  # else a step may be 1 or 2 calls
-    for row in scope.rows if batched else ():
+    one_call = scope.kind == "run" and scope.setting.guidance != "single"  # else a step may be 1 or 2 calls
+    for row in scope.rows if one_call else ():
         if row.stage in NETWORK_COLOURS:
             seconds = row.latency_ms.median / 1e3 * calls(row, row.setting.steps)
             found.setdefault(views.label(row), {})[row.stage] = seconds

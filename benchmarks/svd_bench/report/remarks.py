@@ -42,8 +42,8 @@ def of_videos(scope: Scope) -> list[str]:
 def stages_of(whole: Row, scope: Scope) -> float | None:
     """Milliseconds: each network's median times its calls of one video, and the sampler's arithmetic.
 
-    None unless all four networks were measured, with both halves of guidance in one call: else a step may
-    be one call or two.
+    None unless all four networks were measured, and where the halves of guidance are calls of their own: a
+    step may be one or two.
     """
     setting = whole.setting
     networks = {
@@ -53,7 +53,7 @@ def stages_of(whole: Row, scope: Scope) -> float | None:
         and row.stage in NEEDED
         and (row.dtype == whole.dtype or row.stage == "vae_encoder")  # that is float32 in every dtype
     }
-    if networks.keys() != NEEDED.keys() or setting.guidance != "batched":
+    if networks.keys() != NEEDED.keys() or setting.guidance == "single":
         return None
     between = [r.latency_ms.median for r in scope.rows if (r.stage, r.subject) == ("sampler", whole.subject)]
     return sum(networks.values()) + sum(between[:1])

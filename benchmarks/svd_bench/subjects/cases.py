@@ -19,7 +19,7 @@ from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.shell import quoted
 from svd_engine.spec.network import Placement
 from svd_engine.spec.precision import DType
-from svd_engine.spec.profile import Profile
+from svd_engine.spec.profile import GuidanceMode, Profile
 from svd_engine.spec.weights import Family
 from svd_engine.values import one_of
 
@@ -147,6 +147,8 @@ def checkpoint_of(source: str, variant: str | None = None) -> Checkpoint:
 
 
 def profile_of(setting: Setting) -> Profile:
+    """Without guidance a step is one call of a denoiser of single guidance."""
+    guidance: GuidanceMode = "batched" if setting.guidance == "batched" else "single"
     return Profile(
-        setting.frames, setting.height, setting.width, setting.batch, setting.guidance, setting.decode_chunk
+        setting.frames, setting.height, setting.width, setting.batch, guidance, setting.decode_chunk
     )

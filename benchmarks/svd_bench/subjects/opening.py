@@ -62,6 +62,7 @@ DIFFUSERS_GUIDANCE: GuidanceScales = {
     "min_guidance_scale": 1.0,
     "max_guidance_scale": 3.0,
 }  # defaults of its call
+NO_GUIDANCE: GuidanceScales = {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
 
 
 def open_case(case: Case) -> OpenCase:
@@ -217,7 +218,8 @@ def engine_of(subject: Subject) -> VideoEngine:
 
 
 def video_call(setting: Setting) -> VideoCall:
-    """What both pipelines are called with: the photograph that ships with the engine, diffusers' defaults.
+    """What both pipelines are called with: the photograph that ships with the engine, diffusers' defaults
+    but for a setting without guidance.
 
     Guidance is named, because a checkpoint may have its own for ours, which diffusers does not read.
     """
@@ -229,7 +231,7 @@ def video_call(setting: Setting) -> VideoCall:
         "width": setting.width,
         "num_frames": setting.frames,
         "num_inference_steps": setting.steps,
-        **DIFFUSERS_GUIDANCE,
+        **(NO_GUIDANCE if setting.guidance == "none" else DIFFUSERS_GUIDANCE),
         "fps": FPS,
         "decode_chunk_size": setting.decode_chunk,
         "output_type": "pt",

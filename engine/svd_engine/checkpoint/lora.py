@@ -136,7 +136,7 @@ def open_lora(
     SettingsError for a scale that is no finite number.
     """
     scale = finite_number(f"scale of LoRA {source}", scale)
-    file = _file(as_path("lora", source).expanduser())
+    file = lora_file(source)
     header = read_keys(file, held="", converted="lora.safetensors")
     names = _weight_names(shapes, config)
     matched = {module: keys for module, keys in _layers(header).items() if module in names}
@@ -165,7 +165,9 @@ def open_lora(
     return Lora(file, record, updates)
 
 
-def _file(path: Path) -> Path:
+def lora_file(source: str | Path) -> Path:
+    """The file of a LoRA: `source` itself, or that in a folder which peft wrote.  Raises CheckpointError."""
+    path = as_path("lora", source).expanduser()
     file = path / PEFT_FILE if path.is_dir() else path
     if not file.exists():
         raise CheckpointError(

@@ -27,6 +27,7 @@ OPTIONS = {  # how a remedy of the library names a setting: the option that sets
     "device": "--device",
     "dtype": "--dtype",
     "flavour": "--flavour",
+    "exported_lora": "--exported-lora",
     "frames": "--frames",
     "height": "--height",
     "lora_partial": "--lora-partial",
