@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import onnx
 import pytest
 
 from svd_bench.cli import main
+from svd_bench.compiled import ladder
 from svd_bench.compiled.compile_bundle import compile_bundle
 from svd_bench.compiled.compiling import CompileCase
 from svd_bench.compiled.document import CompiledNetwork, grown, ladder_table, read_compiled
-from svd_bench.compiled.ladder import BARE, rungs
+from svd_bench.compiled.ladder import BARE, compile_ladder, rungs
 from tests.bench.test_compiled import document, network
 from tests.support import damage
 from tests.support.commands import call
@@ -51,6 +53,39 @@ def test_the_rungs_of_the_smallest_decoder(
     out = capsys.readouterr().out
     assert "+ frames-in-groups" in out
     assert out.splitlines()[-1] == made.model_dump_json()
+
+
+def test_an_interrupted_ladder_is_resumed(
+    tiny_half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same code only: not of another commit, nor of a checkout with changes, nor of a damaged file."""
+    compiled: list[str] = []
+
+    def interrupted(case: CompileCase) -> CompiledNetwork:
+        if len(compiled) == 2:
+            raise KeyboardInterrupt
+        compiled.append(case.network.partition(": ")[2])
+        return network(case.network)
+
+    def climb(commit: str) -> list[str]:
+        """The rungs that are compiled."""
+        compiled.clear()
+        monkeypatch.setattr("svd_bench.measuring.environment.commit", lambda folder: commit)
+        with suppress(KeyboardInterrupt):
+            compile_ladder(tiny_half_bundle, "sm89", ["vae_decoder"], lambda line: None, path)
+        return list(compiled)
+
+    path = tmp_path / "ladder.json"
+    monkeypatch.setattr(ladder, "exported", lambda *_: nullcontext(tmp_path))
+    monkeypatch.setattr(ladder, "compiled_in_child", interrupted)
+    first, second = [BARE, "+ temporal-conv2d"], ["+ resnet-blend", "+ transposed-upsample"]
+    assert climb("a") == first
+    assert climb("a") == second
+    assert [rung.network.partition(": ")[2] for rung in read_compiled(path).networks] == first + second
+    assert climb("b") == first
+    assert climb("b+dirty") == climb("b+dirty") == first
+    path.write_text("{")
+    assert climb("b") == first
 
 
 def test_a_ladder_is_not_compared(tiny_half_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

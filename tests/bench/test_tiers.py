@@ -241,7 +241,7 @@ def test_the_overview_calls_a_prediction_a_prediction() -> None:
     lines = text.splitlines()
     assert "predicted s: svd-xt, 25 frames of 576x1024" in lines[1]
     assert all(any(card.name in line for line in lines) for card in CARDS)
-    assert "Predicted, not measured, from what the compiler made of svd-xt for sm89 by TensorRT" in text
+    assert "Predicted, not measured, from what the compiler made of svd-xt for sm80 by TensorRT" in text
     assert "measured" not in text.replace("not measured", "")
 
 

@@ -51,25 +51,30 @@ def random_(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def unet_inputs(
-    frames: int = 3, height: int = 8, width: int = 12, tokens: int = 1, dtype: torch.dtype = torch.float64
+    frames: int = 3,
+    height: int = 8,
+    width: int = 12,
+    tokens: int = 1,
+    dtype: torch.dtype = torch.float64,
+    videos: int = 2,
 ) -> dict[str, Tensor]:
-    """Two videos with conditioning of their own."""
+    """Two videos with conditioning of their own, or the first of them."""
     rng = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)
+        return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)[:videos]
 
     return {
         "sample": draw(2, frames, 8, height, width),
         "timestep": torch.tensor(1.3, dtype=torch.float64),
         "encoder_hidden_states": draw(2, tokens, CONTEXT),
-        "added_time_ids": torch.tensor([[6.0, 127.0, 0.02], [9.0, 40.0, 0.1]]),
+        "added_time_ids": torch.tensor([[6.0, 127.0, 0.02], [9.0, 40.0, 0.1]])[:videos],
     }
 
 
 @torch.no_grad()
 def call_unet(unet: Any, **shape: Any) -> Tensor:
-    """-> [2, F, 4, h, w]"""
+    """-> [videos, F, 4, h, w]"""
     prediction: Tensor = unet(**unet_inputs(**shape), return_dict=False)[0]
     return prediction
 

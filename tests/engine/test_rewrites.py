@@ -31,6 +31,7 @@ from svd_engine.networks.rewrites import (
 )
 from svd_engine.networks.rewrites._blend import spatial_share
 from svd_engine.networks.rewrites._places import parts, rewrite_each
+from svd_engine.networks.rewrites.feed_forward_in_parts import NormedInParts
 from svd_engine.networks.rewrites.temporal_conv2d import TemporalConv2d
 from tests.engine.rewrite_networks import (
     call_unet,
@@ -63,7 +64,7 @@ PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder wit
     "linear-as-convolution": (90, 2),
     "channels-last": (55, 39 + 3 * 16),  # four weights for one
     "attention-layout": (6, 0),
-    "feed-forward-in-parts": (6, 0),
+    "feed-forward-in-parts": (10, 0),
     "transposed-upsample": (1, 1),
     "frames-in-groups": (0, 1),
 }
@@ -167,6 +168,22 @@ def test_two_layers_in_a_transformer() -> None:
     assert all("2 layers" in reason for reason in report["transformer-blend"].left_alone)
     assert report["single-token-cross-attention"].places == 24
     assert relative_difference(call_unet(unet), expected) <= EXACT
+
+
+def test_one_video_alone_takes_more_feed_forwards_in_parts() -> None:
+    """All of the widest level; two videos only those of two temporal blocks, beside two skips each."""
+    unet = random_unet()
+    expected = {videos: call_unet(unet, videos=videos) for videos in (1, 2)}
+    apply_rewrites(unet, rewrites=TENSORRT_REWRITES)
+    wrapped = [part for part in unet.modules() if isinstance(part, NormedInParts)]
+    assert len(wrapped) == 15
+    calls: list[nn.Module] = []
+    for part in wrapped:
+        part.norm.register_forward_hook(lambda norm, *_: calls.append(norm))
+    for videos, in_parts in ((1, 15), (2, 4)):
+        calls.clear()
+        assert relative_difference(call_unet(unet, videos=videos), expected[videos]) <= EXACT
+        assert len(calls) == 15 + in_parts
 
 
 @pytest.mark.parametrize("rewrites", [EVERY, TENSORRT_REWRITES], ids=["torch and CPU", "TensorRT"])

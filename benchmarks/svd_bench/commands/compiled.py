@@ -33,7 +33,8 @@ def compiled_command(
         typer.Option(
             "--ladder",
             help="Add the exact rewrites one at a time to what the bundle was made from; "
-            "compile every rung (minutes each at full size).",
+            "compile every rung (minutes each at full size). With --out each rung is written as it is "
+            "compiled; the same command resumes an interrupted ladder, on the same commit without changes.",
         ),
     ] = False,
     markdown: Annotated[bool, typer.Option(help="Tables as Markdown.")] = False,
@@ -67,12 +68,10 @@ def compiled_command(
     if out is not None:
         out_folder(out)
     if ladder:
-        document = compile_ladder(bundle, target, wanted, progress())
+        path = None if out is None else out / "ladder.json"
+        document = compile_ladder(bundle, target, wanted, progress(), path)
         show_tables([ladder_table(document)], markdown)
-        text = document.model_dump_json()
-        if out is not None:
-            console.write_text(out / "ladder.json", text + "\n")
-        typer.echo(text)
+        typer.echo(document.model_dump_json())
         return
     other = read_compiled(against) if against is not None and against.is_file() else None
     if against is not None:  # refused before minutes are spent

@@ -16,6 +16,7 @@ from svd_bench.documents.results import Clocks, Environment
 from svd_bench.measuring.nvml import Gpu
 from svd_engine import report
 
+DIRTY = "+dirty"  # ends the commit of a checkout with changes
 CLOCK_DRIFT = 0.05  # share of the clock: more is not noise
 
 
@@ -58,14 +59,14 @@ def cores() -> int:
 
 
 def commit(folder: Path) -> str:
-    """Of the checkout that holds `folder`, with "+dirty" when it has changes; "unknown" without one."""
+    """Of the checkout that holds `folder`, with DIRTY when it has changes; "unknown" without one."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + (DIRTY if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -14,6 +14,7 @@ from svd_bench.compiled.costs import DocumentCosts
 from svd_bench.compiled.whole_video import committed, committed_streamed, whole_video
 from svd_bench.documents.strict import StrictModel
 from svd_bench.documents.table import Table
+from svd_engine.bundle.flavours import TENSORRT_RTX, sm
 from svd_engine.checkpoint.configs import vae_levels
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import SettingsError
@@ -89,9 +90,13 @@ def ways_of_compiled(
 
 
 def ways_of_committed(checkpoint: Checkpoint) -> list[Ways]:
-    """On each compiler and target whose figures of the checkpoint's networks are committed."""
+    """On each compiler and target whose figures of the checkpoint's networks are committed.
+
+    Those of cards for which that compiler is not the one to choose stand in for others in predictions only.
+    """
     model, made = checkpoint.model, []
-    for document in (document for document in committed() if document.model == model.name):
+    chosen = {sm(capability) for capability in TENSORRT_RTX.preferred}
+    for document in (d for d in committed() if d.model == model.name and d.target in chosen):
         engine = f"{document.compiler.rpartition(' ')[0]}, {document.target}"
         alike = (document.model, document.target)
         streamed = [other for other in committed_streamed() if (other.model, other.target) == alike]

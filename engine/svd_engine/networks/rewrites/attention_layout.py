@@ -34,6 +34,7 @@ from svd_engine.networks.rewrites import frames_in_place
 from svd_engine.networks.rewrites._attention import obstacle_to_plain
 from svd_engine.networks.rewrites._forwards import VideoTransformer
 from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
+from svd_engine.networks.rewrites.feed_forward_in_parts import fed
 from svd_engine.networks.rewrites.fused_qkv import FusedSelfAttention
 from svd_engine.networks.rewrites.transformer_blend import ScaledSum
 
@@ -101,7 +102,7 @@ class SequenceOutermost(VideoTransformer):
             spatial_c, temporal_c = (b.attn2.to_out(encoder_hidden_states)[None] for b in (spatial, temporal))
             x = without_c(spatial, x.transpose(0, 1), spatial_c)  # [h*w, B*F, C]
             mixed = turned(x, batch) + of_tokens(positions + spatial_c, len(x))  # [F, B*h*w, C]
-            mixed = mixed + temporal.ff_in(temporal.norm_in(mixed))
+            mixed = mixed + fed(temporal.norm_in, temporal.ff_in, mixed, batch)
             mixed = without_c(temporal, mixed, temporal_c) + of_tokens(temporal_c, len(x))
             x = x + of_tokens(spatial_c, frames)
             x = self.time_mixer(  # [B*F, h*w, C]
@@ -133,8 +134,7 @@ def without_c(block: BasicTransformerBlock | TemporalBasicTransformerBlock, x: T
     """
     x = x + attend(block.attn1, block.norm1(x))
     batch = c.shape[1]
-    out: Tensor = x + block.ff(block.norm3(x + of_tokens(c, x.shape[1] // batch)))
-    return out
+    return x + fed(block.norm3, block.ff, x + of_tokens(c, x.shape[1] // batch), batch)
 
 
 def of_tokens(per_video: Tensor, others: int) -> Tensor:
