@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def ways(request: pytest.FixtureRequest) -> Iterator[dict[str, VideoEngine]]:
     opened = partial(engine_of, request.param, source)
     apart = opened(devices=TWO)
     there = OtherProcess(request.param, partial(open_there, str(source), request.param, 1))
-    apart.source = replace(apart.source, other_half=Resident(there))
+    apart.other_half = Resident(there)
     with apart, opened(devices=TWO) as threads, opened(device="cpu") as at_once:
         yield {PROCESSES: apart, THREADS: threads, AT_ONCE: at_once}
 

@@ -162,7 +162,7 @@ def ways_of(checkpoint: str, backend: str, video: Video, threads: int) -> Iterat
         there = OtherProcess(backend, partial(open_there, source, backend, threads))
         single = two.source.profile_for
         apart, turns = opened(devices=("cpu", "cpu")), opened(device="cpu")
-        apart.source = replace(apart.source, other_half=Resident(there))
+        apart.other_half = Resident(there)
         turns.source = replace(turns.source, profile_for=single)
         engines = {THREADS: two, PROCESSES: apart, IN_TURN: turns, AT_ONCE: opened(device="cpu")}
         for engine in engines.values():
