@@ -190,6 +190,7 @@ PARTS_OF_COMMANDS = {
     f"--dtype {HOLE}",
     f"--random-weights {HOLE}",
     " --lora-partial",
+    " --stream-weights",
     *(f" --{name} {HOLE}" for name in PARTS),
 }
 

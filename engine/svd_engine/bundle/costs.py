@@ -47,8 +47,8 @@ class PlanCosts:
         plans = plans_of(self.bundle, spec, self.flavour)
         if not plans:
             return BackendUnavailable(
-                f"memory of {spec.key} in bundle {self.bundle.folder}",
-                expected=f"a plan of {self.flavour}, whose compiler says it",
+                f"plan of {spec.key} in bundle {self.bundle.folder}",
+                expected=f"one of {self.flavour}, whose compiler says what memory it takes",
                 got="none",
                 remedy=f"Run: {self.bundle.plans_command(self.flavour)}",
             )
