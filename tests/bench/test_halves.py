@@ -158,6 +158,6 @@ def open_here(opened: Any, source: str, backend: str, threads: int) -> Any:
 
 
 def test_the_page_shows_the_committed_figures() -> None:
-    committed = ROOT / "benchmarks/svd_bench/results/halves.json"
+    committed = ROOT / "benchmarks/svd_bench/results/halves/halves.json"
     shown = halves_table(HalvesDocument.model_validate_json(committed.read_bytes()))
     assert shown.markdown().strip() in (ROOT / "docs/two-devices.md").read_text()
