@@ -12,11 +12,13 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from svd_engine.cli import console
 from svd_engine.cli.main import main
 from svd_engine.media import video
 from tests.conftest import HEIGHT, WIDTH
@@ -117,6 +119,14 @@ def test_after_nohup_a_closed_terminal_ends_nothing(
     assert call(main, "generate", photos / "a.png", *options) == 0
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert made.stat().st_size > 100
+
+
+def test_a_thread_of_a_host_program_leaves_its_signals_alone() -> None:
+    seen: list[object] = []
+    thread = Thread(target=console.run, args=(lambda: seen.append(signal.getsignal(signal.SIGTERM)),))
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
 
 
 def test_a_terminal_that_is_closed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,7 +59,8 @@ def _ending_in_order() -> Iterator[None]:
     """A closed terminal and SIGTERM end the command as Ctrl-C does: what is half written is cleared first.
 
     The exit code is 128 and the signal's number.  A signal that is ignored, as after nohup, stays so.  What
-    is said to a terminal that is gone goes nowhere.
+    is said to a terminal that is gone goes nowhere.  In a host program's other threads, where Python lets
+    nobody handle signals, they stay the host's.
     """
     terminals = [number for number in (1, 2) if os.isatty(number)]
 
@@ -69,9 +71,9 @@ def _ending_in_order() -> Iterator[None]:
                     os.dup2(nowhere.fileno(), terminal)
         raise SystemExit(128 + number)
 
-    ending = [
-        getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-    ]  # Windows: one
+    ours = threading.current_thread() is threading.main_thread()
+    names = ("SIGTERM", "SIGHUP") if ours else ()
+    ending = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows: one
     ending = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
     for number in ending:
         signal.signal(number, end)

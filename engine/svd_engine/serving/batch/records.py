@@ -121,9 +121,8 @@ class Results:
         self, item: Item, made_from: str, status: Status, error: BaseException, traceback: str = ""
     ) -> Record:
         """The record of a picture of which there is no video."""
-        told = f"{type(error).__name__}: {error}"
-        if isinstance(error, SvdEngineError):
-            told = self.worded(error)
+        plain = f"{type(error).__name__}: {error}"
+        told = self.worded(error) if isinstance(error, SvdEngineError) else plain
         settings = json.loads(json.dumps(dict(item.arguments), default=list))
         return Record(
             name=item.name, made_from=made_from, status=status, settings=settings,
