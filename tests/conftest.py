@@ -4,6 +4,7 @@ bundles exported from it.  Expensive things are made once a session and only rea
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -66,6 +67,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group(nodeid)
 
     return Groups(config, log)
+
+
+@pytest.fixture
+def notices(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.LogCaptureFixture]:
+    """The engine's notices, each once, whether or not a command of this process shows them."""
+    logger = logging.getLogger("svd_engine.notices")
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, "svd_engine.notices"):
+        yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

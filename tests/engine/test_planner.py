@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import subprocess
@@ -467,10 +466,9 @@ def test_guidance_modes_and_batches_differ_by_rounding_alone(tiny_checkpoint: Pa
         assert (together[row : row + 1] - apart).abs().max() <= 1e-12 * together.abs().max()
 
 
-def test_the_plan_is_said(engine: VideoEngine, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "svd_engine.notices"):
-        report = video(engine).report
-    (line,) = caplog.messages
+def test_the_plan_is_said(engine: VideoEngine, notices: pytest.LogCaptureFixture) -> None:
+    report = video(engine).report
+    (line,) = notices.messages
     assert re.fullmatch(
         r"networks resident, batched guidance, batch [12], decoder whole: at most .* of 1,073,741,824.0 GiB",
         line,
@@ -599,16 +597,13 @@ def test_an_automatic_budget_stays_while_networks_are_loaded(
 
 
 def test_a_call_that_may_not_fit_is_tried_and_says_so(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, notices: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(budgets, "free_bytes", lambda: 0)
-    with (
-        caplog.at_level(logging.INFO, "svd_engine.notices"),
-        VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu") as engine,
-    ):
+    with VideoEngine.from_checkpoint(tiny_checkpoint, device="cpu") as engine:
         assert video(engine).report.plan is not None
-    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
-    assert "memory may run out" in caplog.messages[1]
+    assert [record.levelname for record in notices.records] == ["INFO", "WARNING"]
+    assert "memory may run out" in notices.messages[1]
 
 
 # Beside reuse
@@ -821,7 +816,7 @@ def test_an_engine_on_two_devices_is_planned(
     tiny_checkpoint: Path,
     costs: TorchCosts,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    notices: pytest.LogCaptureFixture,
 ) -> None:
     """The CPU twice; then planned as if each had a memory of its own."""
     on: dict[str, Any] = {"backend": "eager", "devices": ["cpu", "cpu"]}
@@ -831,13 +826,13 @@ def test_an_engine_on_two_devices_is_planned(
         assert resident.report.plan.guidance == "single"
         limited(engine, residencies=(Swapped,), both_halves=False)
         limited(engine, second=replace(engine.source.planner, denoiser_alone=True))  # type: ignore[type-var]
-        with caplog.at_level(logging.INFO, "svd_engine.notices"):
-            swapped = video(engine, **ONE_VIDEO)
+        swapped = video(engine, **ONE_VIDEO)
         assert {type(engine.residency), type(engine.other_half)} == {Swapped}
         assert torch.equal(swapped.frames, resident.frames)
         other_half = swapped.report.plan.other_half
         assert (other_half.residency, len(other_half.stages)) == ("swapped", 1)
-        assert caplog.messages[1].startswith("the other half of guidance on cpu: networks swapped, at most ")
+        last = notices.messages[-1]
+        assert last.startswith("the other half of guidance on cpu: networks swapped, at most ")
         network = next(iter(engine.other_half._networks.values()))  # type: ignore[union-attr]
         monkeypatch.setattr(network, "run_in_parts", lambda inputs, on_part: torch.empty(2**55))
         with pytest.raises(OutOfMemory, match=f"room for the planned {size(other_half.peak_bytes)}"):
@@ -916,7 +911,8 @@ def test_what_the_compiler_said_of_plans(planned: Path, tiny_half_bundle: Path) 
     assert costs.weight_bytes > 0
     spec = Bundle(tiny_half_bundle).manifest.networks[0].spec
     with pytest.raises(
-        BackendUnavailable, match="expected a plan of tensorrt, whose compiler says it, got none"
+        BackendUnavailable,
+        match="expected one of tensorrt, whose compiler says what memory it takes, got none",
     ):
         PlanCosts(Bundle(tiny_half_bundle), "tensorrt")(spec)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import struct
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +43,6 @@ def pipeline(stability_pipeline: Any) -> Any:
 def whole(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All parts, float32.  Only to be read."""
     return stability_file.write(tmp_path_factory.mktemp("single") / "svd_xt.safetensors", pipeline)
-
-
-@pytest.fixture
-def notices(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[pytest.LogCaptureFixture]:
-    """The engine's notices, whether or not a command of this process shows them."""
-    logger = logging.getLogger("svd_engine.notices")
-    monkeypatch.setattr(logger, "propagate", False)
-    logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.INFO, "svd_engine.notices"):
-        yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture

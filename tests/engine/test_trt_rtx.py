@@ -3,7 +3,6 @@ card and kept, its own CUDA graphs, its word on plans that cannot run, and the f
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,6 @@ def trt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
     return double
 
 
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(jit_cache.notices, "propagate", True)
-    caplog.set_level(logging.INFO, jit_cache.notices.name)
-    return caplog
-
-
 def opened(folder: Path, cache: Path | None = None, network: str = "denoiser") -> TrtNetwork:
     spec = next(spec for spec in specs(folder) if spec.network == network)
     made = TrtBackend(Bundle(folder), CPU, TENSORRT_RTX, jit_cache=cache).open(spec)
@@ -98,14 +90,14 @@ def test_the_runtime_captures_and_not_we(trt: TensorRT, folder: Path) -> None:
 
 
 def test_kernels_are_compiled_before_the_first_call_and_kept(
-    trt: TensorRT, folder: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+    trt: TensorRT, folder: Path, tmp_path: Path, notices: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "kept"
     network = opened(folder, cache)
     assert network.needs_warm_up
     network.warm_up()
     assert not network.needs_warm_up
-    assert f"compiling kernels of denoiser for this GPU, kept in {cache}" in said.text
+    assert f"compiling kernels of denoiser for this GPU, kept in {cache}" in notices.text
     (file,) = cache.iterdir()
     plan = Bundle(folder).plans(network.spec)[0]
     sha256 = Bundle(folder).manifest.files[plan.file].sha256
@@ -139,7 +131,7 @@ def test_without_a_cache_nothing_is_kept(trt: TensorRT, folder: Path, tmp_path: 
     "spoil", [lambda c: c[:-1], lambda c: b"", lambda c: c[:-1] + b"!", lambda c: b"x" * 99]
 )
 def test_a_damaged_cache_is_started_anew(
-    trt: TensorRT, folder: Path, tmp_path: Path, said: pytest.LogCaptureFixture, spoil: object
+    trt: TensorRT, folder: Path, tmp_path: Path, notices: pytest.LogCaptureFixture, spoil: object
 ) -> None:
     network = opened(folder, tmp_path / "kept")
     network.warm_up()
@@ -148,29 +140,29 @@ def test_a_damaged_cache_is_started_anew(
     file.write_bytes(spoil(whole))  # type: ignore[operator]
     trt.calls.clear()
     opened(folder, tmp_path / "kept").warm_up()
-    assert f"JIT cache {file} is damaged: kernels are compiled anew" in said.text
+    assert f"JIT cache {file} is damaged: kernels are compiled anew" in notices.text
     assert trt.called("IRuntimeCache.deserialize") == []  # kernels are code
     assert file.read_bytes() == whole
 
 
 def test_a_foreign_cache_is_started_anew(
-    trt: TensorRT, folder: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+    trt: TensorRT, folder: Path, tmp_path: Path, notices: pytest.LogCaptureFixture
 ) -> None:
     network = opened(folder, tmp_path / "kept")
     network.warm_up()
     (file,) = (tmp_path / "kept").iterdir()
     jit_cache.JitCache(file).write(b"of an older driver")
     opened(folder, tmp_path / "kept").warm_up()
-    assert "of another machine or driver: kernels are compiled anew" in said.text
+    assert "of another machine or driver: kernels are compiled anew" in notices.text
     assert jit_cache.JitCache(file).read() == network.spec.key.encode()
 
 
 def test_a_cache_that_is_not_taken(
-    trt: TensorRT, folder: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+    trt: TensorRT, folder: Path, tmp_path: Path, notices: pytest.LogCaptureFixture
 ) -> None:
     trt.faults["IRuntimeConfig.set_runtime_cache"] = Fault(returns=False)
     opened(folder, tmp_path / "kept").warm_up()
-    assert "did not take its JIT cache: nothing is kept" in said.text
+    assert "did not take its JIT cache: nothing is kept" in notices.text
     assert not (tmp_path / "kept").exists()
 
 
@@ -181,13 +173,13 @@ def test_nothing_to_serialise(trt: TensorRT, folder: Path, tmp_path: Path) -> No
 
 
 def test_a_folder_that_cannot_be_written(
-    trt: TensorRT, folder: Path, tmp_path: Path, said: pytest.LogCaptureFixture
+    trt: TensorRT, folder: Path, tmp_path: Path, notices: pytest.LogCaptureFixture
 ) -> None:
     """The default one may be read-only: that is said, and the video is made."""
     (tmp_path / "file").write_text("")
     network = opened(folder, tmp_path / "file" / "kept")
     network(**example_inputs(network.spec))
-    assert "cannot be written" in said.text or "cannot be read" in said.text
+    assert "cannot be written" in notices.text or "cannot be read" in notices.text
 
 
 def test_a_folder_that_was_named_must_be_writable(
@@ -216,14 +208,14 @@ def test_a_jit_cache_that_is_no_folder(folder: Path, wrong: Any) -> None:
 
 
 def test_a_full_disk_leaves_no_partial_file(
-    tmp_path: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, notices: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     jit_cache.JitCache(tmp_path / "kept" / "a.jit").write(b"kernels")
-    assert "cannot be written: [Errno 28]" in said.text
+    assert "cannot be written: [Errno 28]" in notices.text
     assert list((tmp_path / "kept").iterdir()) == []
 
 

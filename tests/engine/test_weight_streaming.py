@@ -5,7 +5,6 @@ Over the recording double of TensorRT, which holds no weights: it says what woul
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -105,12 +104,10 @@ def test_weights_that_cannot_stream_count(trt: TensorRT, folder: Path) -> None:
 
 
 def test_more_than_was_planned_is_said(
-    trt: TensorRT, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    trt: TensorRT, folder: Path, notices: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("svd_engine.notices"), "propagate", True)
-    with caplog.at_level(logging.WARNING, "svd_engine.notices"):
-        TrtBackend(Bundle(folder), CPU).open_streaming(denoiser(folder), SCRATCH - 1)
-    (line,) = (message for message in caplog.messages if message.startswith("weights of"))
+    TrtBackend(Bundle(folder), CPU).open_streaming(denoiser(folder), SCRATCH - 1)
+    (line,) = (message for message in notices.messages if message.startswith("weights of"))
     assert line.startswith(f"weights of {denoiser(folder).key} take 0.0 MiB while they stream, planned were")
 
 
