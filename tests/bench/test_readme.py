@@ -132,3 +132,16 @@ def test_a_refused_text_stays_as_it_was(tmp_path: Path) -> None:
     document.write_text(documents.run().model_dump_json())
     assert call(cli.main, "report", document, "--readme", readme) == 2
     assert readme.read_text() == TEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("cpu-unet-fp32-avx2", "SVD-XT"), ("cpu-unet-without-guidance-fp32", "AnimateLCM-SVD-xt")],
+)
+def test_the_readme_has_the_ratio_on_a_cpu(name: str, model: str) -> None:
+    """In the last column of its table of models."""
+    rows = read_results(RESULTS / f"{name}.json").rows
+    ratio = next(row.of_diffusers for row in rows if row.backend == "onnxruntime")
+    assert ratio is not None
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if f"| {model} |" in line)
+    assert line.endswith(f" | {ratio.median:.2f}x |")
