@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from svd_bench.cli import main
+from svd_bench.compiled.ladder import BARE
 from svd_bench.quality import evaluate as quality
+from svd_bench.quality import half as halves
 from svd_bench.quality import held_out
 from svd_bench.quality import reuse as reusing
 from svd_bench.quality import samplers as sampling
 from svd_bench.quality.document import (
     BUCKETS,
     Difference,
+    HalfDocument,
     Metric,
     Motion,
     QualityDocument,
     ReuseDocument,
     Sampled,
     SamplersDocument,
+    half_table,
     quality_tables,
     reuse_table,
     samplers_tables,
@@ -33,6 +40,7 @@ from svd_bench.report import plots
 from svd_engine import Reuse
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendUnavailable
+from svd_engine.spec.profile import Profile
 from svd_engine.sampling.registry import SAMPLERS, evaluations
 from tests.bench import documents
 from tests.support.commands import call
@@ -256,9 +264,9 @@ def test_the_command_measures_samplers(
     [
         (("--plot", "p.svg"), "--plot belongs to --samplers"),
         (("--reuse", "--plot", "p.svg"), "--plot belongs to --samplers"),
-        (("--frames", "4"), "belong to --samplers and --reuse"),
-        (("--samplers", "--only", "targets"), "pass one of --only, --samplers and --reuse"),
-        (("--samplers", "--reuse"), "pass one of --only, --samplers and --reuse"),
+        (("--frames", "4"), "belong to --samplers, --reuse and --half"),
+        (("--samplers", "--only", "targets"), "pass one of --only, --samplers, --reuse and --half"),
+        (("--half", "--reuse"), "pass one of --only, --samplers, --reuse and --half"),
     ],
 )
 def test_options_of_samplers_that_do_not_belong_together(
@@ -332,3 +340,62 @@ def test_a_shallow_step_has_fewer_operations_and_more_in_a_higher_branch() -> No
     shares = [reusing.shallow_share(demo, (2, 64, 96), branch) for branch in (0, 2, 4)]
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] < 1
+
+
+# Half precision
+
+HALF_DOCUMENT = DOCUMENT.with_name("half.json")
+
+
+def committed_half() -> HalfDocument:
+    return HalfDocument.model_validate_json(HALF_DOCUMENT.read_text())
+
+
+def test_the_page_shows_the_committed_figures_of_half_precision() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert half_table(committed_half()).markdown() in page
+    assert committed_half().environment.command.partition(" --markdown")[0] in page
+
+
+def test_no_rewrite_makes_half_precision_worse() -> None:
+    """On the demo: no rung is a tenth of a decibel below the graphs as diffusers writes them."""
+    bare, *rungs = committed_half().rows
+    assert (bare.rung, len(rungs)) == (BARE, 9)
+    assert min(row.psnr for row in rungs) > bare.psnr - 0.1
+    assert min(row.worst_psnr for row in rungs) > bare.worst_psnr - 0.1
+
+
+def test_a_rung_of_half_precision_is_a_bundle_with_fewer_rewrites(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Grey videos: off by a hundredth for each rewrite that is left out."""
+    asked: list[tuple[str, ...]] = []
+
+    @contextmanager
+    def bundled(checkpoint: object, profile: Profile, dtype: torch.dtype, without: tuple[str, ...]) -> Any:
+        assert (str(profile), dtype) == (str(Profile(3, 32, 64, decode_chunk=3)), torch.float16)
+        asked.append(without)
+        places = {"unet/a": 2, "unet/none": 0, "vae/a": 1, "vae/b": 1}
+        yield SimpleNamespace(source=SimpleNamespace(rewrites=lambda: places), off=0.01 * len(without))
+
+    class Grey:
+        def __init__(self, engine: Any) -> None:
+            self.off = getattr(engine, "off", None)
+
+        def __call__(self, *_: object, **settings: Any) -> np.ndarray:
+            assert settings == {"num_frames": 3, "height": 32, "width": 64}
+            return np.full((3, 32, 64, 3), 0.5 if self.off is None else 0.51 + self.off, np.float32)
+
+    monkeypatch.setattr(halves, "bundled", bundled)
+    monkeypatch.setattr(halves, "Videos", Grey)
+    out = tmp_path / "half.json"
+    size = ("--frames", 3, "--height", 32, "--width", 64)
+    assert call(main, "quality", "--half", *size, "--out", out) == 0
+    made = HalfDocument.model_validate_json(out.read_text())
+    assert asked == [(), ("a", "b"), ("b",)]
+    assert [row.rung for row in made.rows] == [BARE, "+ a", "+ b"]
+    assert [row.psnr for row in made.rows] == pytest.approx([30.46, 33.98, 40], abs=0.01)
+    assert all(row.worst_psnr == pytest.approx(row.psnr) for row in made.rows)
+    printed = capsys.readouterr().out
+    assert "Half precision, the rewrites added one at a time" in printed
+    assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
