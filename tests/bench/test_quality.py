@@ -40,8 +40,8 @@ from svd_bench.report import plots
 from svd_engine import Reuse
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendUnavailable
-from svd_engine.spec.profile import Profile
 from svd_engine.sampling.registry import SAMPLERS, evaluations
+from svd_engine.spec.profile import Profile
 from tests.bench import documents
 from tests.support.commands import call
 from tests.support.paths import ROOT

@@ -67,11 +67,11 @@ def quality_command(
     ] = None,
     height: Annotated[
         int | None,
-        typer.Option(min=1, help="Height of --samplers, --reuse or --half, pixels; default the checkpoint's own."),
+        typer.Option(min=1, help="Height of --samplers, --reuse or --half; default the checkpoint's own."),
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(min=1, help="Width of --samplers, --reuse or --half, pixels; default the checkpoint's own."),
+        typer.Option(min=1, help="Width of --samplers, --reuse or --half; default the checkpoint's own."),
     ] = None,
     photographs: Annotated[
         int,
