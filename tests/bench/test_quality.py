@@ -375,7 +375,7 @@ def test_a_rung_of_half_precision_is_a_bundle_with_fewer_rewrites(
     def bundled(checkpoint: object, profile: Profile, dtype: torch.dtype, without: tuple[str, ...]) -> Any:
         assert (str(profile), dtype) == (str(Profile(3, 32, 64, decode_chunk=3)), torch.float16)
         asked.append(without)
-        places = {"unet/a": 2, "unet/none": 0, "vae/a": 1, "vae/b": 1}
+        places = {"vae/resnet-blend": 1, "unet/split-geglu": 0, "unet/temporal-conv2d": 1}
         yield SimpleNamespace(source=SimpleNamespace(rewrites=lambda: places), off=0.01 * len(without))
 
     class Grey:
@@ -392,8 +392,8 @@ def test_a_rung_of_half_precision_is_a_bundle_with_fewer_rewrites(
     size = ("--frames", 3, "--height", 32, "--width", 64)
     assert call(main, "quality", "--half", *size, "--out", out) == 0
     made = HalfDocument.model_validate_json(out.read_text())
-    assert asked == [(), ("a", "b"), ("b",)]
-    assert [row.rung for row in made.rows] == [BARE, "+ a", "+ b"]
+    assert asked == [(), ("temporal-conv2d", "resnet-blend"), ("resnet-blend",)]
+    assert [row.rung for row in made.rows] == [BARE, "+ temporal-conv2d", "+ resnet-blend"]
     assert [row.psnr for row in made.rows] == pytest.approx([30.46, 33.98, 40], abs=0.01)
     assert all(row.worst_psnr == pytest.approx(row.psnr) for row in made.rows)
     printed = capsys.readouterr().out

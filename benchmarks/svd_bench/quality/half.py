@@ -21,6 +21,7 @@ from svd_bench.quality.samplers import Shape
 from svd_bench.subjects.cases import checkpoint_of
 from svd_engine import VideoEngine
 from svd_engine.media.motion import psnr
+from svd_engine.networks.rewrites import TENSORRT_REWRITES
 from svd_engine.spec.profile import Profile
 
 
@@ -35,11 +36,13 @@ def measure_half(
     call: ClipSettings = {"num_frames": frames, "height": height, "width": width}
 
     def rounded(without: Collection[str]) -> tuple[Frames, list[str]]:
-        """The video, and the rewrites that found a place."""
+        """The video, and the rewrites that found a place, in their order."""
         with bundled(checkpoint, profile, torch.float16, without) as engine:
             places = engine.source.rewrites()
-            found = dict.fromkeys(key.partition("/")[2] for key, count in places.items() if count)
-            return Videos(engine)(name, photograph, **call), list(found)
+            found = {key.partition("/")[2] for key, count in places.items() if count}
+            return Videos(engine)(name, photograph, **call), [
+                r.name for r in TENSORRT_REWRITES if r.name in found
+            ]
 
     with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32") as engine:
         reference = Videos(engine)(name, photograph, **call)
