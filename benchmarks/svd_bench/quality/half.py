@@ -40,9 +40,8 @@ def measure_half(
         with bundled(checkpoint, profile, torch.float16, without) as engine:
             places = engine.source.rewrites()
             found = {key.partition("/")[2] for key, count in places.items() if count}
-            return Videos(engine)(name, photograph, **call), [
-                r.name for r in TENSORRT_REWRITES if r.name in found
-            ]
+            video = Videos(engine)(name, photograph, **call)
+            return video, [r.name for r in TENSORRT_REWRITES if r.name in found]
 
     with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu", dtype="fp32") as engine:
         reference = Videos(engine)(name, photograph, **call)
