@@ -149,7 +149,7 @@ class ReuseDocument(StrictModel):
 
 @dataclass(frozen=True)
 class Rounded:
-    """A half-precision bundle with some of its rewrites against float32, at the same steps.
+    """Half precision with some rewrites of its bundles against float32, at the same steps.
 
     psnr in decibels over all frames, worst_psnr of the frame with the least; ssim, flow: as in `Sampled`.
     """
@@ -289,12 +289,13 @@ def half_table(document: HalfDocument) -> Table:
         [row.rung, f"{row.psnr:.2f}", f"{row.worst_psnr:.2f}", f"{row.ssim:.4f}", f"{row.flow:.3f}"]
         for row in document.rows
     ]
+    size = f"{document.frames} frames of {document.height}x{document.width}"
     return Table(
         "Half precision, the rewrites added one at a time",
         ("rung", "PSNR, dB", "of the worst frame", "SSIM", "flow difference, px a frame"),
         rows,
-        note=f"Bundles in float16 in ONNX Runtime against float32 in eager torch, {document.steps} steps of "
-        f"euler. {document.photograph}: {document.frames} frames of {document.height}x{document.width}.",
+        note="float16 in torch, with sums in float32, against float32 without rewrites: "
+        f"{document.steps} steps of euler. {document.photograph}: {size}.",
     )
 
 

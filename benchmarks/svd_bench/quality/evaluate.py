@@ -6,8 +6,7 @@ Every figure is a mean over the held-out photographs unless its name says otherw
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
@@ -176,13 +175,15 @@ def differences(checkpoint: Checkpoint, progress: Progress) -> Iterator[Differen
         warm(engine, photograph)
         yield difference_from("bfloat16", reference, *Videos(engine).timed(name, photograph))
         progress("bfloat16")
-    profile = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
     for dtype in (torch.float32, torch.float16):  # eager float16 takes minutes a step on a CPU
-        with bundled(checkpoint, profile, dtype) as engine:
-            warm(engine, photograph)
-            setting = f"ONNX Runtime, {str(dtype).removeprefix('torch.')}"
-            yield difference_from(setting, reference, *Videos(engine).timed(name, photograph))
-            progress(setting)
+        with TemporaryDirectory() as folder:
+            bundle = Path(folder) / "bundle"
+            export(checkpoint, bundle, dtype)
+            with VideoEngine.from_bundle(bundle, backend="onnxruntime", device="cpu") as engine:
+                warm(engine, photograph)
+                setting = f"ONNX Runtime, {str(dtype).removeprefix('torch.')}"
+                yield difference_from(setting, reference, *Videos(engine).timed(name, photograph))
+                progress(setting)
 
 
 def difference_from(setting: str, reference: Frames, frames: Frames, seconds: float) -> Difference:
@@ -191,18 +192,12 @@ def difference_from(setting: str, reference: Frames, frames: Frames, seconds: fl
     )
 
 
-@contextmanager
-def bundled(
-    checkpoint: Checkpoint, profile: Profile, dtype: torch.dtype, without_rewrites: Collection[str] = ()
-) -> Iterator[VideoEngine]:
-    """An engine over a bundle of the checkpoint, in ONNX Runtime on the CPU; the bundle lives as long."""
+def export(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
     from svd_export.to_onnx import export_bundle
 
-    with TemporaryDirectory() as folder:
-        bundle = Path(folder) / "bundle"
-        export_bundle(checkpoint, bundle, [profile], dtype, without_rewrites)
-        with VideoEngine.from_bundle(bundle, backend="onnxruntime", device="cpu") as engine:
-            yield engine
+    model = checkpoint.model
+    profile = Profile(model.frames, model.height, model.width, decode_chunk=model.frames)
+    export_bundle(checkpoint, folder, [profile], dtype)
 
 
 def warm(engine: VideoEngine, photograph: Image) -> None:
