@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from svd_bench.cli import main
+from svd_bench.compiled.ladder import BARE
 from svd_bench.quality import evaluate as quality
+from svd_bench.quality import half as halves
 from svd_bench.quality import held_out
 from svd_bench.quality import reuse as reusing
 from svd_bench.quality import samplers as sampling
 from svd_bench.quality.document import (
     BUCKETS,
     Difference,
+    HalfDocument,
     Metric,
     Motion,
     QualityDocument,
     ReuseDocument,
     Sampled,
     SamplersDocument,
+    half_table,
     quality_tables,
     reuse_table,
     samplers_tables,
@@ -33,6 +40,8 @@ from svd_bench.report import plots
 from svd_engine import Reuse
 from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.errors import BackendUnavailable
+from svd_engine.media.motion import psnr
+from svd_engine.networks.rewrites import REWRITES, TENSORRT_REWRITES
 from svd_engine.sampling.registry import SAMPLERS, evaluations
 from tests.bench import documents
 from tests.support.commands import call
@@ -256,9 +265,9 @@ def test_the_command_measures_samplers(
     [
         (("--plot", "p.svg"), "--plot belongs to --samplers"),
         (("--reuse", "--plot", "p.svg"), "--plot belongs to --samplers"),
-        (("--frames", "4"), "belong to --samplers and --reuse"),
-        (("--samplers", "--only", "targets"), "pass one of --only, --samplers and --reuse"),
-        (("--samplers", "--reuse"), "pass one of --only, --samplers and --reuse"),
+        (("--frames", "4"), "belong to --samplers, --reuse and --half"),
+        (("--samplers", "--only", "targets"), "pass one of --only, --samplers, --reuse and --half"),
+        (("--half", "--reuse"), "pass one of --only, --samplers, --reuse and --half"),
     ],
 )
 def test_options_of_samplers_that_do_not_belong_together(
@@ -332,3 +341,89 @@ def test_a_shallow_step_has_fewer_operations_and_more_in_a_higher_branch() -> No
     shares = [reusing.shallow_share(demo, (2, 64, 96), branch) for branch in (0, 2, 4)]
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] < 1
+
+
+# Half precision
+
+HALF_DOCUMENT = DOCUMENT.with_name("half.json")
+
+
+def committed_half() -> HalfDocument:
+    return HalfDocument.model_validate_json(HALF_DOCUMENT.read_text())
+
+
+def test_the_page_shows_the_committed_figures_of_half_precision() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert half_table(committed_half()).markdown() in page
+    assert committed_half().environment.command.partition(" --markdown")[0] in page
+
+
+def test_no_rewrite_makes_half_precision_worse() -> None:
+    """On the demo no rung is 0.05 dB below diffusers' networks, nor 0.2 dB in its worst frame."""
+    bare, *rungs = committed_half().rows
+    assert (bare.rung, len(rungs)) == (BARE, len(TENSORRT_REWRITES))
+    assert min(row.psnr for row in rungs) > bare.psnr - 0.05
+    assert min(row.worst_psnr for row in rungs) > bare.worst_psnr - 0.2
+
+
+def test_a_rung_of_half_precision_has_fewer_rewrites(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Grey videos: off by a hundredth for each rewrite that is left out."""
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def opened(checkpoint: object, dtype: str, without: Any, rewrites: object) -> Any:
+        asked.append((dtype, tuple(without)))
+        places = {"vae/resnet-blend": 1, "unet/split-geglu": 0, "unet/temporal-conv2d": 1}
+        off = 0.01 * (1 + len(without)) if dtype == "fp16" else 0
+        return nullcontext(SimpleNamespace(source=SimpleNamespace(rewrites=lambda: places), off=off))
+
+    class Grey:
+        def __init__(self, engine: Any) -> None:
+            self.frames = np.full((3, 32, 64, 3), 0.5 + engine.off, np.float32)
+
+        def __call__(self, *_: object, **settings: Any) -> np.ndarray:
+            assert settings == {"num_frames": 3, "height": 32, "width": 64}
+            return self.frames
+
+    monkeypatch.setattr(halves, "opened", opened)
+    monkeypatch.setattr(halves, "Videos", Grey)
+    out = tmp_path / "half.json"
+    size = ("--frames", 3, "--height", 32, "--width", 64)
+    assert call(main, "quality", "--half", *size, "--out", out) == 0
+    made = HalfDocument.model_validate_json(out.read_text())
+    every, bare, first = asked[1:]
+    assert asked[0] == ("fp32", tuple(rewrite.name for rewrite in REWRITES))
+    assert (every[1], bare[1], first[1]) == ((), ("temporal-conv2d", "resnet-blend"), ("resnet-blend",))
+    assert [row.rung for row in made.rows] == [BARE, "+ temporal-conv2d", "+ resnet-blend"]
+    assert [row.psnr for row in made.rows] == pytest.approx([30.46, 33.98, 40], abs=0.01)
+    assert all(row.worst_psnr == pytest.approx(row.psnr) for row in made.rows)
+    printed = capsys.readouterr().out
+    assert "Half precision, the rewrites added one at a time" in printed
+    assert json.loads(printed.splitlines()[-1]) == json.loads(out.read_text())
+
+
+def test_sums_of_half_precision_are_rounded_once() -> None:
+    """As float32 has them of the same numbers; of other types, and of other operators, nothing changes."""
+    x, weight = (torch.randn(8, n, generator=torch.manual_seed(n)).half() for n in (512, 512))
+    rounded = (x.float() @ weight.float().T).half()
+    with halves.SumsInFloat32():
+        product, whole, total = x @ weight.T, x.double() @ weight.double().T, x + x
+    assert product.dtype == total.dtype == torch.float16
+    assert torch.equal(product, rounded)
+    assert whole.dtype == torch.float64
+    assert torch.equal(total, 2 * x)
+
+
+def test_an_engine_of_a_bundles_rewrites_on_the_cpu() -> None:
+    """The demo in half precision: what torch has no fast kernels for is computed, and stays near float32."""
+    demo = open_checkpoint("demo")
+    videos = []
+    for dtype, mode in (("fp32", nullcontext()), ("fp16", halves.SumsInFloat32())):
+        with halves.opened(demo, dtype, (), TENSORRT_REWRITES) as engine, mode:
+            image = torch.rand(1, 3, 32, 64, generator=torch.manual_seed(0))
+            videos.append(
+                Videos(engine)("noise", image, num_frames=2, height=32, width=64, num_inference_steps=1)
+            )  # type: ignore[arg-type]
+            assert engine.source.rewrites()["unet/attention-layout"] > 0
+    assert 40 < psnr(*videos) < 90

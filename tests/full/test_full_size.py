@@ -69,6 +69,32 @@ print(sum(t.numel() * t.element_size() for t in module.state_dict().values()), s
 """
 
 
+@dataclass(frozen=True)
+class Export:
+    """A run of `svd-export onnx`: peak in bytes, processor seconds, what it said."""
+
+    peak: int
+    seconds: int
+    said: str
+
+    def __str__(self) -> str:
+        return f"peak {self.peak / GIB:.2f} GiB, {self.seconds} s of processor time\n{self.said}"
+
+
+def export(*arguments: str) -> Export:
+    command = [sys.executable, "-c", EXPORT, "onnx", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, seconds = map(int, re.findall(r"peak (\d+) seconds (\d+)", done.stdout)[0])
+    return Export(peak, seconds, done.stderr)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Of a bundle of gigabytes, which goes when its test ends: pytest would keep it for three runs."""
+    yield tmp_path / "bundle"
+    shutil.rmtree(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def single_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """SVD-XT in Stability's layout, fp16, with noise that repeats for weights: 4.5 GB."""
@@ -104,13 +130,11 @@ def test_a_single_file_is_loaded_in_little_more_than_its_size(single_file: Path)
 
 
 @pytest.mark.longest
-def test_a_single_file_is_exported(single_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", EXPORT, "onnx", str(single_file), "-o", str(tmp_path / "bundle")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    peak, seconds = map(int, re.findall(r"peak (\d+) seconds (\d+)", done.stdout)[0])
-    print(f"\nexport of a single file: peak {peak / GIB:.2f} GiB, {seconds} s of processor time")
-    assert peak < 8 * GIB
-    assert Bundle(tmp_path / "bundle").manifest.model.frames == 25
+def test_a_single_file_is_exported(single_file: Path, place: Path) -> None:
+    made = export(str(single_file), "-o", str(place))
+    print(f"\nsingle file: {made}")
+    assert made.peak < 8 * GIB
+    assert Bundle(place).manifest.model.frames == 25
 
 
 COMPILED = ROOT / "benchmarks" / "svd_bench" / "results" / "compiled"
@@ -120,11 +144,10 @@ APART = {"image_encoder": {}, "vae_encoder": {512: 1}, "denoiser": {}, "vae_deco
 
 
 @dataclass(frozen=True)
-class Exported:
+class Half:
     bundle: Bundle
     frames: int
-    peak: int  # bytes
-    said: str
+    export: Export
 
 
 @pytest.fixture(
@@ -134,22 +157,20 @@ class Exported:
         pytest.param(("svd-xt", 25), id="svd-xt"),
     ],
 )
-def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Half]:
     """576x1024, fp16, as the command exports it; 5 GB."""
     family, frames = request.param
     target = tmp_path_factory.mktemp("half") / family
-    command = [sys.executable, "-c", EXPORT, "onnx", "--random-weights", family, "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    peak = int(re.findall(r"peak (\d+)", done.stdout)[0])
-    yield Exported(Bundle(target), frames, peak, done.stderr)
+    made = export("--random-weights", family, "-o", str(target))
+    yield Half(Bundle(target), frames, made)
     shutil.rmtree(target)
 
 
-def test_exports_in_half_precision(half: Exported) -> None:
+def test_exports_in_half_precision(half: Half) -> None:
     """Under 8 GiB, every graph checked by onnx as it is written, nothing run; TensorRT's table fits all."""
     manifest = half.bundle.manifest
-    print(f"\n{manifest.model.name}: peak {half.peak / GIB:.2f} GiB\n{half.said}")
-    assert half.peak < 8 * GIB
+    print(f"\n{manifest.model.name}: {half.export}")
+    assert half.export.peak < 8 * GIB
     assert (str(manifest.precision), manifest.model.random_weights) == ("float16", True)
     assert [(p.frames, p.height, p.width) for p in manifest.profiles] == [(half.frames, 576, 1024)]
     versions: tuple[TensorRTRelease, ...] = ("10.14", "11")
@@ -167,7 +188,7 @@ def test_exports_in_half_precision(half: Exported) -> None:
 
 
 @pytest.mark.parametrize("network", ["vae_decoder", pytest.param("denoiser", marks=pytest.mark.longest)])
-def test_the_compiler_takes_it(half: Exported, network: str) -> None:
+def test_the_compiler_takes_it(half: Half, network: str) -> None:
     """For sm89 in 12 GiB, and makes of it no more than the committed document says."""
     (entry,) = (e for e in half.bundle.manifest.networks if e.spec.network == network)
     graph = half.bundle.graph(entry.spec, "tensorrt")
@@ -181,16 +202,12 @@ def test_the_compiler_takes_it(half: Exported, network: str) -> None:
 
 @pytest.mark.longest
 @pytest.mark.parametrize("family", ["svd", "svd-xt"])
-def test_exports_in_full_precision(family: str, tmp_path: Path) -> None:
+def test_exports_in_full_precision(family: str, place: Path) -> None:
     """576x1024, decoded whole: no network takes more memory, or a longer graph's time, for more frames."""
-    command = [sys.executable, "-c", EXPORT, "onnx", "--random-weights", family, "--dtype", "fp32"]
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / family)], capture_output=True, text=True, check=True
-    )
-    peak = int(re.findall(r"peak (\d+)", done.stdout)[0])
-    print(f"\n{family}, float32: peak {peak / GIB:.2f} GiB\n{done.stderr}")
-    assert peak < 8 * GIB
-    assert Bundle(tmp_path / family).manifest.profiles[0].decode_chunk == (25 if family == "svd-xt" else 14)
+    made = export("--random-weights", family, "--dtype", "fp32", "-o", str(place))
+    print(f"\n{family}, float32: {made}")
+    assert made.peak < 8 * GIB
+    assert Bundle(place).manifest.profiles[0].decode_chunk == (25 if family == "svd-xt" else 14)
 
 
 WITHIN = """

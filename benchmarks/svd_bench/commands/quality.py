@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from svd_bench.commands.arguments import command_line, progress, show_tables
 from svd_engine.cli import console
 from svd_engine.cli.options import Variant
+
+if TYPE_CHECKING:
+    from svd_bench.documents.strict import StrictModel
+    from svd_bench.documents.table import Table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,20 +51,27 @@ def quality_command(
             help="Measure reuse between evaluations instead, against the whole denoiser in every step.",
         ),
     ] = False,
+    half: Annotated[
+        bool,
+        typer.Option(
+            "--half",
+            help="Measure half precision instead, its rewrites added one at a time, against float32.",
+        ),
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="With --samplers: file for a plot of the figures, SVG.")
     ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(min=1, help="With --samplers or --reuse: frames; default the checkpoint's own."),
+        typer.Option(min=1, help="Frames of --samplers, --reuse or --half; default the checkpoint's own."),
     ] = None,
     height: Annotated[
         int | None,
-        typer.Option(min=1, help="With --samplers or --reuse: height, pixels; default the checkpoint's own."),
+        typer.Option(min=1, help="Height of --samplers, --reuse or --half; default the checkpoint's own."),
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(min=1, help="With --samplers or --reuse: width, pixels; default the checkpoint's own."),
+        typer.Option(min=1, help="Width of --samplers, --reuse or --half; default the checkpoint's own."),
     ] = None,
     photographs: Annotated[
         int,
@@ -74,10 +85,10 @@ def quality_command(
     """Measure the quality of videos of held-out photographs; exit with code 1 if a target is missed."""
     if plot is not None and not samplers:
         raise typer.BadParameter("--plot belongs to --samplers")
-    if any((frames, height, width)) and not (samplers or reuse):
-        raise typer.BadParameter("--frames, --height and --width belong to --samplers and --reuse")
-    if samplers + reuse + (only is not QualityPart.all) > 1:
-        raise typer.BadParameter("pass one of --only, --samplers and --reuse")
+    if any((frames, height, width)) and not (samplers or reuse or half):
+        raise typer.BadParameter("--frames, --height and --width belong to --samplers, --reuse and --half")
+    if samplers + reuse + half + (only is not QualityPart.all) > 1:
+        raise typer.BadParameter("pass one of --only, --samplers, --reuse and --half")
     for path in (out, plot):
         if path is not None:
             console.check_folder(path)
@@ -86,6 +97,9 @@ def quality_command(
         return
     if reuse:
         _reuse(checkpoint, variant, (frames, height, width), markdown, out)
+        return
+    if half:
+        _half(checkpoint, variant, (frames, height, width), markdown, out)
         return
 
     import torch
@@ -105,12 +119,16 @@ def quality_command(
     document = QualityDocument(
         environment=where, checkpoint=checkpoint, figures=figures, motions=motions, settings=settings
     )
-    show_tables([table for table in quality_tables(document) if table.rows], markdown)
+    _show(document, [table for table in quality_tables(document) if table.rows], markdown, out)
+    raise SystemExit(0 if all(f.met is not False for f in figures) else 1)
+
+
+def _show(document: StrictModel, tables: list[Table], markdown: bool, out: Path | None) -> None:
+    show_tables(tables, markdown)
     text = document.model_dump_json()
     typer.echo(text)
     if out is not None:
         console.write_text(out, text + "\n")
-    raise SystemExit(0 if all(f.met is not False for f in figures) else 1)
 
 
 def _samplers(
@@ -131,11 +149,7 @@ def _samplers(
 
     where = environment(torch.device("cpu"), None, command_line())
     document = measure_samplers(checkpoint, photographs, Shape(*shape), where, progress(), variant)
-    show_tables(samplers_tables(document), markdown)
-    text = document.model_dump_json()
-    typer.echo(text)
-    if out is not None:
-        console.write_text(out, text + "\n")
+    _show(document, samplers_tables(document), markdown, out)
     if plot is not None:
         console.write_text(plot, plots.samplers(document) + "\n")
 
@@ -156,8 +170,23 @@ def _reuse(
 
     where = environment(torch.device("cpu"), None, command_line())
     document = measure_reuse(checkpoint, Shape(*shape), where, progress(), variant)
-    show_tables([reuse_table(document)], markdown)
-    text = document.model_dump_json()
-    typer.echo(text)
-    if out is not None:
-        console.write_text(out, text + "\n")
+    _show(document, [reuse_table(document)], markdown, out)
+
+
+def _half(
+    checkpoint: str,
+    variant: str | None,
+    shape: tuple[int | None, int | None, int | None],
+    markdown: bool,
+    out: Path | None,
+) -> None:
+    import torch
+
+    from svd_bench.measuring.environment import environment
+    from svd_bench.quality.document import half_table
+    from svd_bench.quality.half import measure_half
+    from svd_bench.quality.samplers import Shape
+
+    where = environment(torch.device("cpu"), None, command_line())
+    document = measure_half(checkpoint, Shape(*shape), where, progress(), variant)
+    _show(document, [half_table(document)], markdown, out)

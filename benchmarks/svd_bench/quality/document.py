@@ -147,6 +147,35 @@ class ReuseDocument(StrictModel):
     rows: list[Reused]
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """Half precision with some rewrites of its bundles against float32, at the same steps.
+
+    psnr in decibels over all frames, worst_psnr of the frame with the least; ssim, flow: as in `Sampled`.
+    """
+
+    rung: str
+    psnr: float
+    worst_psnr: float
+    ssim: float
+    flow: float
+
+
+class HalfDocument(StrictModel):
+    """What `svd-bench quality --half` writes."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    environment: Environment
+    checkpoint: str
+    photograph: str
+    frames: int
+    height: int
+    width: int
+    steps: int
+    rows: list[Rounded]
+
+
 class QualityDocument(StrictModel):
     """What `svd-bench quality` writes."""
 
@@ -253,6 +282,21 @@ def reuse_table(document: ReuseDocument) -> Table:
         f"{document.height}x{document.width}, eager torch. Operations are counted, of guided steps; those of "
         "SVD-XT at 25 frames of 576x1024.",
     )  # fmt: skip
+
+
+def half_table(document: HalfDocument) -> Table:
+    rows = [
+        [row.rung, f"{row.psnr:.2f}", f"{row.worst_psnr:.2f}", f"{row.ssim:.4f}", f"{row.flow:.3f}"]
+        for row in document.rows
+    ]
+    size = f"{document.frames} frames of {document.height}x{document.width}"
+    return Table(
+        "Half precision, the rewrites added one at a time",
+        ("rung", "PSNR, dB", "of the worst frame", "SSIM", "flow difference, px a frame"),
+        rows,
+        note="float16 in torch, with sums in float32, against float32 without rewrites: "
+        f"{document.steps} steps of euler. {document.photograph}: {size}.",
+    )
 
 
 def decibels(value: float) -> str:
