@@ -34,7 +34,7 @@ from svd_engine.serving.one_video import Status
 from svd_engine.serving.watch import Progress
 from svd_engine.serving.web import controls, server, status
 from svd_engine.serving.web.models import open_models
-from svd_engine.serving.web.visit import Visit, other_formats
+from svd_engine.serving.web.visit import Visit, other_formats, remove_cut_uploads
 from tests.engine.watching import FAKE_CALL, fake_engine
 from tests.support import stability_file
 from tests.support.commands import call, start
@@ -170,7 +170,8 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pa
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    output = ENGINE(torch.full((1, 3, 64, 128), 0.5), **FAKE_CALL)
+    seeded = torch.Generator().manual_seed(0)
+    output = ENGINE(torch.full((1, 3, 64, 128), 0.5), generator=seeded, **FAKE_CALL)
     monkeypatch.setattr(*((Path, part) if part == "mkdir" else (shutil, part)), full)
 
     def write() -> None:
@@ -179,6 +180,17 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pa
     with pytest.raises(OutputError, match="got No space left on device") as refusal:
         write()
     complete(refusal.value)
+
+
+def test_uploads_that_broke_off_are_removed(tmp_path: Path) -> None:
+    """Not those that go on, nor whole ones, which lie in folders."""
+    for name in ("tmpcut", "tmpnow", "whole/photo.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"0")
+    for name in ("tmpcut", "whole/photo.png"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_cut_uploads(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"tmpnow", "whole", "photo.png"}
 
 
 def test_windows_is_not_told_to_share_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,11 +78,11 @@ def measure_run(options: RunOptions, say: Progress) -> Results:
     backends = options.backends or ["eager", "compiled" if device.type == "cuda" else "onnxruntime"]
     check_names(backends, options.peers)
     check_backends(backends, device)
+    _check_out(options)
     (source, variant), dtype, setting = (
         _of_bundle(options) if options.bundle else _of_checkpoint(options, device)
     )
     bundle = str(options.bundle) if options.bundle else None
-    _check_out(options)
     chosen = subjects(backends, options.peers, source, str(device), dtype, bundle, variant)
     with _bench(options, "run", device, [dtype], say) as bench, ready_subjects(chosen, setting, say) as ready:
         measure_stages(bench, ready, setting, options.stages or STAGES)
@@ -96,8 +96,8 @@ def measure_rungs(options: RunOptions, rungs: Rungs, say: Progress) -> Results:
         one_of("backend", backend, LADDERS)
     device = resolve(options.device)
     check_backends(options.backends or (), device)
-    (source, variant), dtype, setting = _of_checkpoint(options, device)
     _check_out(options)
+    (source, variant), dtype, setting = _of_checkpoint(options, device)
     theirs = dtype if options.peer_dtype == "auto" else dtype_name(torch_dtype(options.peer_dtype, device))
     peer = Subject(
         name="diffusers",

@@ -131,10 +131,10 @@ def read_configs(folder: Path) -> Configs:
     Raises CheckpointError for a missing or unreadable file, and for another family of pipeline.
     """
     family = read_json(folder / INDEX).get("_class_name")
-    if family not in (PIPELINE, sv3d_port.PIPELINE):
+    if family not in (PIPELINE, sv3d_port.PORT_PIPELINE):
         raise CheckpointError(
             str(folder / INDEX),
-            expected=f"_class_name {PIPELINE}, or {sv3d_port.PIPELINE} of SV3D",
+            expected=f"_class_name {PIPELINE}, or {sv3d_port.PORT_PIPELINE} of SV3D",
             got=str(family),
             remedy="This engine runs Stable Video Diffusion only; pass an SVD checkpoint.",
         )

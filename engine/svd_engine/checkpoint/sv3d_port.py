@@ -14,15 +14,15 @@ from typing import Any
 
 from svd_engine.checkpoint.random_weights import SV3D_FRAMES, SV3D_SIZE
 
-PIPELINE = "StableVideo3DDiffusionPipeline"
-UNET = "SV3DUNetSpatioTemporalConditionModel"
+PORT_PIPELINE = "StableVideo3DDiffusionPipeline"
+PORT_UNET = "SV3DUNetSpatioTemporalConditionModel"
 DIFFUSERS_UNET = "UNetSpatioTemporalConditionModel"
 UNSET_FRAMES = 25  # the class's default, which its converter leaves in the config; its script asks for 21
 
 
 def unet_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of this layout's UNet, as diffusers' class takes it; any other config as it is."""
-    if config.get("_class_name") != UNET:
+    if config.get("_class_name") != PORT_UNET:
         return config
     frames = config.get("num_frames", UNSET_FRAMES)
     size = config.get("sample_size") or SV3D_SIZE

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from svd_engine.media.video import MAX_GIF_FPS, as_bytes, write_video
 from svd_engine.output import VideoOutput
 from svd_engine.serving.jobs import Job, JobService
 from svd_engine.serving.one_video import VideoRequest
+
+CUT_SECONDS = 300  # without a byte, after which an upload has broken off
 
 
 @dataclass(eq=False)
@@ -83,6 +86,14 @@ class Visit:
             write_video(as_bytes(output.frames[0]), path, output.report.settings.fps)
         self.videos.insert(0, (str(path), f"seed {output.report.seeds[0]}"))
         return path
+
+
+def remove_cut_uploads(folder: Path) -> None:
+    """What uploads that broke off, or met a full disk, have left: Gradio clears whole ones alone."""
+    for file in folder.glob("tmp*"):
+        with suppress(OSError):
+            if file.is_file() and time.time() - file.stat().st_mtime > CUT_SECONDS:
+                file.unlink()
 
 
 def other_formats(output: VideoOutput, mp4: Path) -> dict[str, Path | None]:
