@@ -13,7 +13,7 @@ from svd_engine.arguments import dtype_name, torch_dtype
 from svd_engine.backends.registry import BACKENDS, check_name, names
 from svd_engine.bundle.manifest import MANIFEST
 from svd_engine.bundle.reading import Bundle
-from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.checkpoint.opening import hides_frames, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
 from svd_engine.request import Settings, own_values
@@ -66,7 +66,7 @@ def planner_of(
         settings = _settings(bundle.manifest.model, own.frames, own.height, own.width, asked)
         planner = planner_of_bundle(bundle, budget, chosen, where, swap_networks)
         return replace(planner, ceiling=None), settings
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, frames=asked.get("frames") if hides_frames(source) else None)
     model = checkpoint.model
     settings = _settings(model, model.frames, model.height, model.width, asked)
     precision = Precision.of(dtype_name(torch_dtype(dtype, where)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from svd_export.placing import placed
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 PIPELINE_PARTS = {  # of model_index.json: library and class
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
@@ -39,7 +41,7 @@ def write_folder(
         for component in COMPONENTS:
             progress(component)
             module = checkpoint.load(component, precision(checkpoint, component))
-            module.save_pretrained(aside / component)  # type: ignore[operator]
+            _save(module, aside / component)
             del module  # before the next one is loaded
         scheduler = diffusers.EulerDiscreteScheduler.from_config(dict(checkpoint.configs["scheduler"]))
         scheduler.save_pretrained(aside / "scheduler")
@@ -51,6 +53,17 @@ def write_folder(
         parts = PIPELINE_PARTS | {"vae": ["diffusers", checkpoint.configs["vae"]["_class_name"]]}
         index = {"_class_name": PIPELINE, "_diffusers_version": diffusers.__version__, **parts}
         console.write_text(aside / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _save(module: nn.Module, folder: Path) -> None:
+    """Raises OSError where safetensors says in a word of its own that the disk is full."""
+    from safetensors import SafetensorError
+
+    try:
+        module.save_pretrained(folder)  # type: ignore[operator]
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else 0, str(error)) from error
 
 
 def precision(checkpoint: Checkpoint, component: Component) -> torch.dtype:

@@ -159,6 +159,21 @@ def test_every_form_of_a_graph_is_the_same_function(tiny_half_bundle: Path) -> N
     assert casts["instance, float32", "operator"] > casts["instance, half", "operator"]
 
 
+def test_the_weights_are_there_where_nobody_may_make_a_link(
+    tiny_half_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows gives few people that right."""
+
+    def refused(*_: object) -> None:
+        raise OSError(22, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    bundle = Bundle(tiny_half_bundle)
+    entry = next(e for e in bundle.manifest.networks if e.spec.network == "image_encoder")
+    with candidate(bundle, entry, "operator", "operator") as graph:
+        assert (graph.parent / entry.weights).read_bytes() == (bundle.folder / entry.weights).read_bytes()
+
+
 def test_forms(
     tiny_half_bundle: Path,
     tmp_path: Path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from svd_bench.measuring import environment as module
+from svd_bench.measuring.children import in_utf8
 from svd_bench.measuring.environment import anonymous, commit, environment
 from svd_bench.measuring.nvml import Gpu
 from tests.bench.test_nvml import stand_in
@@ -83,3 +85,11 @@ def test_a_system_without_proc_and_affinity(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delattr(os, "sched_getaffinity")
     assert module.cpu_name() == (platform.processor() or platform.machine())
     assert module.cores() == os.cpu_count()
+
+
+def test_a_child_reads_and_writes_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the system gives pipes, as Windows does."""
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    echo = [sys.executable, "-S", "-c", "print(input())"]
+    done = subprocess.run(echo, input="視", capture_output=True, encoding="utf-8", env=in_utf8(), check=True)
+    assert done.stdout == "視\n"

@@ -149,6 +149,16 @@ def test_the_command(
     assert rows[THREADS].of_threads.median == 1
     assert "one device, at once" in capsys.readouterr().out
     assert call(cli.main, *command, "--backends", "compiled") == 2
+    assert call(cli.main, *command, "--backends", ",") == 2
+
+
+@pytest.mark.parametrize(("option", "number"), [("--frames", 0), ("--height", 0), ("--width", 65)])
+def test_a_size_that_is_none_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, option: str, number: int
+) -> None:
+    command = ("halves", "--checkpoint", tiny_checkpoint, option, number, "--out", tmp_path / "out")
+    assert call(cli.main, *command) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def open_here(opened: Any, source: str, backend: str, threads: int) -> Any:

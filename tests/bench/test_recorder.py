@@ -44,5 +44,16 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
 
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    with pytest.raises(OutputError, match=r"folder .*a: expected a folder, .* --out"):
+    with pytest.raises(OutputError, match=r"folder .*a: expected a folder .* --out"):
         out_folder(tmp_path / "a")
+
+
+def test_a_folder_that_takes_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before minutes are spent; permission bits do not tell of a full or read-only disk."""
+
+    def refused(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with pytest.raises(OutputError, match=r"got .*Read-only file system.* --out"):
+        out_folder(tmp_path)

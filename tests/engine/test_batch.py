@@ -21,7 +21,7 @@ from svd_engine.cli.batch import VideoFormatOption
 from svd_engine.cli.main import main
 from svd_engine.errors import OutputError, SettingsError
 from svd_engine.request import PARAMETERS
-from svd_engine.serving.batch import making
+from svd_engine.serving.batch import items, making
 from svd_engine.serving.batch.items import VIDEO_FORMATS, read_items
 from svd_engine.serving.batch.records import TABLE, Results
 from svd_export.cli import main as export_main
@@ -243,6 +243,9 @@ def test_a_list_may_be_wrong_about_its_pictures(batch: Batch, pictures: Path, tm
         ("l.jsonl", '{"image": "a.png"\n', "line 1: expected a JSON object, got"),
         ("l.jsonl", '{"image": "a.png", "steps": "4"}\n', "line 1, num_inference_steps"),
         ("l.jsonl", '{"image": 4}\n', "line 1, image: expected the path of a picture, got 4"),
+        ("l.jsonl", '{"image": "a\\u0000", "output": "a"}\n', "image: expected the path of a picture, got"),
+        ("l.jsonl", '{"image": "\\ud800", "output": "a"}\n', "image: expected the path of a picture, got"),
+        ("l.jsonl", "[" * 99999 + "\n", "line 1: expected a JSON object, got .*recursion"),
         ("l.txt", "a.png\n", r"expected a folder of pictures, or a list \(.csv, .jsonl\), got another file"),
     ],
 )  # fmt: skip
@@ -267,6 +270,40 @@ def test_a_picture_whose_name_no_video_can_have_is_refused(tmp_path: Path, name:
     with pytest.raises(SettingsError, match="a name that its video can have: 1 to 200 bytes") as refusal:
         read_items(tmp_path, DEFAULTS, "mp4")
     str(refusal.value).encode()
+
+
+@pytest.mark.parametrize("method", ["iterdir", "read_text"])
+def test_what_the_system_does_not_let_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def denied(self: Path, **_: str) -> str:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    (tmp_path / "l.csv").write_text("image\na.png\n")
+    monkeypatch.setattr(Path, method, denied)
+    source = tmp_path if method == "iterdir" else tmp_path / "l.csv"
+    with pytest.raises(
+        SettingsError, match="expected a folder or a list that can be read, got Permission denied"
+    ):
+        read_items(source, DEFAULTS, "mp4")
+
+
+def test_a_line_ends_where_json_lines_says(tmp_path: Path) -> None:
+    """Within a string other marks that end a line elsewhere are characters."""
+    text = '{"image": "a\u2028b.png", "output": "a"}\r\n{"image": "b.png"}\n'
+    (tmp_path / "l.jsonl").write_bytes(text.encode())
+    read = read_items(tmp_path / "l.jsonl", DEFAULTS, "mp4")
+    assert [item.picture.name for item in read] == ["a\u2028b.png", "b.png"]
+
+
+def test_windows_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a colon would write into another file."""
+    (tmp_path / "l.csv").write_text("image,output\na.png,12:30\n")
+    (item,) = read_items(tmp_path / "l.csv", DEFAULTS, "mp4")
+    assert item.name == "12:30"
+    monkeypatch.setattr(items, "WINDOWS", True)
+    with pytest.raises(SettingsError, match="output: expected 1 to 200 bytes"):
+        read_items(tmp_path / "l.csv", DEFAULTS, "mp4")
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def test_refuses_a_pipeline_of_another_family(tiny_checkpoint: Path, tmp_path: P
     index.write_text(index.read_text().replace("StableVideoDiffusionPipeline", "StableDiffusionXLPipeline"))
     with pytest.raises(
         CheckpointError,
-        match=r"model_index\.json: expected _class_name StableVideoDiffusionPipeline, "
-        r"got StableDiffusionXLPipeline\. .*pass an SVD checkpoint",
+        match=r"model_index\.json: expected _class_name StableVideoDiffusionPipeline, or "
+        r"StableVideo3DDiffusionPipeline of SV3D, got StableDiffusionXLPipeline\. .*pass an SVD checkpoint",
     ):
         read_configs(folder)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,55 @@ def test_a_small_file_that_cannot_be_written(
         console.write_text(tmp_path / name, "after")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "before"
+
+
+def test_two_processes_write_the_same_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one's is there, whole, and no error."""
+    write, path = Path.write_text, tmp_path / "run.json"
+
+    def slow(self: Path, text: str, **options: Any) -> int:
+        done = write(self, text, **options)
+        monkeypatch.setattr(Path, "write_text", write)
+        console.write_text(path, "other")  # meanwhile
+        return done
+
+    monkeypatch.setattr(Path, "write_text", slow)
+    console.write_text(path, "mine")
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"run.json": "mine"}
+
+
+def test_a_device_stays_one(tmp_path: Path) -> None:
+    """A rename would put a file in its place, for those who may."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    for path in (Path("/dev/null"), tmp_path / "pipe", tmp_path / "stdout"):
+        with pytest.raises(OutputError, match=r"got a device or a pipe\. Choose another path"):
+            console.check_folder(path)
+
+
+@pytest.mark.parametrize("option", ["-o", "--report"])
+def test_the_photograph_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    photograph = tmp_path / "photo.png"
+    Image.new("RGB", (WIDTH, HEIGHT)).save(photograph)
+    (tmp_path / "link.png").symlink_to(photograph)
+    before = photograph.read_bytes()
+    for name in ("photo.png", "link.png"):
+        arguments = ("-o", tmp_path / "o.mp4", option, tmp_path / name, "--bundle", "b")
+        assert call(main, "generate", photograph, *arguments) == 2
+        assert "is what the video is made from" in " ".join(capsys.readouterr().err.split())
+    assert photograph.read_bytes() == before
+
+
+def test_a_name_that_the_stream_cannot_take_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows gives redirected output one alphabet; the video is written by then."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    console.run(lambda: print("wrote \u8996.mp4 \udcff"))
+    stream.flush()
+    assert stream.buffer.getvalue().decode("cp1252") == "wrote \\u8996.mp4 \\udcff\n"  # type: ignore[attr-defined]
+    assert stream.errors == "strict"  # a host program's own
 
 
 def test_a_small_file_is_written_whole(tmp_path: Path) -> None:

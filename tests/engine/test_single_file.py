@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from svd_engine.checkpoint.stability_keys import FIRST_STAGE
 from svd_engine.checkpoint.weights import build
 from svd_engine.cli.main import main
 from svd_engine.errors import CheckpointError, SettingsError
+from svd_engine.planned import planner_of
 from svd_engine.spec.weights import COMPONENTS, Component
 from tests.support import stability_file
 from tests.support.commands import call
@@ -206,6 +208,15 @@ def test_frames_that_no_name_tells_are_asked_for(whole: Path, tmp_path: Path, na
     assert open_checkpoint(file, frames=25).model.frames == 25
     with pytest.raises(SettingsError, match="frames: expected a whole number of at least 1, got 0"):
         open_checkpoint(file, frames=0)
+
+
+def test_a_plan_takes_the_frames_that_no_name_tells(whole: Path, tmp_path: Path) -> None:
+    file = str(shutil.copy(whole, tmp_path / "mine.safetensors"))
+    options = (file, "8GiB", "auto", "cpu", "auto", False)
+    with pytest.raises(CheckpointError, match="Use frames=14 or frames=25"):
+        planner_of(*options, {})
+    _, settings = planner_of(*options, {"frames": 14})
+    assert settings.frames == 14
 
 
 def test_frames_and_variant_belong_to_their_kind(whole: Path, tiny_checkpoint: Path) -> None:

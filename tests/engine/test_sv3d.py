@@ -5,7 +5,9 @@ Tiny random networks in files with Stability's names.
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNetSpatioTemporalConditionModel
+from diffusers.models.embeddings import Timesteps
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from svd_engine import VideoEngine, load_image
 from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.configs import describe, read_configs
 from svd_engine.checkpoint.opening import Checkpoint, hides_frames, open_checkpoint
+from svd_engine.checkpoint.sv3d_port import unet_config
 from svd_engine.cli.main import main
 from svd_engine.continuing import continue_video
 from svd_engine.errors import CheckpointError, ImageError, SettingsError
@@ -215,6 +220,83 @@ def test_a_folder_of_it_is_the_same_checkpoint(
             a, b = (one.load(component, torch.float32).state_dict() for one in (again, once))
             assert a.keys() == b.keys()
             assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+PORTED_INDEX = {"_class_name": "StableVideo3DDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+
+
+@pytest.fixture(scope="module")
+def ported(
+    stability_pipeline: Any, unets: dict[str, Any], image_vae: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """SV3D_p as chenguolin/sv3d-diffusers writes it: 25 frames by default, and the side of a square."""
+    folder = tmp_path_factory.mktemp("ported")
+    parts = {**stability_pipeline.components, "unet": unets["p"], "vae": image_vae}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    config = json.loads((folder / "unet/config.json").read_text())
+    config |= {"_class_name": "SV3DUNetSpatioTemporalConditionModel", "num_frames": 25, "sample_size": 72}
+    (folder / "unet/config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text(json.dumps(PORTED_INDEX))
+    return folder
+
+
+def test_the_diffusers_port_makes_the_video_of_the_single_file(
+    files: dict[str, Path], ported: Path, tmp_path: Path
+) -> None:
+    """Its angles are embedded as Stability does, so it is the same network under diffusers' names."""
+    angles = torch.rand(5, generator=generator()) * 6
+    embedded = Timesteps(512, flip_sin_to_cos=True, downscale_freq_shift=0)(angles)
+    assert torch.allclose(embedded, sgm_embedding(angles.tolist(), 512), atol=1e-6)
+    single = open_checkpoint(without_first_stage(files["p"], tmp_path))
+    assert {**vars(open_checkpoint(ported).model), "name": ""} == {**vars(single.model), "name": ""}
+    photograph = torch.rand(1, 3, SIZE, SIZE, generator=generator())
+    made = []
+    for checkpoint in (ported, single):
+        with VideoEngine.from_checkpoint(checkpoint, backend="eager", device="cpu") as engine:
+            made.append(engine(photograph, generator=generator(), num_inference_steps=1, **CALL).frames)
+    assert torch.equal(*made)
+
+
+def test_the_ports_unet_is_a_part_and_its_folder_converts(
+    files: dict[str, Path], ported: Path, tmp_path: Path
+) -> None:
+    for unet in (ported, ported / "unet"):
+        model = open_checkpoint(files["u"], parts={"unet": unet}).model
+        assert (model.family, model.frames) == ("SV3D_p", 21)
+    write_folder(open_checkpoint(ported), tmp_path / "converted")
+    again, once = open_checkpoint(tmp_path / "converted"), open_checkpoint(ported)
+    assert {**vars(again.model), "name": ""} == {**vars(once.model), "name": ""}
+
+
+@pytest.mark.parametrize(("frames", "side", "is_"), [(16, 48, (16, 192)), (None, None, (21, 288))])
+def test_frames_and_side_of_the_port_count_where_it_says_them(
+    ported: Path, frames: int | None, side: int | None, is_: tuple[int, int]
+) -> None:
+    configs = dict(read_configs(ported))
+    given = {"num_frames": frames, "sample_size": side}
+    config = {**configs["unet"], "_class_name": "SV3DUNetSpatioTemporalConditionModel", **given}
+    configs["unet"] = unet_config({key: value for key, value in config.items() if value is not None})
+    model = describe("mine", "here", configs)
+    assert (model.frames, model.height, model.width) == (is_[0], is_[1], is_[1])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("num_frames", "21", "key num_frames: expected a valid integer"),
+        ("sample_size", "72", "key sample_size: expected"),
+        ("projection_class_embeddings_input_dim", 1024, "expected 768, 256 or 1280"),
+        ("_class_name", "SV3DUNet", "key _class_name: expected 'UNetSpatioTemporalConditionModel'"),
+    ],
+)
+def test_what_is_not_the_ports_layout(ported: Path, tmp_path: Path, key: str, value: Any, says: str) -> None:
+    folder = shutil.copytree(ported, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
+    file = folder / "unet/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint(folder)
+    assert says in str(refused.value)
 
 
 # What the denoiser is told

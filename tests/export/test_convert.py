@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from svd_engine.bundle.reading import Bundle
@@ -114,3 +115,21 @@ def test_a_file_with_a_part_and_lora_is_exported_and_opened_again_to_verify(
 
 def test_random_weights_take_no_part(tmp_path: Path) -> None:
     assert call(main, "onnx", "--random-weights", "small", "-o", tmp_path / "x", "--vae", tmp_path) == 2
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    stability_pipeline: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """safetensors has an error of its own for it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    file = stability_file.write(tmp_path / "svd.safetensors", stability_pipeline)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    assert call(main, "convert", file, "-o", tmp_path / "folder") == 1
+    assert "No space left on device (os error 28). Free space, or" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"svd.safetensors"}

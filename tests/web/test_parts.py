@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -14,22 +15,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from svd_engine.cli.main import main
 from svd_engine.errors import (
     BackendUnavailable,
     BundleError,
     Cancelled,
+    ImageError,
     NonFiniteOutput,
+    OutputError,
     SettingsError,
     SvdEngineError,
 )
 from svd_engine.request import SETTINGS, OneOf, Real, Whole
+from svd_engine.serving.jobs import JobService
 from svd_engine.serving.one_video import Status
 from svd_engine.serving.watch import Progress
 from svd_engine.serving.web import controls, server, status
 from svd_engine.serving.web.models import open_models
-from tests.engine.watching import fake_engine
+from svd_engine.serving.web.visit import Visit, other_formats, remove_cut_uploads
+from tests.engine.watching import FAKE_CALL, fake_engine
+from tests.support import stability_file
 from tests.support.commands import call, start
 from tests.support.messages import complete
 
@@ -137,6 +144,69 @@ def test_models_are_named_by_their_last_part_unless_two_are_alike(tiny_checkpoin
     with pytest.raises(SettingsError, match="each once") as refusal:
         open_models(["demo", "demo"])
     complete(refusal.value)
+
+
+def test_a_file_that_hides_its_frames_is_refused(stability_pipeline: Any, tmp_path: Path) -> None:
+    """There is no option for them here."""
+    file = stability_file.write(tmp_path / "mine.safetensors", stability_pipeline)
+    with pytest.raises(SettingsError, match=r"does not tell the frames\. Rename it, .*svd-export convert"):
+        open_models([str(file)], device="cpu")
+    file.rename(tmp_path / "svd.safetensors")
+    assert list(open_models([str(tmp_path / "svd.safetensors")], device="cpu")) == ["svd.safetensors"]
+
+
+def test_an_upload_that_is_gone(tmp_path: Path) -> None:
+    """The server removes them after a day, and a page may be open for longer."""
+    gone = pytest.raises(ImageError, match=r"photograph: .*has no more\. Drop it again")
+    with JobService(ENGINE) as service, gone as refusal:
+        Visit(tmp_path).submit(service, ENGINE, tmp_path / "gone.png", 0, {})
+    complete(refusal.value)
+
+
+@pytest.mark.parametrize("part", ["mkdir", "make_archive"])
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """To the owner, in the log: the page waits for nothing else."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    seeded = torch.Generator().manual_seed(0)
+    output = ENGINE(torch.full((1, 3, 64, 128), 0.5), generator=seeded, **FAKE_CALL)
+    monkeypatch.setattr(*((Path, part) if part == "mkdir" else (shutil, part)), full)
+
+    def write() -> None:
+        other_formats(output, Visit(tmp_path / "visit").keep(output, "video"))
+
+    with pytest.raises(OutputError, match="got No space left on device") as refusal:
+        write()
+    complete(refusal.value)
+
+
+def test_uploads_that_broke_off_are_removed(tmp_path: Path) -> None:
+    """Not those that go on, nor whole ones, which lie in folders."""
+    for name in ("tmpcut", "tmpnow", "whole/photo.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"0")
+    for name in ("tmpcut", "whole/photo.png"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_cut_uploads(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"tmpnow", "whole", "photo.png"}
+
+
+def test_windows_is_not_told_to_share_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its SO_REUSEADDR takes the address of another program."""
+    asked: list[object] = []
+
+    class Watched(socket.socket):
+        def setsockopt(self, *arguments: Any) -> None:
+            asked.append(arguments)
+
+    monkeypatch.setattr(server.socket, "socket", Watched)
+    server.free_port("127.0.0.1", 0)
+    assert len(asked) == 1
+    monkeypatch.setattr(server, "WINDOWS", True)
+    server.free_port("127.0.0.1", 0)
+    assert len(asked) == 1
 
 
 def test_addresses() -> None:

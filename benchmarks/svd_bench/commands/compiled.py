@@ -79,14 +79,14 @@ def compiled_command(
         check_common(before, keys_of(bundle, wanted))
     document = compile_bundle(bundle, target, wanted, progress())
     text = document.model_dump_json()
-    if out is not None:
-        console.write_text(out / "compiled.json", text + "\n")
-        console.write_text(out / "compiled.svg", plots.compiled(document))
     shown = compiled_tables(document)
     if against is not None:
         shown.append(changes_table(other or compile_bundle(against, target, wanted, progress()), document))
     show_tables(shown, markdown)
     typer.echo(text)
+    if out is not None:
+        console.write_text(out / "compiled.json", text + "\n")
+        console.write_text(out / "compiled.svg", plots.compiled(document))
 
 
 @app.command("forms")
@@ -112,6 +112,6 @@ def forms_command(
     document = compile_forms(bundle, target, network, progress())
     show_tables([networks_table(document)], markdown)
     text = document.model_dump_json()
+    typer.echo(text)
     if out is not None:
         console.write_text(out / f"forms-{network}.json", text + "\n")
-    typer.echo(text)

@@ -197,12 +197,21 @@ def halves(
     from svd_bench.measuring.environment import environment
     from svd_bench.subjects.cases import checkpoint_of
     from svd_engine.cli import console
+    from svd_engine.request import Settings
     from svd_engine.values import one_of
 
     wanted = [one_of("backend", name, measuring.BACKEND_NAMES) for name in names(backends)]
-    folder = None if out is None else out_folder(out)
+    if not wanted:
+        raise typer.BadParameter("name a backend with --backends")
     model = checkpoint_of(checkpoint).model
-    video = measuring.Video(frames or model.frames, height or model.height, width or model.width, steps)
+    size = Settings(
+        model.frames if frames is None else frames,
+        model.height if height is None else height,
+        model.width if width is None else width,
+    )
+    size.check_size(model.architecture.size_multiple)
+    video = measuring.Video(size.frames, size.height, size.width, steps)
+    folder = None if out is None else out_folder(out)
     say = progress()
     rows = [
         row
@@ -213,7 +222,7 @@ def halves(
         environment=environment(torch.device("cpu"), None, command_line()),
         model=model.name, steps=steps, threads=threads, rows=tuple(rows),
     )  # fmt: skip
-    if folder is not None:
-        console.write_text(folder / "halves.json", document.model_dump_json(indent=1) + "\n")
     show_tables([measuring.halves_table(document)], markdown)
     typer.echo(document.model_dump_json())
+    if folder is not None:
+        console.write_text(folder / "halves.json", document.model_dump_json(indent=1) + "\n")

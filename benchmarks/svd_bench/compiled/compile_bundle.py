@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -94,7 +94,11 @@ def candidate(
     if attention == "products":
         take_apart(model.graph, _all(model, "Attention"))
     with tempfile.TemporaryDirectory(prefix="svd-bench-") as name:
-        os.symlink((bundle.folder / entry.weights).absolute(), Path(name, entry.weights))
+        weights, beside = (bundle.folder / entry.weights).absolute(), Path(name, entry.weights)
+        try:
+            beside.symlink_to(weights)
+        except OSError:  # Windows lets few people make one
+            shutil.copyfile(weights, beside)
         graph = Path(name, "graph.onnx")
         ir.save(model, graph)
         yield graph

@@ -22,6 +22,7 @@ import psutil
 from svd_bench.compiled.arithmetic import flop_of
 from svd_bench.compiled.document import CompiledNetwork, KernelGroup, KernelWork
 from svd_bench.documents.strict import StrictModel
+from svd_bench.measuring.children import in_utf8
 from svd_bench.measuring.memory import PeakSampler
 from svd_engine.cli import console
 from svd_engine.errors import ExportError
@@ -41,22 +42,22 @@ def compiled_in_child(case: CompileCase) -> CompiledNetwork:
     """Raises ExportError with the child's last words when it fails."""
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as out,
-        tempfile.TemporaryFile("w+", errors="replace") as said,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
     ):
         child = subprocess.Popen(
             [sys.executable, "-m", "svd_bench.compiled.compiling"],
-            stdin=subprocess.PIPE, stdout=out, stderr=said, text=True,
+            stdin=subprocess.PIPE, stdout=out, stderr=said, encoding="utf-8", env=in_utf8(),
         )  # fmt: skip
         assert child.stdin is not None
         try:
-            with suppress(BrokenPipeError):  # its exit code tells more
+            with suppress(OSError):  # a broken pipe: its exit code tells more
                 child.stdin.write(f"{case.model_dump_json()}\n")
                 child.stdin.flush()  # and stays open: the child ends when it closes
             child.wait()
         finally:
             child.kill()
             child.wait()
-            with suppress(BrokenPipeError):
+            with suppress(OSError):
                 child.stdin.close()
         out.seek(0)
         said.seek(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from svd_bench.documents.results import Ceiling, DocumentKind, Environment, Outcome, OutOfMemory, Results, Row
@@ -59,13 +60,15 @@ class Recorder:
 
 
 def out_folder(path: Path) -> Path:
-    """Makes the folder of --out before the work starts.  Raises OutputError."""
+    """Makes the folder of --out before the work starts, and writes there once.  Raises OutputError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # permission bits do not tell of a read-only disk
+            pass
     except OSError as error:
         raise OutputError(
             f"folder {path}",
-            expected="a folder, or a place where one can be made",
+            expected="a folder that can be written, or a place where one can be made",
             got=str(error),
             remedy="Choose another with --out.",
         ) from error

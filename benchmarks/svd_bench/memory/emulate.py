@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, get_args
 from svd_bench.cards.cards import TIERS, Tier
 from svd_bench.documents.results import OutOfMemory
 from svd_bench.documents.table import GIB, Table, gibibytes, milliseconds
+from svd_bench.measuring.children import in_utf8
 from svd_bench.memory.capped import Answer, Attempt, Networks
 from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.spec.profile import GuidanceMode
@@ -133,7 +134,9 @@ def _swap_if_needed(base: Attempt, tier: Tier, run: Runner) -> Iterator[TierResu
 
 def in_subprocess(attempt: Attempt) -> Answer:
     command = [sys.executable, "-m", "svd_bench.memory.capped", attempt.model_dump_json()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=in_utf8(), check=False
+    )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         why = done.stderr.strip().splitlines() or ["no message"]

@@ -12,6 +12,7 @@ import sys
 import psutil
 import torch
 
+from svd_bench.measuring.children import in_utf8
 from svd_bench.measuring.memory import Peaks, PeakSampler
 from svd_bench.measuring.nvml import open_gpu
 from svd_bench.measuring.timing import timer_for
@@ -26,7 +27,9 @@ def peaks_in_child(case: Case) -> Peaks:
         [sys.executable, "-m", "svd_bench.memory.peaks"],
         input=case.model_dump_json(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=in_utf8(),
         check=False,
     )
     if done.returncode:

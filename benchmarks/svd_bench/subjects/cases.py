@@ -14,9 +14,13 @@ from svd_bench.subjects.peers import PEERS
 from svd_engine.backends import registry
 from svd_engine.backends.onnxruntime import load_runtime
 from svd_engine.backends.tensorrt.library import require
-from svd_engine.checkpoint.opening import Checkpoint, hides_frames, open_checkpoint, random_checkpoint
-from svd_engine.errors import BackendUnavailable, SettingsError
-from svd_engine.shell import quoted
+from svd_engine.checkpoint.opening import (
+    Checkpoint,
+    check_tells_frames,
+    open_checkpoint,
+    random_checkpoint,
+)
+from svd_engine.errors import BackendUnavailable
 from svd_engine.spec.network import Placement
 from svd_engine.spec.precision import DType
 from svd_engine.spec.profile import GuidanceMode, Profile
@@ -135,14 +139,7 @@ def checkpoint_of(source: str, variant: str | None = None) -> Checkpoint:
     """
     if source in FAMILIES:
         return random_checkpoint(FAMILIES[source])
-    if hides_frames(source):
-        raise SettingsError(
-            f"checkpoint {source}",
-            expected="a file called svd.safetensors (14 frames) or svd_xt.safetensors (25), or a folder",
-            got="a name that does not tell the frames",
-            remedy="Rename it, or make a folder of it once, with any parts from elsewhere, and measure that. "
-            f"Run: svd-export convert {quoted(source)} -o FOLDER --frames FRAMES",
-        )
+    check_tells_frames(source)
     return open_checkpoint(source, variant)
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from svd_engine.checkpoint import sv3d_port
+from svd_engine.checkpoint.random_weights import sv3d_generation
 from svd_engine.errors import CheckpointError, SettingsError
 from svd_engine.spec.bounds import (
     ChannelMean,
@@ -36,7 +38,7 @@ FILES = {
     "scheduler": "scheduler/scheduler_config.json",
     "feature_extractor": "feature_extractor/preprocessor_config.json",
 }
-OPTIONAL = {"generation": "generation_config.json"}  # what a call defaults to; SVD's own has none
+OPTIONAL = {"generation": "generation_config.json"}  # what a call defaults to; those published have none
 SVD_SIZE = (576, 1024)  # pixels; no config says it, diffusers' pipeline has it as its default
 
 _TIME = "projection_class_embeddings_input_dim"
@@ -129,22 +131,24 @@ def read_configs(folder: Path) -> Configs:
     Raises CheckpointError for a missing or unreadable file, and for another family of pipeline.
     """
     family = read_json(folder / INDEX).get("_class_name")
-    if family != PIPELINE:
+    if family not in (PIPELINE, sv3d_port.PORT_PIPELINE):
         raise CheckpointError(
             str(folder / INDEX),
-            expected=f"_class_name {PIPELINE}",
+            expected=f"_class_name {PIPELINE}, or {sv3d_port.PORT_PIPELINE} of SV3D",
             got=str(family),
             remedy="This engine runs Stable Video Diffusion only; pass an SVD checkpoint.",
         )
     there = {part: file for part, file in OPTIONAL.items() if (folder / file).exists()}
-    return {part: read_json(folder / file) for part, file in (FILES | there).items()}
+    configs = {part: read_json(folder / file) for part, file in (FILES | there).items()}
+    return configs | {"unet": sv3d_port.unet_config(configs["unet"])}
 
 
 def describe(name: str, where: str, configs: Configs, *, random_weights: bool = False) -> Model:
     """The `Model` of these configs; `where` stands in messages before the file's name.
 
     Height and width are the UNet's sample_size where that is a pair of latent pixels, else 576x1024:
-    SVD's own config holds a single 96, which is not its size.
+    SVD's own config holds a single 96, which is not its size.  What a call defaults to is the family's where
+    the configs say nothing of it.
     Raises CheckpointError that names file, key, expected and got.
     """
     unet = _parse(_UNet, "unet", where, configs)
@@ -152,7 +156,6 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
     clip = _parse(_ImageEncoder, "image_encoder", where, configs)
     scheduler = _parse(_Scheduler, "scheduler", where, configs)
     extractor = _parse(_FeatureExtractor, "feature_extractor", where, configs)
-    generation = _parse(_Generation, "generation", where, {"generation": {}, **configs})
 
     c, clip_size = vae.latent_channels, clip.image_size
     each, told = unet.addition_time_embed_dim, unet.projection_class_embeddings_input_dim
@@ -164,6 +167,9 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
             "5 in SV3D_p)",
             got=str(told),
         )
+    orbits = conditioning != svd_conditioning(each)
+    recommended = (sv3d_generation() if orbits else {}) | dict(configs.get("generation", {}))
+    generation = _parse(_Generation, "generation", where, {"generation": recommended})
     crop = extractor.crop_size
     crops = set(crop.values()) if isinstance(crop, dict) else {crop}
     for part, key, got, expected, why in (
@@ -214,7 +220,7 @@ def describe(name: str, where: str, configs: Configs, *, random_weights: bool = 
         max_guidance_scale=generation.max_guidance_scale,
         guider=generation.guider,
         steps=generation.num_inference_steps,
-        orbits=conditioning != svd_conditioning(each),
+        orbits=orbits,
     )
 
 

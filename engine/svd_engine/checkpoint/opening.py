@@ -31,6 +31,7 @@ from svd_engine.checkpoint.single_file import open_single_file
 from svd_engine.checkpoint.weight_files import choose, describe_file, identify, present, shard_names, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, build, fill, read_tensors
 from svd_engine.errors import CheckpointError, SettingsError
+from svd_engine.shell import quoted
 from svd_engine.spec.model import Model
 from svd_engine.spec.weights import COMPONENTS, Component, Family, LoraFile, WeightFile
 
@@ -169,6 +170,18 @@ def hides_frames(source: str | Path) -> bool:
     Raises CheckpointError for what is no whole safetensors file.
     """
     return is_single_file(source) and open_single_file(Path(source).expanduser()).known_frames() is None
+
+
+def check_tells_frames(source: str | Path) -> None:
+    """Where no call says it: raises SettingsError for a single file that hides what it was trained on."""
+    if hides_frames(source):
+        raise SettingsError(
+            f"checkpoint {source}",
+            expected="a file called svd.safetensors (14 frames) or svd_xt.safetensors (25), or a folder",
+            got="a name that does not tell the frames",
+            remedy="Rename it, or make a folder of it once, with any parts from elsewhere, and pass that. "
+            f"Run: svd-export convert {quoted(source)} -o FOLDER --frames FRAMES",
+        )
 
 
 def names_checkpoint(source: str) -> bool:

@@ -15,6 +15,7 @@ from svd_engine.checkpoint.configs import INDEX, read_json
 from svd_engine.checkpoint.safetensors_header import Stated, read_header
 from svd_engine.checkpoint.single_file import open_single_file
 from svd_engine.checkpoint.stability_keys import prefixes
+from svd_engine.checkpoint.sv3d_port import unet_config
 from svd_engine.checkpoint.weight_files import choose, identify, present, shards
 from svd_engine.checkpoint.weights import Shapes, Weights, read_tensors
 from svd_engine.errors import CheckpointError
@@ -53,7 +54,8 @@ def open_part(
     listing = {f"{component}/{file.name}" for file in folder.iterdir()}
     chosen = folder / Path(choose(listing, component, None, str(folder))).name
     files = shards(chosen) if chosen.suffix == ".json" else [chosen]
-    return read_json(folder / "config.json"), PartFiles(folder, tuple(files))
+    config = unet_config(read_json(folder / "config.json"))
+    return config, PartFiles(folder, tuple(files))
 
 
 @dataclass(frozen=True)

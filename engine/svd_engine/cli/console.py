@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -46,12 +47,31 @@ SETTING = re.compile(
 
 def run(app: Callable[[], object], options: Mapping[str, str] = OPTIONS) -> None:
     """Run a command: print an error of ours as one line on stderr, exit with the code of its class."""
+    with _any_name_said():
+        try:
+            with _ending_in_order():
+                app()
+        except SvdEngineError as error:
+            print(f"error: {worded(error, options)}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+
+
+@contextmanager
+def _any_name_said() -> Iterator[None]:
+    """A character that a stream cannot take, in the name of a file say, is escaped: no error after the work.
+
+    Windows gives redirected output an encoding of one alphabet; on Linux names may be no text at all.
+    """
+    streams = [one for one in (sys.stdout, sys.stderr) if isinstance(one, io.TextIOWrapper)]
+    strict = [one for one in streams if one.errors == "strict"]
+    for stream in strict:
+        stream.reconfigure(errors="backslashreplace")
     try:
-        with _ending_in_order():
-            app()
-    except SvdEngineError as error:
-        print(f"error: {worded(error, options)}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        yield
+    finally:
+        for stream in strict:
+            with suppress(OSError, ValueError):  # whoever read it has gone, or it is closed
+                stream.reconfigure(errors="strict")
 
 
 @contextmanager
@@ -138,6 +158,13 @@ def check_folder(path: Path, otherwise: str = "choose another path") -> None:
             got="a folder" if path.is_dir() else f"no folder {folder}",
             remedy=f"Make the folder first, or {otherwise}.",
         )
+    if _is_stream(path):
+        raise OutputError(
+            f"file {path}",
+            expected="a file, which a whole one can take the place of",
+            got="a device or a pipe",
+            remedy=f"{otherwise[0].upper()}{otherwise[1:]}.",
+        )
     try:
         with tempfile.TemporaryFile(dir=folder):  # permission bits do not tell of a read-only disk
             pass
@@ -152,10 +179,11 @@ def check_folder(path: Path, otherwise: str = "choose another path") -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file whole or not at all.  Raises OutputError."""
-    aside = path.with_name(f".{path.name}.partial")
     try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
+        with tempfile.TemporaryDirectory(prefix=".svd-engine-", dir=path.parent) as scratch:
+            whole = Path(scratch, path.name)
+            whole.write_text(text, encoding="utf-8", newline="\n")
+            whole.replace(path)
     except OSError as error:
         raise OutputError(
             f"file {path}",
@@ -163,6 +191,9 @@ def write_text(path: Path, text: str) -> None:
             got=str(error),
             remedy="Choose another path, or free space.",
         ) from error
-    finally:
-        with suppress(OSError):  # it is gone after the rename
-            aside.unlink()
+
+
+def _is_stream(path: Path) -> bool:
+    """A device, a pipe, or a link such as /dev/stdout, which a rename would put a file in the place of."""
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    return special or (path.is_symlink() and os.readlink(path).startswith("/proc/"))

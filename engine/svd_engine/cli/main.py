@@ -121,7 +121,7 @@ def generate(
         )
     opening = opened.opening(call["num_frames"], devices=two)
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
-    targets = _targets(output, videos, fps, report)
+    targets = _targets(output, videos, fps, report, image or continue_from)
     of_words: PromptReport | None = None
     if prompt is not None:
         kept = check_prompt(prompt, text_model, output[0], [*chain.from_iterable(targets), report])
@@ -161,8 +161,13 @@ app.command()(info)
 app.command()(plan)
 
 
-def _targets(output: list[Path], videos: int, fps: int, report: Path | None) -> list[list[Path]]:
-    """Where each video goes, by output.  Raises OutputError and usage errors for what cannot be written."""
+def _targets(
+    output: list[Path], videos: int, fps: int, report: Path | None, source: Path | None
+) -> list[list[Path]]:
+    """Where each video goes, by output.  Raises OutputError and usage errors for what cannot be written.
+
+    source: the photograph or the clip, in whose place nothing is written.
+    """
     from svd_engine.media.video import MAX_GIF_FPS, check_output
 
     if videos > 1 and any(path.name in ("", "..") for path in output):
@@ -175,6 +180,9 @@ def _targets(output: list[Path], videos: int, fps: int, report: Path | None) -> 
     written = [*chain.from_iterable(targets), *([report] if report else [])]
     if len({path.absolute() for path in written}) < len(written):
         raise typer.BadParameter("two of the outputs have the same name")
+    there = [path for path in written if path.exists()]
+    if source is not None and source.exists() and any(path.samefile(source) for path in there):
+        raise typer.BadParameter(f"{source} is what the video is made from: give the output another name")
     return targets
 
 

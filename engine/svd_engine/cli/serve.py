@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-import threading
+import time
 from typing import Annotated
 
 import typer
@@ -72,7 +72,8 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up as after Ctrl-C
     try:
         typer.echo(f"{', '.join(models)} at {page.url}  (Ctrl-C stops it)")
-        threading.Event().wait()
+        while True:
+            time.sleep(3600)  # which Ctrl-C ends on Windows too, unlike a wait
     except KeyboardInterrupt:
         typer.echo("stopping", err=True)
     finally:

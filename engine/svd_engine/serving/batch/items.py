@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from svd_engine.errors import SettingsError
 from svd_engine.media.image import FORMATS
 from svd_engine.media.video import MAX_GIF_FPS, WRITERS
 from svd_engine.request import PARAMETERS, Angles, FrameScales, NoiseLevels, OneOf, Parameter, check
+from svd_engine.shell import WINDOWS
 
 LISTS = (".csv", ".jsonl")
 VIDEO_FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS if suffix)
@@ -62,10 +64,25 @@ def read_items(source: Path, defaults: Mapping[str, Any], video_format: str) -> 
     of a picture, from the list's folder on; `output` names the video, in place of the picture's name; every
     other column is a parameter.  An empty cell, null or a missing key takes `defaults`, which holds every
     parameter that has an option, by its name in Python.  Whether a picture can be read shows later.
-    Raises SettingsError for a column that is no parameter, a value out of range, two videos of one name, and
-    where there is no picture at all.
+    Raises SettingsError for what cannot be read, a column that is no parameter, a value out of range, two
+    videos of one name, and where there is no picture at all.
     """
     source = source.absolute()
+    try:
+        items = _items(source, defaults, video_format)
+    except OSError as error:
+        raise SettingsError(
+            f"batch {source}",
+            expected="a folder or a list that can be read",
+            got=error.strerror or str(error),
+            remedy="Change its permissions, or copy it.",
+        ) from error
+    _check_outputs(items, f".{video_format}")
+    return items
+
+
+def _items(source: Path, defaults: Mapping[str, Any], video_format: str) -> list[Item]:
+    """As `read_items`; what the system refuses is OSError."""
     if source.is_dir():
         arguments = _checked(defaults)
         items = [Item(path.stem, path, arguments) for path in _pictures(source)]
@@ -92,7 +109,6 @@ def read_items(source: Path, defaults: Mapping[str, Any], video_format: str) -> 
             if source.is_dir()
             else "Add a row with a column image.",
         )
-    _check_outputs(items, f".{video_format}")
     return items
 
 
@@ -116,7 +132,7 @@ def _item(
     """The picture of one row.  Raises SettingsError that tells the row."""
     given = {name: value for name, value in row.items() if value is not None}
     picture = given.pop(PICTURE, None)
-    if not isinstance(picture, str):
+    if not isinstance(picture, str) or not _is_path(picture):
         raise SettingsError(
             f"{where}, {PICTURE}", expected="the path of a picture", got=repr(picture), remedy="Fill it in."
         )
@@ -148,13 +164,21 @@ def _item(
     return Item(output.removesuffix(suffix), path, arguments)
 
 
+def _is_path(text: str) -> bool:
+    """Whether the system can look it up, be there what may."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def _is_name(text: str) -> bool:
     """Whether every disk takes it, the endings of its videos, records and error file included."""
     return (
         text.isprintable()
         and text == text.strip()
         and not text.startswith(".")
-        and not set(text) & set("/\\")
+        and not set(text) & set("/\\" + ('<>:"|?*' if WINDOWS else ""))
         and 0 < len(text.encode()) <= MAX_NAME_BYTES
     )
 
@@ -221,13 +245,13 @@ def _number(text: str) -> object:
 
 
 def _json_rows(source: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    for number, line in enumerate(_text(source).splitlines(), start=1):
+    for number, line in enumerate(_text(source).split("\n"), start=1):  # other marks may stand in strings
         if not line.strip():
             continue
         where = f"{source}, line {number}"
         try:
             row = json.loads(line, object_pairs_hook=_each_once)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             row = str(error)
         if not isinstance(row, dict):
             raise SettingsError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svd_engine.bundle.manifest import MANIFEST
+from svd_engine.checkpoint.opening import check_tells_frames
 from svd_engine.engine import VideoEngine
 from svd_engine.errors import SettingsError
 from svd_engine.residency.budget import Memory
@@ -24,7 +25,8 @@ def open_models(
 
     They are named by the last part of their path, or by all of it where two would have the same name.
     Arguments as of `VideoEngine.from_bundle` and `from_checkpoint`; dtype is that of the checkpoints.
-    Raises what these raise, and SettingsError for one that is given twice.
+    Raises what these raise, and SettingsError for one that is given twice, and for a single file that hides
+    the frames it was trained on.
     """
     names = _names(sources)
     models = {}
@@ -34,6 +36,7 @@ def open_models(
                 source, backend=backend, device=device, swap_networks=swap_networks, memory=memory
             )
         else:
+            check_tells_frames(source)
             models[name] = VideoEngine.from_checkpoint(
                 source, backend=backend, device=device, dtype=dtype, swap_networks=swap_networks,
                 memory=memory,

@@ -15,7 +15,7 @@ from svd_engine.errors import OutputError, SvdEngineError
 from svd_engine.serving.jobs import Job, JobService
 from svd_engine.serving.web import controls, status
 from svd_engine.serving.web.models import describe
-from svd_engine.serving.web.visit import Visit, other_formats
+from svd_engine.serving.web.visit import Visit, other_formats, remove_cut_uploads
 from svd_engine.values import one_of
 
 LOOK_SECONDS = 0.2
@@ -121,6 +121,7 @@ class Page:
             return
         yield self._cleared()
         try:
+            await asyncio.to_thread(remove_cut_uploads, self.folder)
             shown = status.JobStatus(job)
             while not job.status.ended:
                 if (news := await asyncio.to_thread(shown.news)) is not None:
@@ -186,6 +187,7 @@ class Page:
         visit = self.visits.pop(request.session_hash, None)
         if visit is not None:
             await asyncio.to_thread(visit.end)
+        await asyncio.to_thread(remove_cut_uploads, self.folder)
 
     async def _choose(self, name: object) -> list[Any]:
         """The model's own values in place of the last one's."""

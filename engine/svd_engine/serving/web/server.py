@@ -14,6 +14,7 @@ from svd_engine.engine import VideoEngine
 from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.install import install_line
 from svd_engine.serving.jobs import JobService
+from svd_engine.shell import WINDOWS
 from svd_engine.values import at_least, finite
 
 MAX_UPLOAD_BYTES = 50 * 2**20
@@ -42,7 +43,8 @@ class WebServer:
         at_least("queue", max_queue, 1)
         check_installed()
         port = free_port(host, port)
-        self._folder = tempfile.TemporaryDirectory(prefix="svd-engine-web-")
+        # a video that is being sent stays on Windows, which removes nothing that is open
+        self._folder = tempfile.TemporaryDirectory(prefix="svd-engine-web-", ignore_cleanup_errors=True)
         os.environ |= {
             "GRADIO_TEMP_DIR": self._folder.name,
             "GRADIO_EXAMPLES_CACHE": self._folder.name,  # which it serves as well
@@ -114,7 +116,8 @@ def free_port(host: str, port: int) -> int:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if not WINDOWS:  # where it would take an address that another program listens at
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return int(probe.getsockname()[1])
     except OSError as error:
