@@ -52,7 +52,21 @@ FRAMES, CHUNK = 3, 2  # the chunk does not divide the frames
 ONE_OF_EACH = Profile(2, 32, 16, 1, "single", 2)  # no guidance, one chunk
 
 
-LONGEST = ("tests/triton", "tests/export/test_tensorrt_rtx.py", "tests/examples")  # begun first
+LONGEST = (  # begun first, in this order: the last to end are short
+    "tests/triton",
+    "tests/export/test_tensorrt_rtx.py",
+    "tests/examples",
+    "tests/engine/test_demo.py",
+    "tests/engine/test_planner.py",
+    "tests/bench/test_gpu_check.py",
+    "tests/engine/test_rewrites_graph.py",
+    "tests/web",
+    "tests/training",
+    "tests/contract",
+    "tests/test_install.py",
+    "tests/export/test_two_processes.py",
+    "tests/test_portability.py",
+)
 
 
 def group(nodeid: str) -> str:
@@ -60,8 +74,12 @@ def group(nodeid: str) -> str:
     return "tests/triton" if nodeid.startswith("tests/triton/") else nodeid.partition("::")[0]
 
 
+def place(item: pytest.Item) -> int:
+    return next((n for n, name in enumerate(LONGEST) if group(item.nodeid).startswith(name)), len(LONGEST))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not group(item.nodeid).startswith(LONGEST))
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -336,13 +354,13 @@ def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_14_25_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """float32: `tiny_checkpoint` at SVD's and SVD-XT's frame counts, decoded whole; one file of weights."""
-    profiles = [Profile(frames, HEIGHT, WIDTH, decode_chunk=frames) for frames in (14, 25)]
+def tiny_2_25_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32: `tiny_checkpoint` at two frames and at SVD-XT's 25, decoded whole; one file of weights."""
+    profiles = [Profile(frames, HEIGHT, WIDTH, decode_chunk=frames) for frames in (2, 25)]
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     return made_once(
         tmp_path_factory,
-        "bundle/tiny-14-25",
+        "bundle/tiny-2-25",
         lambda folder: export_bundle(checkpoint, folder, profiles, torch.float32),
     )
 

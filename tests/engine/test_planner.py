@@ -363,6 +363,21 @@ def test_a_refusal_names_what_the_planner_accepts(call_: Mapping[str, Any], vide
         small.choose(replace(settings, height=int(height), width=int(width)), videos)
 
 
+def test_where_the_weights_do_not_fit_no_lesser_call_is_counted() -> None:
+    """A refusal that can name none need not take its time."""
+    costs, counted = made_up(0), set()
+
+    def cost_of(spec: NetworkSpec) -> NetworkCost:
+        counted.add(spec.outputs[0].shape[1] if spec.network == "denoiser" else 5)
+        return costs(spec)
+
+    small = replace(planner(budgets.CUDA_RUNTIME_BYTES + MIB), cost_of=cost_of)
+    with pytest.raises(SettingsError, match=r"^memory: expected .* or more for 5 frames") as caught:
+        small.choose(asked(), 1)
+    assert counted == {5}
+    assert re.fullmatch(r'Pass memory="[\d.]+[MG]iB"\.', caught.value.remedy)
+
+
 def test_what_was_asked_for_is_kept() -> None:
     everything = planner(0)
     slices = lambda **other: {p.slice_frames for p in everything.considered(asked(frames=25, **other), 1)}  # noqa: E731
