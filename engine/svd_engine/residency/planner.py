@@ -307,8 +307,9 @@ class Planner:
     def _refusal(self, settings: Settings, videos: int, smallest: Plan) -> SettingsError:
         s, there = settings, self.budget.there
         needed = smallest.peak_bytes if there is None else smallest.sure_bytes
-        lesser = self.lesser(s) if self._weights_fit(s, videos) else ()
-        fitting = [_less(s, other) for other in lesser if self._fits_at_all(other, videos)]
+        fitting: list[str] = []
+        if self._weights_fit(s, videos):
+            fitting = [_less(s, other) for other in self.lesser(s) if self._fits_at_all(other, videos)]
         return SettingsError(
             f"memory of {self.device}" if self.denoiser_alone else "memory",
             expected=f"{size(needed)} or more for {s.frames} frames of {s.height}x{s.width} "
