@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the hub
 
 from svd_engine import VideoEngine
 from svd_engine.checkpoint.opening import open_checkpoint
+from svd_engine.networks import counting
+from svd_engine.spec.cost import NetworkCost
 from svd_engine.spec.profile import Profile
+from svd_engine.spec.tensors import NetworkSpec
+from svd_export import to_onnx
 from svd_export.to_onnx import export_bundle
-from tests.support import damage, tensorrt_plans
+from tests.support import damage, tensorrt_plans, traces
 from tests.support.paths import ROOT
 from tests.support.shared import made_once
 
@@ -44,9 +49,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 HEIGHT, WIDTH = 32, 48  # pixels, of every tiny video
 FRAMES, CHUNK = 3, 2  # the chunk does not divide the frames
+ONE_OF_EACH = Profile(2, 32, 16, 1, "single", 2)  # no guidance, one chunk
 
 
-LONGEST = ("tests/triton", "tests/export/test_tensorrt_rtx.py", "tests/examples")  # begun first
+LONGEST = (  # begun first, in this order: the last to end are short
+    "tests/triton",
+    "tests/export/test_tensorrt_rtx.py",
+    "tests/examples",
+    "tests/engine/test_demo.py",
+    "tests/engine/test_planner.py",
+    "tests/bench/test_gpu_check.py",
+    "tests/engine/test_rewrites_graph.py",
+    "tests/web",
+    "tests/training",
+    "tests/contract",
+    "tests/test_install.py",
+    "tests/export/test_two_processes.py",
+    "tests/test_portability.py",
+)
 
 
 def group(nodeid: str) -> str:
@@ -54,8 +74,12 @@ def group(nodeid: str) -> str:
     return "tests/triton" if nodeid.startswith("tests/triton/") else nodeid.partition("::")[0]
 
 
+def place(item: pytest.Item) -> int:
+    return next((n for n, name in enumerate(LONGEST) if group(item.nodeid).startswith(name)), len(LONGEST))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not group(item.nodeid).startswith(LONGEST))
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -67,6 +91,36 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group(nodeid)
 
     return Groups(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What bundles share is traced for the first of them; who holds `trace` itself imports it by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_onnx, "trace", traces.once(to_onnx.trace, tmp_path_factory))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def counted_once() -> Iterator[None]:
+    """A network is counted for the first engine that asks, and known to those of the same configs."""
+    known: dict[object, NetworkCost] = {}
+
+    class Costs(counting.TorchCosts):
+        def __init__(self, *of: Any) -> None:
+            super().__init__(*of)
+            rewrites = tuple(rewrite.name for rewrite in self.modules.rewrites)
+            configs = repr(self.modules.checkpoint.configs)
+            self.of = configs, self.device, tuple(self.modules.without_rewrites), rewrites
+
+        def __call__(self, spec: NetworkSpec) -> NetworkCost:
+            if (self.of, spec) not in known:
+                known[self.of, spec] = super().__call__(spec)
+            return known[self.of, spec]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "TorchCosts", Costs)
+        yield
 
 
 @pytest.fixture
@@ -217,6 +271,24 @@ def tiny_checkpoint(diffusers_pipeline: Any, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
+def smallest_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_checkpoint` with a UNet of one level: for exports in processes of their own."""
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_checkpoint, folder)
+        torch.manual_seed(0)
+        unet = UNetSpatioTemporalConditionModel.from_config(
+            UNetSpatioTemporalConditionModel.load_config(folder / "unet"),
+            block_out_channels=(32,), num_attention_heads=(2,),
+            down_block_types=("DownBlockSpatioTemporal",), up_block_types=("UpBlockSpatioTemporal",),
+        )  # fmt: skip
+        unet.save_pretrained(folder / "unet")
+
+    return made_once(tmp_path_factory, "checkpoint/smallest", make)
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """float32, both guidance modes: `tiny_checkpoint` at 3 frames of 32x48, decode chunk 2."""
     profiles = [Profile(FRAMES, HEIGHT, WIDTH, 1, guidance, CHUNK) for guidance in ("batched", "single")]
@@ -237,6 +309,17 @@ def tiny_half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
         tmp_path_factory,
         "bundle/tiny-half",
         lambda folder: export_bundle(checkpoint, folder, profiles, torch.float16),
+    )
+
+
+@pytest.fixture(scope="session")
+def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float16, one network of each kind."""
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
+    return made_once(
+        tmp_path_factory,
+        "bundle/half",
+        lambda folder: export_bundle(checkpoint, folder, [ONE_OF_EACH], torch.float16),
     )
 
 
@@ -271,13 +354,13 @@ def planned(tiny_half_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_14_25_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """float32: `tiny_checkpoint` at SVD's and SVD-XT's frame counts, decoded whole; one file of weights."""
-    profiles = [Profile(frames, HEIGHT, WIDTH, decode_chunk=frames) for frames in (14, 25)]
+def tiny_2_25_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32: `tiny_checkpoint` at two frames and at SVD-XT's 25, decoded whole; one file of weights."""
+    profiles = [Profile(frames, HEIGHT, WIDTH, decode_chunk=frames) for frames in (2, 25)]
     checkpoint = open_checkpoint(str(tiny_checkpoint))
     return made_once(
         tmp_path_factory,
-        "bundle/tiny-14-25",
+        "bundle/tiny-2-25",
         lambda folder: export_bundle(checkpoint, folder, profiles, torch.float32),
     )
 

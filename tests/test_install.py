@@ -18,6 +18,7 @@ import torch
 from packaging.requirements import Requirement  # pytest needs it, too
 
 from svd_engine import install
+from svd_engine.checkpoint.opening import open_checkpoint
 from svd_engine.install import install_line
 from tests.support.paths import ROOT
 
@@ -54,13 +55,18 @@ def run(command: Path, *arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_demo_from_a_wheel(installed: Path, tmp_path: Path) -> None:
-    """Photograph, checkpoint and commands come from the wheel; only the video is small."""
-    where = run(installed / "python", "-c", "import svd_engine; print(svd_engine.__file__)", cwd=tmp_path)
-    photograph = Path(where.strip()).parent / "assets/coffee.png"
+DEMO = "import svd_engine; print(svd_engine.__file__)"
+DEMO += "; from svd_engine.checkpoint.opening import open_checkpoint; print(open_checkpoint('demo').digest())"
+
+
+def test_the_demo_from_a_wheel(installed: Path, smallest_checkpoint: Path, tmp_path: Path) -> None:
+    """Photograph, checkpoint and commands come from the wheel; what is exported is small."""
+    where, digest = run(installed / "python", "-c", DEMO, cwd=tmp_path).split()
+    assert digest == open_checkpoint("demo").digest()
+    photograph = Path(where).parent / "assets/coffee.png"
     assert photograph.is_relative_to(installed.parent)
-    size = ("--frames", 2, "--height", 64, "--width", 64)
-    run(installed / "svd-export", "onnx", "demo", "-o", "bundle", *size, cwd=tmp_path)
+    size = ("--frames", 2, "--height", 32, "--width", 32)
+    run(installed / "svd-export", "onnx", smallest_checkpoint, "-o", "bundle", *size, cwd=tmp_path)
     made = ("-o", "demo.mp4", "-o", "demo.png", "--report", "demo.json", "--steps", 2)
     run(installed / "svd-engine", "generate", photograph, "--bundle", "bundle", *made, cwd=tmp_path)
     assert {"demo.mp4", "demo.png", "demo.json"} <= {path.name for path in tmp_path.iterdir()}

@@ -83,10 +83,10 @@ except PermissionError:
 """
 
 
-def test_the_commands_without_posix(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_commands_without_posix(smallest_checkpoint: Path, tmp_path: Path) -> None:
     script = RUN.format(root=str(ROOT))
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tiny_checkpoint), str(PHOTOGRAPH), str(tmp_path)],
+        [sys.executable, "-c", script, str(smallest_checkpoint), str(PHOTOGRAPH), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
+from shlex import quote
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,10 +106,20 @@ def test_a_subprocess_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = emulate.in_subprocess(SMALL.model_copy(update={"note": "emulated cap 8 GB"}))
     assert answer.row is not None
     assert answer.row.note == "emulated cap 8 GB"
-    failed = emulate.in_subprocess(SMALL.model_copy(update={"device": "cuda:7"}))
+
+
+def test_a_subprocess_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its last words are the answer."""
+    elsewhere = SMALL.model_copy(update={"device": "cuda:7"})
+    with pytest.raises(BackendUnavailable, match="device cuda:7") as caught:
+        open_engine(elsewhere)
+    program = tmp_path / "fails"
+    program.write_text(f"#!/bin/sh\necho Traceback >&2\necho {quote(str(caught.value))} >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(emulate.sys, "executable", str(program))
+    failed = emulate.in_subprocess(elsewhere)
     assert not failed.fits
-    assert failed.failed.startswith("exit code 1: ")
-    assert "device cuda:7" in failed.failed
+    assert failed.failed == f"exit code 1: {caught.value}"
 
 
 def test_the_cap_is_a_share_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

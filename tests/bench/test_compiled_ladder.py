@@ -27,12 +27,12 @@ def test_a_rung_adds_a_rewrite() -> None:
 
 
 def test_the_rungs_of_the_smallest_decoder(
-    tiny_half_bundle: Path,
+    half_bundle: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each is another graph of either decoder; the encoders, which no rewrite changes, have no rungs."""
+    """Each is another graph of the decoder; the encoders, which no rewrite changes, have no rungs."""
     operators: list[list[str]] = []
 
     def compiled(case: CompileCase) -> CompiledNetwork:
@@ -42,14 +42,14 @@ def test_the_rungs_of_the_smallest_decoder(
 
     monkeypatch.setattr("svd_bench.compiled.ladder.compiled_in_child", compiled)
     networks = ("--network", "vae_decoder", "--network", "vae_encoder", "--network", "image_encoder")
-    assert call(main, "compiled", tiny_half_bundle, "--ladder", *networks, "--out", tmp_path) == 0
+    assert call(main, "compiled", half_bundle, "--ladder", *networks, "--out", tmp_path) == 0
     made = read_compiled(tmp_path / "ladder.json")
     notes = [rung.network.partition(": ")[2] for rung in made.networks]
     names = ("temporal-conv2d", "resnet-blend", "transposed-upsample", "frames-in-groups")
-    assert notes == 2 * [BARE, *(f"+ {name}" for name in names)]
+    assert notes == [BARE, *(f"+ {name}" for name in names)]
     assert {rung.network.partition("-")[0] for rung in made.networks} == {"vae_decoder"}
-    assert [nodes.count("ConvTranspose") > 0 for nodes in operators] == 2 * [False, False, False, True, True]
-    assert [nodes.count("Resize") > 0 for nodes in operators] == 2 * [True, True, True, False, False]
+    assert [nodes.count("ConvTranspose") > 0 for nodes in operators] == [False, False, False, True, True]
+    assert [nodes.count("Resize") > 0 for nodes in operators] == [True, True, True, False, False]
     out = capsys.readouterr().out
     assert "+ frames-in-groups" in out
     assert out.splitlines()[-1] == made.model_dump_json()

@@ -14,7 +14,7 @@ from svd_bench.measuring.memory import Peaks, PeakSampler, release
 from svd_bench.memory import peaks as memory
 from svd_bench.memory.peaks import peaks_in_child
 from svd_bench.subjects.cases import Case, Subject
-from svd_engine.errors import BackendError
+from svd_engine.errors import BackendError, CheckpointError
 from tests.bench import documents
 from tests.conftest import CHUNK, FRAMES, HEIGHT, WIDTH
 
@@ -56,18 +56,30 @@ def test_a_child_measures_itself(tiny_checkpoint: Path) -> None:
     assert (peaks.driver, peaks.torch) == (None, None)
 
 
-def test_a_child_that_fails_is_heard(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"peak memory of vae_decoder, .*CheckpointError.* --no-memory"):
-        peaks_in_child(case(str(tmp_path / "missing")))
-
-
-def test_a_child_that_is_killed_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "got"),
+    [
+        ("kill -9 $$", "got killed, as when memory runs out"),
+        (
+            "echo Traceback >&2; echo CheckpointError: gone >&2; exit 1",
+            "got CheckpointError: gone.* --no-memory",
+        ),
+    ],
+)
+def test_a_child_that_fails_is_heard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, got: str
+) -> None:
     program = tmp_path / "dies"
-    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setattr(memory.sys, "executable", str(program))
-    with pytest.raises(BackendError, match="got killed, as when memory runs out"):
+    with pytest.raises(BackendError, match=rf"peak memory of vae_decoder, .*{got}"):
         peaks_in_child(case("demo"))
+
+
+def test_what_fails_a_child(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        memory.measure_peaks(case(str(tmp_path / "missing")))
 
 
 def test_what_was_not_measured_is_none() -> None:

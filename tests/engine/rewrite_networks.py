@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +17,13 @@ Call = Callable[[Any], Tensor]
 
 def random_unet(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     """Two levels, cross-attention at the first and in the middle; 6 transformers, 12 resnets."""
+    made = copy.deepcopy(_unet(dtype, **changes))
+    torch.manual_seed(0)  # what a caller draws is the same, whether or not this was made before
+    return made
+
+
+@cache
+def _unet(dtype: torch.dtype, **changes: Any) -> Any:
     config = {
         "block_out_channels": (32, 64),
         "layers_per_block": 2,
@@ -31,6 +40,13 @@ def random_unet(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
 
 def random_vae(dtype: torch.dtype = torch.float64) -> Any:
     """Two levels; 8 resnets in the decoder."""
+    made = copy.deepcopy(_vae(dtype))
+    torch.manual_seed(0)
+    return made
+
+
+@cache
+def _vae(dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     vae = AutoencoderKLTemporalDecoder(
         block_out_channels=(32, 64),

@@ -301,7 +301,7 @@ CALLS: Sequence[tuple[dict[str, Any], int]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
 @pytest.mark.parametrize(("call_", "videos"), CALLS)
 def test_more_memory_never_gives_a_slower_plan(
@@ -318,7 +318,7 @@ def test_more_memory_never_gives_a_slower_plan(
     assert last == min(plan.cost for plan in plans)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize(("call_", "videos"), CALLS[:4])
 def test_weights_that_stream_fill_the_budget(call_: Mapping[str, Any], videos: int, seed: int) -> None:
     """More memory leaves more weights where they are, until none stream: then it is as swapped."""
@@ -327,7 +327,7 @@ def test_weights_that_stream_fill_the_budget(call_: Mapping[str, Any], videos: i
     least = min(plan.peak_bytes for plan in small.considered(settings, videos))
     most = max(plan.peak_bytes for plan in planner(ALL, seed).considered(settings, videos))
     last = None
-    for budget in range(least, most + 1, max(1, (most - least) // 30)):
+    for budget in range(least, most + 1, max(1, (most - least) // 12)):
         limited = planner(budget, seed, residencies=STREAMING)
         chosen = limited.choose(settings, videos)
         assert chosen.peak_bytes <= budget
@@ -343,7 +343,7 @@ def test_weights_that_stream_fill_the_budget(call_: Mapping[str, Any], videos: i
     planner(budget_of(amount[1], CUDA).bytes, seed, residencies=STREAMING).choose(settings, videos)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("call_", "videos"), CALLS)
 def test_a_refusal_names_what_the_planner_accepts(call_: Mapping[str, Any], videos: int, seed: int) -> None:
     settings = asked(**call_)
@@ -361,6 +361,21 @@ def test_a_refusal_names_what_the_planner_accepts(call_: Mapping[str, Any], vide
             assert small.choose(replace(settings, **given, **size), videos).peak_bytes < smallest
     for height, width in re.findall(r"height=(\d+), width=(\d+)", caught.value.remedy):
         small.choose(replace(settings, height=int(height), width=int(width)), videos)
+
+
+def test_where_the_weights_do_not_fit_no_lesser_call_is_counted() -> None:
+    """A refusal that can name none need not take its time."""
+    costs, counted = made_up(0), set()
+
+    def cost_of(spec: NetworkSpec) -> NetworkCost:
+        counted.add(spec.outputs[0].shape[1] if spec.network == "denoiser" else 5)
+        return costs(spec)
+
+    small = replace(planner(budgets.CUDA_RUNTIME_BYTES + MIB), cost_of=cost_of)
+    with pytest.raises(SettingsError, match=r"^memory: expected .* or more for 5 frames") as caught:
+        small.choose(asked(), 1)
+    assert counted == {5}
+    assert re.fullmatch(r'Pass memory="[\d.]+[MG]iB"\.', caught.value.remedy)
 
 
 def test_what_was_asked_for_is_kept() -> None:
@@ -736,7 +751,7 @@ def two(budget: int, other: int, seed: int = 0, there: int | None = None) -> Pla
     return over_two_devices(first, OTHER, Budget(other, there))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("call_", "videos"), CALLS)
 def test_each_of_two_devices_has_a_plan(call_: Mapping[str, Any], videos: int, seed: int) -> None:
     """The same denoiser on both, and nothing else on the second; a refusal names what is enough for both."""

@@ -30,7 +30,7 @@ from svd_export.to_onnx import without_stack_traces
 from svd_export.unroll import unroll
 from tests.engine.rewrite_networks import random_unet, random_vae, unet_inputs
 
-TRANSFORMERS, RESNETS, DECODER_RESNETS = 6, 12, 8
+TRANSFORMERS, RESNETS, DECODER_RESNETS = 4, 8, 8
 EVERY = tuple(dict.fromkeys((*REWRITES, *ORT_CPU_REWRITES, *TORCH_CPU_REWRITES)))
 Counts = Counter[str]
 
@@ -57,7 +57,11 @@ class Decoder(nn.Module):
 
 
 NETWORKS = {  # name -> module to trace, its inputs
-    "unet": (lambda: random_unet(torch.float32), Unet, lambda: unet_inputs(dtype=torch.float32)),
+    "unet": (
+        lambda: random_unet(torch.float32, layers_per_block=1),
+        Unet,
+        lambda: unet_inputs(dtype=torch.float32),
+    ),
     "vae": (lambda: random_vae(torch.float32), Decoder, lambda: {"latent": torch.randn(3, 4, 6, 8)}),
 }
 
@@ -116,7 +120,10 @@ SHRINKS: dict[str, dict[str, dict[str, int]]] = {
         "unet": {"interpolate": 1, "conv2d": -3},
         "vae": {"interpolate": 1, "conv2d": -3},
     },
-    "linear-as-convolution": {"unet": {"linear": 144, "conv2d": -144}, "vae": {"linear": 4, "conv2d": -4}},
+    "linear-as-convolution": {
+        "unet": {"linear": 24 * TRANSFORMERS, "conv2d": -24 * TRANSFORMERS},
+        "vae": {"linear": 4, "conv2d": -4},
+    },
 }
 
 

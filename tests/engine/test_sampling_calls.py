@@ -120,6 +120,7 @@ def over_onnxruntime(tiny_bundle: Path) -> Iterator[VideoEngine]:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("tiny_engine", ["eager"], indirect=True)
 def test_every_backend_gives_the_same_video(
     tiny_engine: VideoEngine, over_onnxruntime: VideoEngine, name: str
 ) -> None:

@@ -224,11 +224,11 @@ def test_a_bundle_without_a_whole_decoder_refuses_to_decode_whole(tiny_bundle: P
         video(engine, decoding="whole")
 
 
-def test_a_bundle_that_decodes_whole(tiny_14_25_bundle: Path) -> None:
+def test_a_bundle_that_decodes_whole(tiny_2_25_bundle: Path) -> None:
     from svd_engine.bundle.reading import Bundle
 
-    settings = Settings(14, HEIGHT, WIDTH, decoding="whole")
-    assert Bundle(tiny_14_25_bundle).profile_for(settings).decode_chunk == 14
+    settings = Settings(25, HEIGHT, WIDTH, decoding="whole")
+    assert Bundle(tiny_2_25_bundle).profile_for(settings).decode_chunk == 25
 
 
 @pytest.mark.parametrize("wrong", ["chunks", "", 1])

@@ -14,8 +14,10 @@ from svd_engine import VideoEngine
 from svd_engine.errors import NonFiniteOutput, SettingsError
 from svd_engine.torch_state import own_torch_state
 from tests.conftest import FRAMES, HEIGHT, WIDTH
-from tests.engine.test_engine import CALL, images, seeded
+from tests.engine.test_engine import CALL as TWO_STEPS
+from tests.engine.test_engine import images, seeded
 
+CALL: dict[str, Any] = {**TWO_STEPS, "num_inference_steps": 1}
 STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
 
 
@@ -36,10 +38,9 @@ def default_dtype(dtype: torch.dtype) -> Callable[[], AbstractContextManager[Any
     return changed
 
 
-for name in ("bfloat16", "float16", "float64"):
+for name in ("bfloat16", "float64"):
     STATES[f"default {name}"] = default_dtype(getattr(torch, name))
 STATES["autocast bfloat16"] = lambda: torch.autocast("cpu", torch.bfloat16)
-STATES["autocast float16"] = lambda: torch.autocast("cpu", torch.float16)
 STATES["inference mode"] = torch.inference_mode
 STATES["gradients on"] = torch.enable_grad
 STATES["with a device"] = lambda: torch.device("meta")

@@ -25,7 +25,7 @@ SANITIZERS = {"ASAN_OPTIONS": f"exitcode={FOUND}", "UBSAN_OPTIONS": f"exitcode={
 class Programs:
     plain: Path  # svd_generate
     sanitised: Path
-    pixels: Path  # tests/examples/pixels.cpp, sanitised
+    checks: Path  # tests/examples/checks.cpp, sanitised
     compiling: str  # what the compilers and CMake said
 
 
@@ -73,7 +73,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     folder = made_once(tmp_path_factory, "cpp", lambda folder: build(folder, usr))
     said = (folder / SAID).read_text()
     return Programs(
-        folder / "plain" / "svd_generate", folder / "sanitised" / "svd_generate", folder / "pixels", said
+        folder / "plain" / "svd_generate", folder / "sanitised" / "svd_generate", folder / "checks", said
     )
 
 
@@ -84,19 +84,14 @@ def build(folder: Path, usr: Path) -> None:
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", *SANITISED.split(), f"-I{CPP}"]
     flags += [f"-isystem{usr}/include/onnxruntime"]
     libraries = [debian.library(name) for name in ("libpng16", "libz", "libturbojpeg", "libcrypto")]
-    pixels = [
-        "g++",
-        *flags,
-        Path(__file__).with_name("pixels.cpp"),
-        "-o",
-        folder / "pixels",
-        *libraries,
-        "-ldl",
-    ]
+    checks = [
+        "g++", *flags, Path(__file__).with_name("checks.cpp"), "-o", folder / "checks", *libraries, "-ldl",
+        "-pthread",
+    ]  # fmt: skip
     builds = {
         "plain": _cmake(folder / "plain", "-O2"),
         "sanitised": _cmake(folder / "sanitised", SANITISED),
-        "pixels": " ".join(map(str, pixels)),
+        "checks": " ".join(map(str, checks)),
     }
     running = {
         name: subprocess.Popen(

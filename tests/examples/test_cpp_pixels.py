@@ -24,7 +24,7 @@ ORIENTATION = 0x112
 
 
 def run(programs: Programs, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [str(programs.pixels), *map(str, words)]
+    command = [str(programs.checks), *map(str, words)]
     environment = {**os.environ, **SANITIZERS}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 

@@ -11,31 +11,22 @@ import torch
 from svd_engine.bundle.manifest import PlanEntry
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import open_checkpoint
-from svd_engine.spec.profile import Profile
 from svd_export.to_onnx import export_bundle
+from tests.conftest import ONE_OF_EACH
 from tests.support import damage, tensorrt_builder_double
 from tests.support.shared import made_once
 
 NETWORKS = ("image_encoder", "vae_encoder", "denoiser", "vae_decoder")
 
 
-def half(tiny_checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """One profile without guidance: `tiny_checkpoint` at 2 frames of 32x16."""
-    profile = Profile(2, 32, 16, 1, "single", 2)
-    export_bundle(open_checkpoint(str(tiny_checkpoint)), folder, [profile], dtype)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_once(tmp_path_factory, "half/tiny", lambda folder: half(tiny_checkpoint, folder))
-
-
 @pytest.fixture(scope="session")
 def brain_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `half_bundle`, bfloat16."""
+    checkpoint = open_checkpoint(str(tiny_checkpoint))
     return made_once(
-        tmp_path_factory, "brain/tiny", lambda folder: half(tiny_checkpoint, folder, torch.bfloat16)
+        tmp_path_factory,
+        "bundle/brain",
+        lambda folder: export_bundle(checkpoint, folder, [ONE_OF_EACH], torch.bfloat16),
     )
 
 

@@ -22,6 +22,7 @@ from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import specs_of
 from svd_export import forms, to_onnx
 from svd_export.simplify import simplify
+from svd_export.to_onnx import trace
 from svd_export.unroll import unroll
 
 
@@ -57,7 +58,7 @@ def test_as_the_exporter_leaves_it(
     modules = Modules(checkpoint, rewrites=rewrites_for("onnxruntime", forms.device_of(dtype)))
     specs = specs_of(Profile(2, 64, 64), architecture, precision)
     spec = next(spec for spec in specs if spec.network == network)
-    ours, theirs = to_onnx.trace(modules.network(spec), spec), traced.pop()
+    ours, theirs = trace(modules.network(spec), spec), traced.pop()
     optimizer.optimize_ir(theirs)
     onnx_fusions.fuse(theirs)
     unroll(theirs)

@@ -143,8 +143,8 @@ def wait_until_halfway(process: subprocess.Popen[str], target: Path) -> None:
         time.sleep(0.05)
 
 
-def test_ctrl_c_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with export(tiny_checkpoint, tmp_path / "bundle") as process:
+def test_ctrl_c_leaves_nothing(smallest_checkpoint: Path, tmp_path: Path) -> None:
+    with export(smallest_checkpoint, tmp_path / "bundle") as process:
         wait_until_halfway(process, tmp_path / "bundle")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
@@ -153,16 +153,16 @@ def test_ctrl_c_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_an_export_is_killed_and_then_two_want_its_place(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_export_is_killed_and_then_two_want_its_place(smallest_checkpoint: Path, tmp_path: Path) -> None:
     """SIGKILL in the first, then two at the same time."""
     target = tmp_path / "bundle"
-    with export(tiny_checkpoint, target) as killed:
+    with export(smallest_checkpoint, target) as killed:
         wait_until_halfway(killed, target)
         killed.kill()
     assert killed.returncode == -signal.SIGKILL
     assert names(tmp_path) == [".bundle.lock", ".bundle.partial"]
 
-    with export(tiny_checkpoint, target) as one, export(tiny_checkpoint, target) as two:
+    with export(smallest_checkpoint, target) as one, export(smallest_checkpoint, target) as two:
         ends = [(process.communicate(timeout=300)[1], process.returncode) for process in (one, two)]
     (said, failed), (_, won) = sorted(ends, key=lambda end: -end[1])
     assert (failed, won) == (1, 0), ends

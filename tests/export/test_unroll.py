@@ -19,6 +19,7 @@ from svd_engine.spec.precision import FLOAT32
 from svd_engine.spec.profile import Profile
 from svd_engine.spec.tables import vae_decoder
 from svd_export import to_onnx
+from svd_export.to_onnx import trace
 
 FRAMES = 3
 
@@ -30,10 +31,10 @@ def decoders(tiny_checkpoint: Path) -> dict[str, ir.Model]:
     profile = Profile(FRAMES, 32, 48, decode_chunk=FRAMES)
     spec = vae_decoder(profile, checkpoint.model.architecture, FLOAT32, FRAMES)
     network = Modules(checkpoint, rewrites=rewrites_for("onnxruntime", "cpu")).network(spec)
-    made = {"one": to_onnx.trace(network, spec)}
+    made = {"one": trace(network, spec)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(to_onnx, "one_for_all", torch.no_grad)
-        made["each"] = to_onnx.trace(network, spec)
+        made["each"] = trace(network, spec)
     return made
 
 

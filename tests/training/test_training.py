@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,21 @@ from svd_bench.quality import held_out
 from svd_engine.checkpoint.opening import open_checkpoint
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_state, "SAVE_EVERY", 1)
-    monkeypatch.setattr(canvases, "SHARD", 2)
-    monkeypatch.setitem(configs.UNET, "block_out_channels", [32, 32, 32])
-    monkeypatch.setattr(Source.__init__, "__defaults__", (2, 64))
+@pytest.fixture(autouse=True, scope="module")
+def tiny() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_state, "SAVE_EVERY", 1)
+        patch.setattr(canvases, "SHARD", 2)
+        patch.setitem(configs.UNET, "block_out_channels", [32, 32, 32])
+        patch.setattr(Source.__init__, "__defaults__", (2, 64))
+        yield
 
 
-def encoded(tmp_path: Path) -> Path:
-    canvases.encode(tmp_path / "canvases", 0, 1)
-    return tmp_path / "canvases"
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "canvases"
+    canvases.encode(folder, 0, 1)
+    return folder
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -59,16 +64,15 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_that_was_interrupted_gives_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = encoded(tmp_path)
-    denoiser.train(tmp_path / "whole", data, 1, seed=0, steps=2, count=1)
+    denoiser.train(tmp_path / "whole", encoded, 1, seed=0, steps=2, count=1)
     with monkeypatch.context() as patch:
         interrupt_after(1, patch)
         with pytest.raises(Interrupted):
-            denoiser.train(tmp_path / "cut", data, 1, seed=0, steps=2, count=1)
+            denoiser.train(tmp_path / "cut", encoded, 1, seed=0, steps=2, count=1)
     assert state(tmp_path / "cut")["step"] == 1
-    denoiser.train(tmp_path / "cut", data, 1, seed=0, steps=2, count=1)
+    denoiser.train(tmp_path / "cut", encoded, 1, seed=0, steps=2, count=1)
     whole, cut = state(tmp_path / "whole"), state(tmp_path / "cut")
     assert cut["step"] == whole["step"] == 2
     for part in ("network", "ema"):
@@ -76,10 +80,13 @@ def test_a_run_that_was_interrupted_gives_the_same_weights(
             assert torch.equal(tensor, cut[part][name]), name
 
 
-def test_the_parts_make_a_checkpoint_that_the_engine_opens(tmp_path: Path) -> None:
-    data = encoded(tmp_path)
+def test_the_parts_make_a_checkpoint_that_the_engine_opens(
+    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs = autoencoder.held_out
+    monkeypatch.setattr(autoencoder, "held_out", lambda *size: dict(list(photographs(*size).items())[:1]))
     autoencoder.train(tmp_path / "vae", seed=0, steps=2, count=2, size=32)
-    denoiser.train(tmp_path / "unet", data, 1, seed=0, steps=2, count=1)
+    denoiser.train(tmp_path / "unet", encoded, 1, seed=0, steps=2, count=1)
     log = (tmp_path / "unet" / "log.jsonl").read_text()
     assert '"step": 2' in log
     assert '"loss"' in log
@@ -102,7 +109,7 @@ def test_flicker_counts_errors_that_change_from_frame_to_frame() -> None:
 
 
 def test_the_last_steps_see_whole_clips_with_less_noise_and_minimise_flicker_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows: list[tuple[int, int]] = []
     p_means: list[float] = []
@@ -125,15 +132,15 @@ def test_the_last_steps_see_whole_clips_with_less_noise_and_minimise_flicker_too
     monkeypatch.setattr(denoiser, "error_of", one)
     monkeypatch.setattr(denoiser, "flicker_of", lambda error: torch.full((len(error),), 2.0))
     monkeypatch.setattr(run_state.Run, "update", noted)
-    denoiser.train(tmp_path / "unet", encoded(tmp_path), 1, seed=0, steps=10, count=2)
+    denoiser.train(tmp_path / "unet", encoded, 1, seed=0, steps=10, count=2)
     part, whole = denoiser.WINDOW, (16, 28)
     assert windows == [part, part, part, whole, part, part, part, whole, whole, whole]
     assert p_means == [denoiser.P_MEAN] * 7 + [denoiser.P_MEAN_LAST] * 3
     assert minimised == [1] * 7 + [3] * 3
 
 
-def test_noise_is_drawn_around_its_mean(tmp_path: Path) -> None:
-    data = canvases.load(encoded(tmp_path), 1)
+def test_noise_is_drawn_around_its_mean(encoded: Path) -> None:
+    data = canvases.load(encoded, 1)
     sigma = denoiser.draw_batch(data, np.random.default_rng(0), 1000, denoiser.WINDOW, 0.5)["sigma"]
     assert sigma.log().mean().item() == pytest.approx(0.5, abs=0.15)
     assert sigma.log().std().item() == pytest.approx(denoiser.P_STD, rel=0.05)

@@ -307,7 +307,9 @@ class Planner:
     def _refusal(self, settings: Settings, videos: int, smallest: Plan) -> SettingsError:
         s, there = settings, self.budget.there
         needed = smallest.peak_bytes if there is None else smallest.sure_bytes
-        fitting = [_less(s, other) for other in self.lesser(s) if self._fits_at_all(other, videos)]
+        fitting: list[str] = []
+        if self._weights_fit(s, videos):
+            fitting = [_less(s, other) for other in self.lesser(s) if self._fits_at_all(other, videos)]
         return SettingsError(
             f"memory of {self.device}" if self.denoiser_alone else "memory",
             expected=f"{size(needed)} or more for {s.frames} frames of {s.height}x{s.width} "
@@ -322,10 +324,20 @@ class Planner:
             + ".",
         )
 
-    def _fits_at_all(self, settings: Settings, videos: int) -> bool:
-        """Whether the plan of least memory fits: the last of each list."""
+    def _least(self, settings: Settings, videos: int) -> Plan | None:
+        """The plan of least memory: the last of each list."""
         ways = [way for way in self._choices(settings, videos) if self._lacking(way) is None]
-        return bool(ways) and self.fits(self._plan(settings, videos, *ways[-1]))
+        return self._plan(settings, videos, *ways[-1]) if ways else None
+
+    def _fits_at_all(self, settings: Settings, videos: int) -> bool:
+        least = self._least(settings, videos)
+        return least is not None and self.fits(least)
+
+    def _weights_fit(self, settings: Settings, videos: int) -> bool:
+        """Whether they do with nothing beside them: else no lesser call fits, and none need be counted."""
+        least = self._least(settings, videos)
+        held = max(stage.held_bytes for stage in least.stages) if least else 0
+        return self._runtime_bytes + held <= self.budget.bytes
 
 
 def _beside(spec: NetworkSpec, profile: Profile, videos: int) -> int:
