@@ -409,13 +409,8 @@ class VideoEngine(Steered, DiffusersNames):
         return plan
 
     def _say(self, plan: Plan, planner: Planner) -> None:
-        notices.info("%s of %s", plan, planner.budget)
-        if plan.other_half and planner.second:
-            other, second = plan.other_half, planner.second
-            notices.info(
-                "the other half of guidance on %s: networks %s, at most %s of %s",
-                second.device, other.residency.name, report.size(other.peak_bytes), second.budget,
-            )  # fmt: skip
+        for line in planner.in_words(plan):
+            notices.info("%s", line)
         if not planner.fits(plan):
             notices.warning(
                 "memory may run out: this is the way that takes least, and by its count it does not fit"

@@ -37,7 +37,7 @@ class Budget:
         return size(self.bytes)
 
 
-NO_LIMIT = Budget(2**60)
+NO_LIMIT = Budget(2**62)
 
 
 def check_memory(memory: object) -> None:

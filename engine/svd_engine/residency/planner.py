@@ -23,7 +23,7 @@ import torch
 from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.report import PlannedStage, PlanReport, size
 from svd_engine.request import Settings
-from svd_engine.residency.budget import Budget, used_by_runtime
+from svd_engine.residency.budget import NO_LIMIT, Budget, used_by_runtime
 from svd_engine.residency.ceiling import Ceiling
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.plan import Plan
@@ -168,15 +168,32 @@ class Planner:
         return [(p, n, residency) for p, n, residency in ways if n is None or p.decode_chunk == p.frames]
 
     def _lacking(self, way: Way) -> BackendUnavailable | None:
-        if self.lacking is None:
-            return None
+        """What keeps a call from being run so, here or on the second of two devices."""
         profile, slice_frames, residency = way
-        specs = self._specs(profile, slice_frames)
-        return next(filter(None, (self.lacking(spec, residency) for spec in specs)), None)
+        if self.lacking is not None:
+            specs = self._specs(profile, slice_frames)
+            if here := next(filter(None, (self.lacking(spec, residency) for spec in specs)), None):
+                return here
+        return self.second._lacking_half(profile) if self.second else None
+
+    def _lacking_half(self, profile: Profile) -> BackendUnavailable | None:
+        """What keeps the second device from its half in whatever way."""
+        reasons = [self._lacking((profile, None, residency)) for residency in self.residencies]
+        return None if None in reasons else reasons[0]
 
     def report(self, plan: Plan) -> PlanReport:
         other_half = self.second.report(plan.other_half) if self.second and plan.other_half else None
         return plan.report(self.budget.bytes, other_half)
+
+    def in_words(self, plan: Plan) -> list[str]:
+        """A plan within its budget; then what the second of two devices does, within its own."""
+        lines = [f"{plan}{_limited(self.budget)}"]
+        if self.second and (half := plan.other_half):
+            lines.append(
+                f"the other half of guidance on {self.second.device}: networks {half.residency.name}, "
+                f"at most {size(half.peak_bytes)}{_limited(self.second.budget)}"
+            )
+        return lines
 
     def fits(self, plan: Plan) -> bool:
         if self.second and plan.other_half and not self.second.fits(plan.other_half):
@@ -335,6 +352,10 @@ def _beside(spec: NetworkSpec, profile: Profile, videos: int) -> int:
     if spec.network not in ("denoiser", SHALLOW):
         return 0
     return LATENT_VIDEOS * 4 * videos * prod(spec.inputs[0].shape[1:])
+
+
+def _limited(budget: Budget) -> str:
+    return ", no limit set" if budget == NO_LIMIT else f" of {budget}"
 
 
 def _largest(plan: Plan) -> str:
