@@ -427,7 +427,7 @@ def test_every_choice_of_a_plan_makes_the_same_video(engine: VideoEngine) -> Non
     for plan in (*(plan for plan in plans if differences(plan, plans[0]) == 1), plans[-1]):
         forced: Any = SimpleNamespace(
             choose=lambda settings, videos, plan=plan: plan, fits=lambda plan: True, budget=Budget(ALL),
-            report=own.planner.report, in_words=own.planner.in_words, second=None,
+            report=own.planner.report, in_words=own.planner.in_words, keep=lambda plan: None, second=None,
         )  # fmt: skip
         engine.source = replace(own, planner=forced)
         result = video(engine)

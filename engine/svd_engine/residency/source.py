@@ -29,6 +29,7 @@ from svd_engine.request import Settings
 from svd_engine.residency.budget import Budget, Memory, budget_of, check_memory
 from svd_engine.residency.contract import Residency
 from svd_engine.residency.devices import one_or_two
+from svd_engine.residency.holding import Holding
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
 from svd_engine.residency.planning import on_devices, planner_of_bundle, planner_of_checkpoint
@@ -108,9 +109,12 @@ def of_bundle(
     if memory is not None:
         budget = partial(_budget, memory)
         planner = on_devices(
-            lambda where: planner_of_bundle(
-                bundle, budget(where), choice.backend, where, swap_networks, reuse, feature,
-                single=second is not None,
+            lambda where: replace(
+                planner_of_bundle(
+                    bundle, budget(where), choice.backend, where, swap_networks, reuse, feature,
+                    single=second is not None,
+                ),
+                holding=Holding(where, outside_torch=True),
             ),
             choice.device, second,
         )  # fmt: skip
@@ -215,7 +219,11 @@ def of_checkpoint(
             swap_networks, reuse, feature,
         )  # fmt: skip
         planner = on_devices(
-            lambda where: replace(alone, device=where, budget=budget(where)), choice.device, second
+            lambda where: replace(
+                alone, device=where, budget=budget(where), holding=Holding(where, outside_torch=False)
+            ),
+            choice.device,
+            second,
         )
     return EngineSource(
         name=opened.source,
