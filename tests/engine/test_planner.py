@@ -945,8 +945,9 @@ def test_a_plan_as_a_table(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_plan_of_a_call_that_reuses(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--memory", "100GiB", "--device", "cpu", "--frames", "3", "--reuse", "2")
-    assert call(main, "plan", tiny_checkpoint, *options) == 0
+    options = ("--memory", "100GiB", "--device", "cpu", "--reuse", "2", "--decoding", "whole")
+    small = ("--frames", "3", "--height", str(HEIGHT), "--width", str(WIDTH))
+    assert call(main, "plan", tiny_checkpoint, *small, *options) == 0
     _, *rows, _ = capsys.readouterr().out.splitlines()
     assert [row.split("-")[0] for row in rows] == [
         "image_encoder", "vae_encoder", "full_denoiser", "shallow_denoiser", "vae_decoder",
@@ -956,15 +957,16 @@ def test_the_plan_of_a_call_that_reuses(tiny_checkpoint: Path, capsys: pytest.Ca
 def test_the_plan_of_two_devices(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As an engine says it: each has a peak, and GPUs need not be here."""
     options = ("--memory", "8GiB", "--devices", "cuda:0, cuda:1", "--decoding", "whole", "--all")
-    assert call(main, "plan", tiny_checkpoint, "--frames", "3", *options) == 0
+    small = ("--frames", "3", "--height", str(HEIGHT), "--width", str(WIDTH))
+    assert call(main, "plan", tiny_checkpoint, *small, *options) == 0
     heading, *rows, first, second = capsys.readouterr().out.splitlines()
     assert "  peak  " in heading
     assert "  peak on cuda:1  " in heading
     assert [row.split()[1] for row in rows[-5:]] == ["cuda:0"] * 4 + ["cuda:1"]
     assert rows[-1].split()[0] == rows[-3].split()[0]  # the denoiser
-    assert re.fullmatch(r"networks resident, single guidance, .* at most [\d.]+ MiB of 8\.0 GiB", first)
+    assert re.fullmatch(r"networks resident, single guidance, .* at most [\d.]+ [MG]iB of 8\.0 GiB", first)
     assert re.fullmatch(
-        r"the other half of guidance on cuda:1: networks resident, at most [\d.]+ MiB of 8\.0 GiB", second
+        r"the other half of guidance on cuda:1: networks resident, at most [\d.]+ [MG]iB of 8\.0 GiB", second
     )
 
 
