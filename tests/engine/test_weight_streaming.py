@@ -345,7 +345,7 @@ def test_where_memory_ran_out_the_next_smaller_plan_streams_more(folder: Path) -
 
 
 def test_cancelled_calls_give_their_memory_back(double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory after 100 calls, of which every other one is cancelled after a step, is as after 20; every
+    """Memory after 30 calls, of which every other one is cancelled after a step, is as after 6; every
     engine of TensorRT that was made is gone."""
     monkeypatch.setattr("svd_engine.residency.planner.used_by_runtime", lambda device: 0)
     stop, process, after, made = Event(), psutil.Process(), [], Counter[str]()
@@ -360,7 +360,7 @@ def test_cancelled_calls_give_their_memory_back(double: Any, monkeypatch: pytest
         assert engine.source.planner is not None
         least = min(p.peak_bytes for p in engine.source.planner.considered(call_of(steps=1), 1))
         within(engine, least)
-        for number in range(100):
+        for number in range(30):
             stop.clear()
             if number % 2:
                 with pytest.raises(Cancelled):
@@ -373,6 +373,6 @@ def test_cancelled_calls_give_their_memory_back(double: Any, monkeypatch: pytest
             made.update(double.order())
             double.calls.clear()
     made.update(double.order())
-    assert made["Runtime.deserialize_cuda_engine"] > 100
+    assert made["Runtime.deserialize_cuda_engine"] > 90
     assert made["ICudaEngine.freed"] == made["Runtime.deserialize_cuda_engine"]
-    assert max(after[-20:]) - max(after[:20]) < 8 * 2**20
+    assert max(after[-6:]) - max(after[:6]) < 8 * 2**20
