@@ -104,7 +104,8 @@ class VideoEngine(Steered, DiffusersNames):
         refused with what would fit.  "auto" is 90 % of what is free when networks are first loaded: a call
         runs as without a limit where that fits, then in the fastest way that does, and is refused only when
         it surely needs more than there is.  None sets no limit.  Of two devices each may take as much.
-        Counted are the engine's networks and what the process has taken when they are first loaded.
+        An amount is for all engines of a process together: counted are this one's networks, what the process
+        has taken when they are first loaded, and what engines with a budget of their own have loaded since.
         devices: two, in place of `device`: each runs one half of guidance, at the same time, with the same
         result.  The first does all the rest.  The bundle must have a profile of single guidance.
         Raises BundleError, BackendUnavailable, OutputError, SettingsError (ProfileError for reuse that the
@@ -150,7 +151,8 @@ class VideoEngine(Steered, DiffusersNames):
         refused with what would fit.  "auto" is 90 % of what is free when networks are first loaded: a call
         runs as without a limit where that fits, then in the fastest way that does, and is refused only when
         it surely needs more than there is.  None sets no limit.  Of two devices each may take as much.
-        Counted are the engine's networks and what the process has taken when they are first loaded.
+        An amount is for all engines of a process together: counted are this one's networks, what the process
+        has taken when they are first loaded, and what engines with a budget of their own have loaded since.
         reuse: run part of the denoiser only in some evaluations, `Reuse(interval=2)` say.  Lossy: the report
         says in which.
         devices: two, in place of `device`: each holds a denoiser and runs one half of guidance, at the same
@@ -327,6 +329,8 @@ class VideoEngine(Steered, DiffusersNames):
             self.residency.close()
             if self.other_half is not None:
                 self.other_half.close()
+            if self.source.planner is not None:
+                self.source.planner.release()
             self._last_plan = None
 
     def __enter__(self) -> VideoEngine:
@@ -399,6 +403,7 @@ class VideoEngine(Steered, DiffusersNames):
         if others or type(self.residency) is not plan.residency:
             self.residency.close()
             self.residency = plan.residency(self.backend)
+        self.source.planner.keep(plan)
         self.residency.keep_to(plan.streaming)
         there, half = self.other_half, plan.other_half
         if there and half:
@@ -409,13 +414,8 @@ class VideoEngine(Steered, DiffusersNames):
         return plan
 
     def _say(self, plan: Plan, planner: Planner) -> None:
-        notices.info("%s of %s", plan, planner.budget)
-        if plan.other_half and planner.second:
-            other, second = plan.other_half, planner.second
-            notices.info(
-                "the other half of guidance on %s: networks %s, at most %s of %s",
-                second.device, other.residency.name, report.size(other.peak_bytes), second.budget,
-            )  # fmt: skip
+        for line in planner.in_words(plan):
+            notices.info("%s", line)
         if not planner.fits(plan):
             notices.warning(
                 "memory may run out: this is the way that takes least, and by its count it does not fit"

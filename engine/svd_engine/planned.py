@@ -10,19 +10,23 @@ from typing import Any
 import torch
 
 from svd_engine.arguments import dtype_name, torch_dtype
+from svd_engine.backends.choose import named
 from svd_engine.backends.registry import BACKENDS, check_name, names
 from svd_engine.bundle.manifest import MANIFEST
 from svd_engine.bundle.reading import Bundle
+from svd_engine.checkpoint.configs import unet_levels
 from svd_engine.checkpoint.opening import hides_frames, open_checkpoint
 from svd_engine.errors import SettingsError
 from svd_engine.report import size
 from svd_engine.request import Settings, own_values
-from svd_engine.residency.budget import NO_LIMIT, Memory, budget_of, check_memory
+from svd_engine.residency.budget import NO_LIMIT, Budget, Memory, budget_of, check_memory
+from svd_engine.residency.devices import one_or_two
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
-from svd_engine.residency.planning import planner_of_bundle, planner_of_checkpoint
+from svd_engine.residency.planning import on_devices, planner_of_bundle, planner_of_checkpoint
 from svd_engine.spec.model import Model
 from svd_engine.spec.precision import Precision
+from svd_engine.spec.reuse import Reuse, feature_of
 
 USUAL = {
     (True, "cpu"): "onnxruntime",
@@ -40,16 +44,19 @@ def planner_of(
     dtype: str,
     swap_networks: bool,
     asked: Mapping[str, Any],
+    reuse: Reuse | None = None,
+    devices: Sequence[str] | None = None,
 ) -> tuple[Planner, Settings]:
     """A planner of a bundle's folder or of a checkpoint that counts every call, and the call asked for.
 
     memory: None sets no limit.
-    device: "cpu", "cuda" or "auto"; of memory in bytes no such device need be here.
-    Raises SettingsError, BundleError, CheckpointError.
+    device: "cpu", "cuda", "cuda:N" or "auto", or two `devices`; of memory in bytes none need be here.
+    Raises SettingsError, BundleError, CheckpointError; ProfileError for what a bundle was not exported for.
     """
     check_name(backend)
     check_memory(memory)
-    where = _device(device, memory)
+    first, second = one_or_two(device, devices, named, swap_networks=swap_networks, reuse=reuse)
+    where = named(first)
     is_bundle = (Path(source) / MANIFEST).is_file()
     chosen = USUAL[is_bundle, where.type] if backend == "auto" else backend
     if BACKENDS[chosen].of_bundle != is_bundle or where.type not in BACKENDS[chosen].devices:
@@ -59,48 +66,61 @@ def planner_of(
             got=chosen,
             remedy="Choose another backend or device.",
         )
-    budget = NO_LIMIT if memory is None else budget_of(memory, where)
+    budgets = {one: _budget(memory, one) for one in (where, second) if one}
     if is_bundle:
         bundle = Bundle(source)
         own = bundle.manifest.profiles[0]
         settings = _settings(bundle.manifest.model, own.frames, own.height, own.width, asked)
-        planner = planner_of_bundle(bundle, budget, chosen, where, swap_networks)
-        return replace(planner, ceiling=None), settings
-    checkpoint = open_checkpoint(source, frames=asked.get("frames") if hides_frames(source) else None)
-    model = checkpoint.model
-    settings = _settings(model, model.frames, model.height, model.width, asked)
-    precision = Precision.of(dtype_name(torch_dtype(dtype, where)))
-    planner = planner_of_checkpoint(checkpoint, budget, chosen, where, precision, (), swap_networks)
-    return replace(planner, ceiling=None), settings
+        feature = bundle.feature(reuse) if reuse else None
+
+        def of_one(device: torch.device) -> Planner:
+            return planner_of_bundle(
+                bundle, budgets[device], chosen, device, swap_networks, reuse, feature,
+                single=second is not None,
+            )  # fmt: skip
+    else:
+        checkpoint = open_checkpoint(source, frames=asked.get("frames") if hides_frames(source) else None)
+        model = checkpoint.model
+        settings = _settings(model, model.frames, model.height, model.width, asked)
+        precision = Precision.of(dtype_name(torch_dtype(dtype, where)))
+        feature = feature_of(*unet_levels(checkpoint.configs), reuse.branch or 0) if reuse else None
+        alone = planner_of_checkpoint(
+            checkpoint, NO_LIMIT, chosen, where, precision, (), swap_networks, reuse, feature
+        )
+
+        def of_one(device: torch.device) -> Planner:
+            return replace(alone, device=device, budget=budgets[device])
+
+    return replace(on_devices(of_one, where, second), ceiling=None), settings
 
 
 def table(planner: Planner, plan: Plan) -> str:
-    """A plan: a line for each stage, then in one the plan and its budget."""
-    rows = [("stage", "weights held", "peak", "parked", "moved", "streamed a run", "known from")]
+    """A plan: a line for each stage, then one for each device that has a budget of its own."""
+    placed = [(planner.device, plan)]
+    if planner.second and plan.other_half:
+        placed.append((planner.second.device, plan.other_half))
+    rows = [("stage", "device", "weights held", "peak", "parked", "moved", "streamed a run", "known from")]
     rows += [
         (
-            s.network,
-            size(s.held_bytes),
-            size(s.peak_bytes),
-            size(s.parked_bytes),
-            size(s.moved_bytes),
-            size(s.streamed_bytes),
-            s.source,
+            s.network, str(device), size(s.held_bytes), size(s.peak_bytes), size(s.parked_bytes),
+            size(s.moved_bytes), size(s.streamed_bytes), s.source,
         )
-        for s in plan.stages
-    ]
-    budget = ", no limit set" if planner.budget == NO_LIMIT else f" of {planner.budget}"
-    return f"{_columns(rows)}\n{plan}{budget}"
+        for device, part in placed
+        for s in part.stages
+    ]  # fmt: skip
+    return "\n".join([_columns(rows), *planner.in_words(plan)])
 
 
 def comparison(planner: Planner, plans: Sequence[Plan]) -> str:
-    """Every plan: its peak, whether it fits, and its predicted time over that of the fastest."""
+    """Every plan: its peak on each device, whether it fits, and its predicted time over the fastest one's."""
     least = min(plan.cost for plan in plans)
-    rows = [("networks", "guidance", "batch", "decoder", "peak", "fits", "predicted time")]
+    there = [f"peak on {planner.second.device}"] if planner.second else []
+    rows = [("networks", "guidance", "batch", "decoder", "peak", *there, "fits", "predicted time")]
     rows += [
         (
             plan.residency.name, plan.profile.guidance, str(plan.profile.batch), plan.decoding,
-            size(plan.peak_bytes), "yes" if planner.fits(plan) else "no", f"{plan.cost / least:.2f}x",
+            size(plan.peak_bytes), *([size(plan.other_half.peak_bytes)] if plan.other_half else []),
+            "yes" if planner.fits(plan) else "no", f"{plan.cost / least:.2f}x",
         )
         for plan in sorted(plans, key=lambda plan: plan.cost)
     ]  # fmt: skip
@@ -119,20 +139,17 @@ def _settings(model: Model, frames: int, height: int, width: int, asked: Mapping
     return settings
 
 
-def _device(device: str, memory: Memory | None) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
+def _budget(memory: Memory | None, device: torch.device) -> Budget:
+    """Raises SettingsError for a share of a GPU that is not here, or of what is free there."""
+    if memory is None:
+        return NO_LIMIT
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    is_share = memory == "auto" or isinstance(memory, float) or str(memory).replace(".", "").isdecimal()
+    if device.type == "cuda" and (device.index or 0) >= here and is_share and not isinstance(memory, int):
         raise SettingsError(
-            "device", expected="auto, cpu or cuda", got=repr(device), remedy="Choose one of these."
+            "memory",
+            expected='an amount such as "8GiB" where there is no GPU',
+            got=repr(memory),
+            remedy='Pass memory="8GiB", or the size of the card that is meant.',
         )
-    if device == "cuda" and not torch.cuda.is_available() and not isinstance(memory, int):
-        budget_is_share = memory == "auto" or str(memory).replace(".", "").isdecimal()
-        if budget_is_share:
-            raise SettingsError(
-                "memory",
-                expected='an amount such as "8GiB" where there is no GPU',
-                got=repr(memory),
-                remedy='Pass memory="8GiB", or the size of the card that is meant.',
-            )
-    return torch.device(device)
+    return budget_of(memory, device)

@@ -442,7 +442,7 @@ def test_every_choice_of_a_plan_makes_the_same_video(engine: VideoEngine) -> Non
     for plan in (*(plan for plan in plans if differences(plan, plans[0]) == 1), plans[-1]):
         forced: Any = SimpleNamespace(
             choose=lambda settings, videos, plan=plan: plan, fits=lambda plan: True, budget=Budget(ALL),
-            report=own.planner.report, second=None,
+            report=own.planner.report, in_words=own.planner.in_words, keep=lambda plan: None, second=None,
         )  # fmt: skip
         engine.source = replace(own, planner=forced)
         result = video(engine)
@@ -748,7 +748,7 @@ def two(budget: int, other: int, seed: int = 0, there: int | None = None) -> Pla
         planner(budget, seed, ONE), cost_of=cost_of, residencies=(Resident, Swapped, Offloaded),
         budget=Budget(budget, there),
     )  # fmt: skip
-    return over_two_devices(first, OTHER, Budget(other, there))
+    return over_two_devices(first, replace(first, device=OTHER, budget=Budget(other, there)))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -818,7 +818,7 @@ def test_two_devices_that_are_one_memory(tiny_checkpoint: Path) -> None:
     settings = asked(frames=3)
     first = planner_of_checkpoint(open_checkpoint(str(tiny_checkpoint)), Budget(ALL), "eager", CPU, FLOAT32)
     one = next(p for p in first.considered(settings, 1) if p.profile.guidance == "single")
-    both = over_two_devices(first, CPU, Budget(ALL)).considered(settings, 1)[0]
+    both = over_two_devices(first, first).considered(settings, 1)[0]
     weights = first.cost_of(specs_of(one.profile, first.architecture, FLOAT32)[2])
     assert [b.held_bytes - a.held_bytes for a, b in zip(one.stages, both.stages, strict=True)] == [
         weights.weight_bytes
@@ -959,6 +959,44 @@ def test_a_plan_as_a_table(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[
     assert line.endswith(" of 100.0 GiB")
 
 
+def test_the_plan_of_a_call_that_reuses(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--memory", "100GiB", "--device", "cpu", "--reuse", "2", "--decoding", "whole")
+    small = ("--frames", "3", "--height", str(HEIGHT), "--width", str(WIDTH))
+    assert call(main, "plan", tiny_checkpoint, *small, *options) == 0
+    _, *rows, _ = capsys.readouterr().out.splitlines()
+    assert [row.split("-")[0] for row in rows] == [
+        "image_encoder", "vae_encoder", "full_denoiser", "shallow_denoiser", "vae_decoder",
+    ]  # fmt: skip
+
+
+def test_the_plan_of_two_devices(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As an engine says it: each has a peak, and GPUs need not be here."""
+    options = ("--memory", "8GiB", "--devices", "cuda:0, cuda:1", "--decoding", "whole", "--all")
+    small = ("--frames", "3", "--height", str(HEIGHT), "--width", str(WIDTH))
+    assert call(main, "plan", tiny_checkpoint, *small, *options) == 0
+    heading, *rows, first, second = capsys.readouterr().out.splitlines()
+    assert "  peak  " in heading
+    assert "  peak on cuda:1  " in heading
+    assert [row.split()[1] for row in rows[-5:]] == ["cuda:0"] * 4 + ["cuda:1"]
+    assert rows[-1].split()[0] == rows[-3].split()[0]  # the denoiser
+    assert re.fullmatch(r"networks resident, single guidance, .* at most [\d.]+ [MG]iB of 8\.0 GiB", first)
+    assert re.fullmatch(
+        r"the other half of guidance on cuda:1: networks resident, at most [\d.]+ [MG]iB of 8\.0 GiB", second
+    )
+
+
+def test_the_plan_of_the_cpu_twice(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One memory, which both denoisers take."""
+    held = []
+    for where in (("--device", "cpu"), ("--devices", "cpu,cpu")):
+        assert call(main, "plan", tiny_bundle, "--memory", "none", *where) == 0
+        said = capsys.readouterr().out
+        held.append(float(said.splitlines()[3].split()[2]))  # weights, while the denoiser runs
+    assert held[1] > held[0]
+    assert "single guidance" in said
+    assert "the other half" not in said
+
+
 def test_the_plan_of_what_is_free_is_counted(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "plan", tiny_bundle, "--device", "cpu") == 0
     assert "networks resident, batched guidance, batch 1, decoder chunks of 2" in capsys.readouterr().out
@@ -977,7 +1015,7 @@ def test_the_plan_of_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
             r"^error: memory: expected .* got 1.0 MiB. Pass --memory [\d.]+[MG]iB\.",
         ),
         (["--memory", "much", "--device", "cpu"], "^error: memory: expected an amount"),
-        (["--device", "tpu"], "^error: device: expected auto, cpu or cuda, got 'tpu'"),
+        (["--device", "tpu"], "^error: device: expected auto, cpu, cuda or cuda:N, .* got 'tpu'"),
         (
             ["--backend", "onnxruntime", "--device", "cpu"],
             "^error: backend onnxruntime on cpu: expected one of comp",
@@ -987,6 +1025,12 @@ def test_the_plan_of_a_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
             '^error: memory: expected an amount such as "8GiB" where there',
         ),
         (["--device", "cuda"], '^error: memory: expected an amount such as "8GiB" where there is no GPU'),
+        (["--devices", "cuda:0,cuda:1"], '^error: memory: expected an amount such as "8GiB" where there'),
+        (["--devices", "cpu"], "^error: devices: expected two devices, one for each half of guidance"),
+        (["--devices", "cpu,cpu", "--reuse", "2"], "^error: devices: expected no reuse beside it"),
+        (["--devices", "cpu,cpu", "--device", "cpu"], "^error: devices: expected no device beside it"),
+        (["--reuse", "2", "--reuse-branch", "9"], "^error: reuse branch: expected 0 to 2 for this"),
+        (["--reuse-branch", "1"], "--reuse-branch belongs to --reuse N"),
     ],
 )
 def test_a_plan_that_cannot_be(

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from svd_engine.bundle.flavours import AMPERE_AND_NEWER, Host, Target, capability_target, card_target
 from svd_engine.bundle.plans import fitting_plan, plan_file
 from svd_engine.bundle.reading import Bundle
+from svd_engine.cli.main import main
 from svd_engine.errors import BackendUnavailable, BundleError
+from svd_engine.request import Settings
+from svd_engine.residency.budget import NO_LIMIT
+from svd_engine.residency.planner import Planner
+from svd_engine.residency.planning import on_devices, planner_of_bundle
 from svd_engine.spec.tensors import NetworkSpec
-from tests.support import damage
+from tests.conftest import FRAMES, HEIGHT, WIDTH
+from tests.support import damage, tensorrt_double
+from tests.support.commands import call
 from tests.support.tensorrt_plans import HOST, add_plan, plan_of, specs
 
 
@@ -223,3 +232,91 @@ def test_a_row_against_the_schema(folder: Path, change: dict[str, Any]) -> None:
     damage.edit(folder, lambda manifest: manifest["plans"][0].update(change))
     with pytest.raises(BundleError, match=r"field plans\.0\."):
         Bundle(folder)
+
+
+# What is planned on a card that is here
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts cards of these compute capabilities here, with the library of `HOST`."""
+
+    def put(*capabilities: tuple[int, int]) -> None:
+        tensorrt_double.install(monkeypatch)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device=None: capabilities[device.index or 0]
+        )
+
+    return put
+
+
+def planner_of(folder: Path, device: str = "cuda:0", single: bool = False) -> Planner:
+    return planner_of_bundle(Bundle(folder), NO_LIMIT, "tensorrt", torch.device(device), single=single)
+
+
+SETTINGS = Settings(FRAMES, HEIGHT, WIDTH, steps=1)
+
+
+def test_plans_for_another_card_are_none(planned: Path, cards: Callable[..., None]) -> None:
+    """Where no card is here, nobody knows: every plan counts."""
+    assert planner_of(planned).considered(SETTINGS, 1)
+    cards((9, 0))
+    assert planner_of(planned).considered(SETTINGS, 1)
+    cards((8, 9))
+    with pytest.raises(
+        BackendUnavailable, match=r"expected one for .*, sm89, got .* built for sm90"
+    ) as caught:
+        planner_of(planned).choose(SETTINGS, 1)
+    assert caught.value.remedy == f"Run: svd-export tensorrt {planned} --flavour tensorrt"
+
+
+def test_what_is_left_out_is_said(
+    planned: Path, cards: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the denoiser for both halves of guidance the plan is for another card: the other one runs."""
+    batched = denoiser(planned)
+    other = {"label": "sm89", "capabilities": [[8, 9]], "gpu": ""}
+    damage.edit(
+        planned, lambda m: [p["target"].update(other) for p in m["plans"] if p["network"] == batched.key]
+    )
+    cards((9, 0))
+    options = ("--backend", "tensorrt", "--device", "cuda", "--memory", "8GiB", "--all")
+    assert call(main, "plan", planned, *options) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"not considered: TensorRT plan of {batched.key} in .*: expected one for TensorRT .*, sm90, "
+        r"got \S+ built for sm89, here is sm90",
+        said,
+    )
+    assert "single guidance" in said.splitlines()[-1]
+
+
+def test_the_plan_that_runs_counts(planned: Path, cards: Callable[..., None]) -> None:
+    """Not the larger one for other cards, which counts where none is here."""
+    spec = denoiser(planned)
+    larger = plan_of(spec, device_memory=10**9)
+    add_plan(planned, spec, larger, target=capability_target(((8, 9),)))
+    unknown = planner_of(planned).cost_of(spec).activation_bytes
+    cards((9, 0))
+    assert unknown - planner_of(planned).cost_of(spec).activation_bytes > 9 * 10**8
+
+
+def test_each_of_two_cards_has_plans_of_its_own(planned: Path, cards: Callable[..., None]) -> None:
+    def over_both() -> Planner:
+        return on_devices(
+            lambda device: planner_of(planned, str(device), single=True),
+            torch.device("cuda:0"),
+            torch.device("cuda:1"),
+        )
+
+    cards((9, 0), (8, 9))
+    with pytest.raises(BackendUnavailable, match=r"sm89, got .* built for sm90, here is sm89"):
+        over_both().choose(SETTINGS, 1)
+    with pytest.raises(BackendUnavailable, match=r"sm89, got .* built for sm90, here is sm89"):
+        over_both().unplanned(SETTINGS, 1)
+    single = next(s for s in specs(planned) if "single" in s.key)
+    add_plan(planned, single, plan_of(single, 5), target=capability_target(((8, 9),)))
+    plan = over_both().choose(SETTINGS, 1)
+    assert plan.other_half is not None
+    assert plan.other_half.peak_bytes < plan.stages[2].peak_bytes

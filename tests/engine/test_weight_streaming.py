@@ -6,10 +6,13 @@ Over the recording double of TensorRT, which holds no weights: it says what woul
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -20,12 +23,13 @@ from svd_engine.bundle.flavours import TENSORRT_RTX, Host, capability_target
 from svd_engine.bundle.plans import weight_bytes
 from svd_engine.bundle.reading import Bundle
 from svd_engine.cli.main import main
-from svd_engine.errors import BackendError, BackendUnavailable, SettingsError
+from svd_engine.errors import BackendError, BackendUnavailable, Cancelled, SettingsError
 from svd_engine.info import plan_facts
 from svd_engine.networks.parity import example_inputs
 from svd_engine.output import VideoOutput
 from svd_engine.request import Settings
 from svd_engine.residency.budget import Budget, budget_of
+from svd_engine.residency.holding import Holding
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
 from svd_engine.residency.planning import planner_of_bundle
@@ -286,11 +290,11 @@ def double(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return made
 
 
-def video(engine: VideoEngine) -> VideoOutput:
+def video(engine: VideoEngine, steps: int = 3, **other: Any) -> VideoOutput:
     image = torch.rand((1, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(1))
     made = engine(
-        image, HEIGHT, WIDTH, FRAMES, num_inference_steps=3, output_type="pt", decode_chunk_size=CHUNK,
-        generator=torch.Generator().manual_seed(0),
+        image, HEIGHT, WIDTH, FRAMES, num_inference_steps=steps, decode_chunk_size=CHUNK,
+        generator=torch.Generator().manual_seed(0), **{"output_type": "pt", **other},
     )  # fmt: skip
     assert isinstance(made, VideoOutput)
     return made
@@ -330,10 +334,45 @@ def test_where_memory_ran_out_the_next_smaller_plan_streams_more(folder: Path) -
     """Also of a plan of which nothing streams: at its own budget, streaming would be the same."""
     swapped = next(p for p in planner_of(folder).considered(call_of(), 1) if p.residency.name == "swapped")
     for budget in (swapped.peak_bytes, swapped.peak_bytes - 100_000):
-        planner = planner_of(folder, budget)
+        planner = replace(planner_of(folder, budget), holding=Holding(CUDA, outside_torch=True))
         plan = planner.choose(call_of(), 1)
+        planner.keep(plan)  # it is loaded, and does not count beside itself
         error = shortage("denoiser", "no room", CPU, plan, planner, call_of(), 1)
         amount = re.fullmatch(r'Pass memory="(\d+MiB)" for the next smaller plan\.', error.remedy)
         assert amount
         less = planner_of(folder, budget_of(amount[1], CUDA).bytes).choose(call_of(), 1)
         assert less.peak_bytes < plan.peak_bytes
+
+
+def test_cancelled_calls_give_their_memory_back(double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory after 30 calls, of which every other one is cancelled after a step, is as after 6; every
+    engine of TensorRT that was made is gone."""
+    monkeypatch.setattr("svd_engine.residency.planner.used_by_runtime", lambda device: 0)
+    stop, process, after, made = Event(), psutil.Process(), [], Counter[str]()
+
+    def cancelling(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        stop.set()
+        return tensors
+
+    with VideoEngine.from_bundle(double.folder, backend="tensorrt", memory=ALL) as engine:
+        engine.set_progress_bar_config(disable=True)
+        within(engine, 0)
+        assert engine.source.planner is not None
+        least = min(p.peak_bytes for p in engine.source.planner.considered(call_of(steps=1), 1))
+        within(engine, least)
+        for number in range(30):
+            stop.clear()
+            if number % 2:
+                with pytest.raises(Cancelled):
+                    video(engine, steps=1, cancel=stop, callback_on_step_end=cancelling)
+            else:
+                plan = video(engine, steps=1, output_type=("pt", "latent")[number % 4 // 2]).report.plan
+                assert plan is not None
+                assert plan.residency == "streaming"
+            after.append(process.memory_info().rss)
+            made.update(double.order())
+            double.calls.clear()
+    made.update(double.order())
+    assert made["Runtime.deserialize_cuda_engine"] > 90
+    assert made["ICudaEngine.freed"] == made["Runtime.deserialize_cuda_engine"]
+    assert max(after[-6:]) - max(after[:6]) < 8 * 2**20

@@ -217,7 +217,7 @@ def test_the_disk_is_full(folder: Path) -> None:
     [
         (("--target", "here"), 1, "Name the cards instead: --target sm86,sm89,sm120, or --target portable."),
         (("--target", "sm90"), 2, "run --flavour tensorrt, built on such a card"),
-        (("--stripped",), 2, "stripped with TensorRT for RTX: expected it to be left out"),
+        (("--stream-weights", "--stripped"), 2, "stripped with TensorRT for RTX: expected it to be left out"),
         (("--flavour", "tensorrt"), 1, f"Run: {install_line('tensorrt')}"),
     ],
 )

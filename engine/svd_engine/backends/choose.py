@@ -16,6 +16,7 @@ from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.install import install_line
 
 DeviceName = str | torch.device  # "auto", "cpu", "cuda", "cuda:1"
+MOST_GPUS = 128  # torch keeps the number of one in seven bits
 
 
 @dataclass(frozen=True)
@@ -115,34 +116,41 @@ def choose_for_checkpoint(backend: str, device: DeviceName) -> Choice:
     return Choice("eager", where, "no GPU: torch.compile would spend minutes on the CPU first")
 
 
-def resolve(device: DeviceName) -> torch.device:
-    """The torch device of a name; "auto" is the first CUDA GPU, or else the CPU.
+def named(device: DeviceName) -> torch.device:
+    """The torch device of a name, which need not be here; "auto" is the first CUDA GPU, or else the CPU.
 
-    Raises SettingsError for another kind of device, BackendUnavailable for a GPU that is not here.
+    Raises SettingsError for another kind of device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(device, torch.device):
         device = str(device)
     kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in PROVIDERS or (index and not index.isdecimal()) or (kind == "cpu" and index):
+    numbered = kind == "cuda" and index.isdecimal() and int(index) < MOST_GPUS
+    if kind not in PROVIDERS or (index and not numbered):
         raise SettingsError(
             "device",
             expected="auto, cpu, cuda or cuda:N, or a torch.device of these",
             got=repr(device),
             remedy="Choose one of these.",
         )
-    if kind == "cpu":
-        return torch.device("cpu")
-    number = int(index or 0)
-    if number >= torch.cuda.device_count():
+    return torch.device("cuda", int(index or 0)) if kind == "cuda" else torch.device("cpu")
+
+
+def resolve(device: DeviceName) -> torch.device:
+    """As `named`, of a device that is here.
+
+    Raises SettingsError for another kind of device, BackendUnavailable for a GPU that is not here.
+    """
+    where = named(device)
+    if where.type == "cuda" and where.index >= torch.cuda.device_count():
         raise BackendUnavailable(
             f"device {device}",
             expected="a CUDA GPU of this number that torch can use",
             got=f"{torch.cuda.device_count()} GPUs with torch {torch.__version__}",
             remedy='Use device="cpu", or install the NVIDIA driver and a CUDA build of torch.',
         )
-    return torch.device("cuda", number)
+    return where
 
 
 def _has_cuda_provider() -> bool:

@@ -1,8 +1,9 @@
 """A bundle's streamed decoder: its segments, run one after the other over slices of frames.
 
-One segment is open at a time.  Between two of them the activations of all frames are parked in host memory,
-each segment's in place of those that it read where they are of one size.  `spec.streaming` says what the
-segments are, and what they hand each other.
+One segment is open at a time: an open one keeps buffers of its inputs and outputs, and all of them together
+take as much as the activations of the whole decoder, in whose place they would be.  Between two segments the
+activations of all frames are parked in host memory, each segment's in place of those that it read where they
+are of one size.  `spec.streaming` says what the segments are, and what they hand each other.
 
 Letters in shapes: n frames of a slice, r frames on either side of it, F frames of the video, C channels,
 G groups, h w their pixels.

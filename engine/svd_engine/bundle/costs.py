@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from math import ceil
 
 from svd_engine.bundle.external_data import read_graph
-from svd_engine.bundle.flavours import FlavourName
+from svd_engine.bundle.flavours import FlavourName, Host
 from svd_engine.bundle.graph_limits import run_bytes
-from svd_engine.bundle.plans import plans_of, weight_bytes
+from svd_engine.bundle.manifest import PlanEntry
+from svd_engine.bundle.plans import fitting_plans, plans_of, unfit, weight_bytes
 from svd_engine.bundle.reading import Bundle
 from svd_engine.errors import BackendUnavailable
 from svd_engine.spec.cost import CostOf, NetworkCost
@@ -16,18 +17,22 @@ from svd_engine.spec.tensors import NetworkSpec, StreamedSpec
 
 
 class PlanCosts:
-    """Of the plans that one flavour made; of several for a network those of the most memory."""
+    """Of one flavour's plans: of those that run on `host`.
 
-    def __init__(self, bundle: Bundle, flavour: FlavourName) -> None:
-        self.bundle, self.flavour = bundle, flavour
+    Where the card is not known, host being None, every plan counts; of several for a network those of the
+    most memory.
+    """
+
+    def __init__(self, bundle: Bundle, flavour: FlavourName, host: Host | None = None) -> None:
+        self.bundle, self.flavour, self.host = bundle, flavour, host
 
     def __call__(self, spec: NetworkSpec) -> NetworkCost:
-        """Raises BackendUnavailable where no plan was built."""
+        """Raises BackendUnavailable where no plan was built, or none for this card."""
         if isinstance(spec, StreamedSpec):
             return streamed_cost(spec, self.bundle.segments(spec), self)
         if missing := self.missing(spec):
             raise missing
-        plans = plans_of(self.bundle, spec, self.flavour)
+        plans = self._plans(spec)
         weights = {plan.file: weight_bytes(self.bundle, spec, plan) for plan in plans}
         plan = max(plans, key=lambda plan: weights[plan.file] + plan.device_memory_bytes)
         compiled = plan.compiled
@@ -41,10 +46,12 @@ class PlanCosts:
         )
 
     def missing(self, spec: NetworkSpec, streaming: bool = False) -> BackendUnavailable | None:
-        """What to say where a network has no plan, or with `streaming` none whose weights can stream."""
+        """What to say where no plan of a network can run, or with `streaming` none whose weights stream."""
         if isinstance(spec, StreamedSpec):
             return next(filter(None, map(self.missing, self.bundle.segments(spec))), None)
-        plans = plans_of(self.bundle, spec, self.flavour)
+        if self.host and (error := unfit(self.bundle, spec, self.host)):
+            return error
+        plans = self._plans(spec)
         if not plans:
             return BackendUnavailable(
                 f"plan of {spec.key} in bundle {self.bundle.folder}",
@@ -60,6 +67,12 @@ class PlanCosts:
                 remedy=f"Run: {self.bundle.plans_command(self.flavour, stream_weights=True)}",
             )
         return None
+
+    def _plans(self, spec: NetworkSpec) -> list[PlanEntry]:
+        """Those that may run a network: on a card that is known the one that does."""
+        if self.host is None:
+            return plans_of(self.bundle, spec, self.flavour)
+        return fitting_plans(self.bundle, spec, self.host)[:1]
 
 
 class GraphCosts:

@@ -92,17 +92,22 @@ def refusal(bundle: Bundle, spec: NetworkSpec, host: Host) -> str:
     return "; ".join(f"{name} {reason}" for name, reason in reasons.items()) or "no plan"
 
 
-def fitting_plan(bundle: Bundle, spec: NetworkSpec, host: Host) -> PlanEntry:
-    """The plan that runs `spec` on `host`.
+def unfit(bundle: Bundle, spec: NetworkSpec, host: Host) -> BackendUnavailable | None:
+    """The error that says for every plan of `spec` why it does not run on `host`, and what builds one that
+    does; None where one runs."""
+    refused = refusal(bundle, spec, host)
+    if not refused:
+        return None
+    return BackendUnavailable(
+        f"{FLAVOURS[host.flavour].title} plan of {spec.key} in bundle {bundle.folder}",
+        expected=f"one for {host}",
+        got=refused,
+        remedy=build_remedy(bundle, host),
+    )
 
-    Raises BackendUnavailable that says for every plan why it does not fit, and what builds one that does.
-    """
-    if refused := refusal(bundle, spec, host):
-        flavour = FLAVOURS[host.flavour]
-        raise BackendUnavailable(
-            f"{flavour.title} plan of {spec.key} in bundle {bundle.folder}",
-            expected=f"one for {host}",
-            got=refused,
-            remedy=build_remedy(bundle, host),
-        )
+
+def fitting_plan(bundle: Bundle, spec: NetworkSpec, host: Host) -> PlanEntry:
+    """The plan that runs `spec` on `host`.  Raises what `unfit` says where there is none."""
+    if error := unfit(bundle, spec, host):
+        raise error
     return fitting_plans(bundle, spec, host)[0]

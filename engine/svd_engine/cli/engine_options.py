@@ -19,6 +19,8 @@ from svd_engine.cli.options import (
     LoraPartial,
     MemoryOption,
     PresetOption,
+    ReuseBranch,
+    ReuseOption,
     SwapNetworks,
     UNetPart,
     VaePart,
@@ -75,22 +77,8 @@ class EngineOptions:
         list[str] | None,
         typer.Option(help="Switch off an exact rewrite of a checkpoint's networks. Repeatable."),
     ] = None
-    reuse: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Run the whole denoiser in one of N evaluations only, and in the others its outermost part "
-            "on what that one left: faster, lossy. Off by default. A bundle is exported for it "
-            "(svd-export onnx --reuse-branch).",
-        ),
-    ] = None
-    reuse_branch: Annotated[
-        int | None,
-        typer.Option(
-            help="With --reuse: how much the others run, DeepCache's branch; default 0, the least, or the "
-            "bundle's own."
-        ),
-    ] = None
+    reuse: ReuseOption = None
+    reuse_branch: ReuseBranch = None
     reuse_threshold: Annotated[
         float | None,
         typer.Option(

@@ -15,7 +15,7 @@ from svd_engine.cli.batch import batch
 from svd_engine.cli.call_options import call_options, given_options
 from svd_engine.cli.engine_options import EngineOptions, engine_options
 from svd_engine.cli.info import info
-from svd_engine.cli.options import VersionFlag
+from svd_engine.cli.options import DevicesOption, VersionFlag, devices_of
 from svd_engine.cli.plan import plan
 from svd_engine.cli.prompt import check_prompt, picture_of_prompt
 from svd_engine.cli.serve import serve
@@ -85,14 +85,7 @@ def generate(
     ] = None,
     *,
     opened: EngineOptions,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Two devices in place of --device, such as cuda:0,cuda:1: each runs one half of guidance, "
-            "at the same time. Same video. --memory bounds each.",
-        ),
-    ] = None,
+    devices: DevicesOption = None,
     report: Annotated[
         Path | None, typer.Option(help="Write a JSON report: settings, backends, times, memory.")
     ] = None,
@@ -111,7 +104,6 @@ def generate(
 
     console.show_notices()
     check(call)  # before anything is opened
-    two = [name.strip() for name in devices.split(",")] if devices is not None else None
     chosen = given_options(context, call)
     if {"sigmas", "num_inference_steps"} <= chosen:
         raise typer.BadParameter("pass either --steps or --sigmas")
@@ -119,7 +111,7 @@ def generate(
         raise typer.BadParameter(
             "--fit does nothing with --continue-from, whose frames have the video's size"
         )
-    opening = opened.opening(call["num_frames"], devices=two)
+    opening = opened.opening(call["num_frames"], devices=devices_of(devices))
     seed, fps, videos = call.pop("seed"), call["fps"], call["num_videos_per_prompt"]
     targets = _targets(output, videos, fps, report, image or continue_from)
     of_words: PromptReport | None = None

@@ -54,10 +54,43 @@ MemoryOption = Annotated[
     ),
 ]
 
+ReuseOption = Annotated[
+    int | None,
+    typer.Option(
+        "--reuse",
+        metavar="N",
+        help="Run the whole denoiser in one of N evaluations only, and in the others its outermost part "
+        "on what that one left: faster, lossy. Off by default. A bundle is exported for it "
+        "(svd-export onnx --reuse-branch).",
+    ),
+]
+ReuseBranch = Annotated[
+    int | None,
+    typer.Option(
+        "--reuse-branch",
+        help="With --reuse: how much the others run, DeepCache's branch; default 0, the least, or the "
+        "bundle's own.",
+    ),
+]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="A,B",
+        help="Two devices in place of --device, such as cuda:0,cuda:1: each runs one half of guidance, "
+        "at the same time. Same video. --memory bounds each.",
+    ),
+]
+
 
 def memory_of(option: str) -> str | None:
     """As `VideoEngine` takes it."""
     return None if option == "none" else option
+
+
+def devices_of(option: str | None) -> list[str] | None:
+    """As `VideoEngine` takes them.  How many they may be is checked there."""
+    return None if option is None else [name.strip() for name in option.split(",")]
 
 
 def parts_of(unet: str | None, vae: str | None, image_encoder: str | None) -> dict[Component, str | Path]:

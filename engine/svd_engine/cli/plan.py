@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from svd_engine.backends.registry import NAMES
-from svd_engine.cli.options import DecodingOption, DTypeOption, integer, memory_of
+from svd_engine.cli.options import (
+    DecodingOption,
+    DevicesOption,
+    DTypeOption,
+    ReuseBranch,
+    ReuseOption,
+    devices_of,
+    integer,
+    memory_of,
+)
 
 
 def plan(
@@ -24,8 +33,9 @@ def plan(
         str, typer.Option(metavar=f"[{'|'.join(NAMES)}]", help="Backend to plan for; auto is the usual one.")
     ] = "auto",
     device: Annotated[
-        str, typer.Option(help="Device to plan for: auto, cpu or cuda, which need not be here.")
+        str, typer.Option(help="Device to plan for: auto, cpu, cuda or cuda:N, which need not be here.")
     ] = "auto",
+    devices: DevicesOption = None,
     dtype: Annotated[
         DTypeOption, typer.Option(help="Precision of a checkpoint; auto is fp16 on a GPU, fp32 on a CPU.")
     ] = DTypeOption.auto,
@@ -42,10 +52,16 @@ def plan(
     swap_networks: Annotated[
         bool, typer.Option("--swap-networks", help="Keep one network in memory at a time.")
     ] = False,
+    reuse: ReuseOption = None,
+    reuse_branch: ReuseBranch = None,
     every: Annotated[bool, typer.Option("--all", help="Show every plan that was considered.")] = False,
 ) -> None:
     """Show how a video of SOURCE would be made within a memory budget; reads no weights and runs nothing."""
+    if reuse is None and reuse_branch is not None:
+        raise typer.BadParameter("--reuse-branch belongs to --reuse N")
+
     from svd_engine import planned
+    from svd_engine.spec.reuse import Reuse
 
     call = {
         "frames": frames, "height": height, "width": width, "decoding": decoding.value,
@@ -53,7 +69,10 @@ def plan(
     }  # fmt: skip
     asked = {name: value for name, value in call.items() if value is not None}
     limit = memory_of(memory)
-    planner, settings = planned.planner_of(source, limit, backend, device, dtype.value, swap_networks, asked)
+    planner, settings = planned.planner_of(
+        source, limit, backend, device, dtype.value, swap_networks, asked,
+        None if reuse is None else Reuse(reuse, reuse_branch), devices_of(devices),
+    )  # fmt: skip
     if every:
         typer.echo(planned.comparison(planner, planner.considered(settings, num_videos)))
         for reason in planner.left_out(settings, num_videos):

@@ -13,6 +13,7 @@ import torch
 from svd_engine.errors import SettingsError
 from svd_engine.host_memory import free_bytes, swap_bytes, total_bytes
 from svd_engine.report import size
+from svd_engine.residency.holding import unknown_to_torch
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 AUTO_SHARE = 0.9  # of the memory that is free: the rest is a margin
@@ -37,7 +38,7 @@ class Budget:
         return size(self.bytes)
 
 
-NO_LIMIT = Budget(2**60)
+NO_LIMIT = Budget(2**62)
 
 
 def check_memory(memory: object) -> None:
@@ -58,9 +59,9 @@ def budget_of(memory: Memory, device: torch.device) -> Budget:
 
 
 def used_by_runtime(device: torch.device) -> int:
-    """What this process takes before an engine loads networks: of a GPU what torch's allocator knows."""
+    """What this process takes before an engine loads networks: of a GPU what torch and engines know."""
     if device.type == "cuda":
-        return CUDA_RUNTIME_BYTES + torch.cuda.memory_allocated(device)
+        return CUDA_RUNTIME_BYTES + torch.cuda.memory_allocated(device) + unknown_to_torch(device)
     import psutil
 
     return int(psutil.Process().memory_info().rss) + HOST_RUNTIME_BYTES

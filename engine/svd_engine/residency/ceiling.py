@@ -10,12 +10,10 @@ from collections.abc import Callable
 from functools import cache
 from math import ceil, prod
 
-from svd_engine.bundle.flavours import FlavourName
-from svd_engine.bundle.plans import plans_of
+from svd_engine.bundle.costs import PlanCosts
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.request import Settings
-from svd_engine.spec.cost import CostOf
 from svd_engine.spec.precision import Precision
 from svd_engine.spec.tensors import VALUE_BYTES
 from svd_engine.spec.weights import COMPONENTS
@@ -69,9 +67,9 @@ def of_graphs(bundle: Bundle, device: str, reusing: bool = False) -> Ceiling:
     return ceiling
 
 
-def of_plans(bundle: Bundle, cost_of: CostOf, flavour: FlavourName) -> Ceiling:
-    """Of TensorRT: everything that was built, as its compiler said."""
-    built = [e.spec for e in bundle.manifest.networks if plans_of(bundle, e.spec, flavour)]
+def of_plans(bundle: Bundle, cost_of: PlanCosts) -> Ceiling:
+    """Of TensorRT: everything that was built and can run, as its compiler said."""
+    built = [e.spec for e in bundle.manifest.networks if cost_of.missing(e.spec) is None]
 
     def ceiling(settings: Settings, videos: int) -> int:
         costs = [cost_of(spec) for spec in built]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from math import ceil, prod
 
@@ -23,9 +23,10 @@ import torch
 from svd_engine.errors import BackendUnavailable, SettingsError
 from svd_engine.report import PlannedStage, PlanReport, size
 from svd_engine.request import Settings
-from svd_engine.residency.budget import Budget, used_by_runtime
+from svd_engine.residency.budget import NO_LIMIT, Budget, used_by_runtime
 from svd_engine.residency.ceiling import Ceiling
 from svd_engine.residency.contract import Residency
+from svd_engine.residency.holding import HeldBytes, Holding
 from svd_engine.residency.plan import Plan
 from svd_engine.sampling.registry import SAMPLERS
 from svd_engine.spec.cost import CostOf, NetworkCost
@@ -61,6 +62,7 @@ class Planner:
     reuse: between evaluations of the denoiser, of `feature`.
     second: plans the second of two devices, which has the `denoiser_alone`, for a half of guidance.
     both_halves: the two devices are one memory; both halves run there at once, each over its own weights.
+    holding: what this engine keeps in memory, and others of the process beside it; None of no engine.
     """
 
     budget: Budget
@@ -79,11 +81,18 @@ class Planner:
     second: Planner | None = None
     both_halves: bool = False
     denoiser_alone: bool = False
+    holding: Holding | None = None
 
     def anew(self, budget_of: Callable[[torch.device], Budget] | None) -> Planner:
         """The same, that asks what the process takes without networks, and for its budgets, anew."""
         budget = self.budget if budget_of is None else budget_of(self.device)
         return replace(self, budget=budget, second=self.second.anew(budget_of) if self.second else None)
+
+    def within(self, budget: Budget) -> Planner:
+        """The same for another budget, also while networks are loaded."""
+        other = replace(self, budget=budget)
+        vars(other)["_before"] = self._before
+        return other
 
     def choose(self, settings: Settings, videos: int) -> Plan:
         """The fastest plan within the budget.
@@ -168,15 +177,32 @@ class Planner:
         return [(p, n, residency) for p, n, residency in ways if n is None or p.decode_chunk == p.frames]
 
     def _lacking(self, way: Way) -> BackendUnavailable | None:
-        if self.lacking is None:
-            return None
+        """What keeps a call from being run so, here or on the second of two devices."""
         profile, slice_frames, residency = way
-        specs = self._specs(profile, slice_frames)
-        return next(filter(None, (self.lacking(spec, residency) for spec in specs)), None)
+        if self.lacking is not None:
+            specs = self._specs(profile, slice_frames)
+            if here := next(filter(None, (self.lacking(spec, residency) for spec in specs)), None):
+                return here
+        return self.second._lacking_half(profile) if self.second else None
+
+    def _lacking_half(self, profile: Profile) -> BackendUnavailable | None:
+        """What keeps the second device from its half in whatever way."""
+        reasons = [self._lacking((profile, None, residency)) for residency in self.residencies]
+        return None if None in reasons else reasons[0]
 
     def report(self, plan: Plan) -> PlanReport:
         other_half = self.second.report(plan.other_half) if self.second and plan.other_half else None
         return plan.report(self.budget.bytes, other_half)
+
+    def in_words(self, plan: Plan) -> list[str]:
+        """A plan within its budget; then what the second of two devices does, within its own."""
+        lines = [f"{plan}{_limited(self.budget)}"]
+        if self.second and (half := plan.other_half):
+            lines.append(
+                f"the other half of guidance on {self.second.device}: networks {half.residency.name}, "
+                f"at most {size(half.peak_bytes)}{_limited(self.second.budget)}"
+            )
+        return lines
 
     def fits(self, plan: Plan) -> bool:
         if self.second and plan.other_half and not self.second.fits(plan.other_half):
@@ -194,10 +220,46 @@ class Planner:
         there = self.budget.there
         return plan.peak_bytes <= self.budget.bytes if there is None else plan.sure_bytes <= there
 
-    @cached_property
+    def keep(self, plan: Plan) -> None:
+        """Before networks are loaded: other engines of this process plan beside what they take."""
+        if self.holding is not None:
+            self.holding.keep(plan, partial(replace(self, holding=None)._held_after, plan))
+        if self.second and plan.other_half:
+            self.second.keep(plan.other_half)
+
+    def release(self) -> None:
+        """After networks were closed."""
+        if self.holding is not None:
+            self.holding.release()
+        if self.second:
+            self.second.release()
+
+    def _held_after(self, plan: Plan) -> int:
+        """Bytes of weights that stay on the device when a call has ended."""
+        if plan.stages:
+            return plan.stages[-1].held_bytes
+        specs = self._specs(plan.profile, plan.slice_frames)
+        costs = self._costs(specs)
+        held = plan.residency.held_weights(list(costs.values()), costs[specs[-1].key], room=0)
+        other_weights = costs[specs[2].key].weight_bytes if self.both_halves else 0
+        return sum(held.values()) + other_weights
+
+    @property
     def _runtime_bytes(self) -> int:
-        """Before networks are loaded: a later call is planned as the first one was."""
-        return used_by_runtime(self.device)
+        """What the process takes beside this engine's networks.
+
+        As measured before they were loaded, so that a later call is planned as the first one was; and what
+        other engines have loaded and closed since.
+        """
+        measured, then = self._before
+        now = self.holding.beside() if self.holding else then
+        loaded, closed = (sum(count() for count in some) for some in (now - then, then - now))
+        return max(0, measured + loaded - closed)
+
+    @cached_property
+    def _before(self) -> tuple[int, frozenset[HeldBytes]]:
+        """What the process took before networks were loaded, and what of it other engines held."""
+        return used_by_runtime(self.device), self.holding.beside() if self.holding else frozenset()
 
     def _slices(self, settings: Settings) -> list[int | None]:
         """Frames that a streamed decoder may hold; None is one that is not streamed."""
@@ -347,6 +409,10 @@ def _beside(spec: NetworkSpec, profile: Profile, videos: int) -> int:
     if spec.network not in ("denoiser", SHALLOW):
         return 0
     return LATENT_VIDEOS * 4 * videos * prod(spec.inputs[0].shape[1:])
+
+
+def _limited(budget: Budget) -> str:
+    return ", no limit set" if budget == NO_LIMIT else f" of {budget}"
 
 
 def _largest(plan: Plan) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
 from svd_engine.backends.registry import BACKENDS
+from svd_engine.backends.tensorrt.library import host
 from svd_engine.bundle.costs import GraphCosts, PlanCosts
+from svd_engine.bundle.flavours import Flavour, Host
 from svd_engine.bundle.reading import Bundle
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import BackendUnavailable
@@ -95,11 +98,11 @@ def planner_of_bundle(
                 elif decoding == "streamed" or p.decode_chunk == p.frames:
                     yield of_size
 
-    plan_costs = PlanCosts(bundle, flavour.name) if flavour else None
+    plan_costs = PlanCosts(bundle, flavour.name, _host(flavour, device)) if flavour else None
     cost_of: CostOf = plan_costs or GraphCosts(bundle, device.type)
 
     def lacking(spec: NetworkSpec, residency: type[Residency]) -> BackendUnavailable | None:
-        """A plan that was not built, or of the denoiser one whose weights stream."""
+        """A plan for this card, or of the denoiser one whose weights stream."""
         streaming = residency.streams and spec.network == "denoiser"
         return plan_costs.missing(spec, streaming) if plan_costs else None
 
@@ -113,8 +116,8 @@ def planner_of_bundle(
         _residencies(swap_networks, WeightStreaming if flavour and reuse is None else None),
         slices=() if manifest.streaming is None else (manifest.streaming.slice_frames,),
         lesser=lesser,
-        ceiling=ceiling.of_plans(bundle, cost_of, flavour.name)
-        if flavour
+        ceiling=ceiling.of_plans(bundle, plan_costs)
+        if plan_costs
         else ceiling.of_graphs(bundle, device.type, reuse is not None),
         reuse=reuse,
         feature=feature,
@@ -122,18 +125,36 @@ def planner_of_bundle(
     )
 
 
-def over_two_devices(first: Planner, device: torch.device, budget: Budget) -> Planner:
-    """Of an engine that runs a half of guidance on `device`.  first: plans one that runs both."""
+def on_devices(
+    make: Callable[[torch.device], Planner], first: torch.device, second: torch.device | None
+) -> Planner:
+    """make: gives a planner of one device, which runs both halves of guidance."""
+    return make(first) if second is None else over_two_devices(make(first), make(second))
 
-    def profiles(settings: Settings, videos: int) -> Sequence[Profile]:
-        return [p for p in first.profiles(settings, videos) if p.guidance == "single"]
 
-    halved = replace(first, profiles=profiles)
-    if device.type == "cpu":  # as the first is
-        return replace(halved, both_halves=True)
-    held = tuple(residency for residency in first.residencies if residency is not Swapped)
-    second = replace(halved, device=device, budget=budget, residencies=held, slices=(), denoiser_alone=True)
-    return replace(halved, second=second)
+def over_two_devices(first: Planner, second: Planner) -> Planner:
+    """Of an engine that runs a half of guidance on the device of `second`; each plans one that runs both."""
+    one_half = replace(first, profiles=_of_single_guidance(first))
+    if second.device.type == "cpu":  # as the first is
+        return replace(one_half, both_halves=True)
+    held = tuple(residency for residency in second.residencies if residency is not Swapped)
+    other_half = replace(
+        second, profiles=_of_single_guidance(second), residencies=held, slices=(), denoiser_alone=True
+    )
+    return replace(one_half, second=other_half)
+
+
+def _of_single_guidance(planner: Planner) -> Callable[[Settings, int], Sequence[Profile]]:
+    return lambda settings, videos: [p for p in planner.profiles(settings, videos) if p.guidance == "single"]
+
+
+def _host(flavour: Flavour, device: torch.device) -> Host | None:
+    """What plans are to run on; None where no such GPU is here, or not the library that would run them."""
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        return None
+    with suppress(BackendUnavailable):
+        return host(flavour, device)
+    return None
 
 
 def _same_video(one: Profile, other: Profile) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import ceil
 
 import torch
@@ -43,7 +42,7 @@ def _remedy(plan: Plan, planner: Planner | None, settings: Settings, videos: int
     if planner is None:
         return 'Pass memory="auto": each call then takes the fastest way that fits.'
     if any(residency.streams for residency in planner.residencies):  # which fill a budget
-        planner = replace(planner, budget=Budget(int(NEXT * plan.peak_bytes)))
+        planner = planner.within(Budget(int(NEXT * plan.peak_bytes)))
     peaks = [p.peak_bytes for p in planner.considered(settings, videos) if p.peak_bytes < plan.peak_bytes]
     if not peaks:
         return "Ask for fewer frames or a smaller video: no plan of this call takes less."

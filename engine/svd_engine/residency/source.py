@@ -28,9 +28,11 @@ from svd_engine.errors import SettingsError
 from svd_engine.request import Settings
 from svd_engine.residency.budget import Budget, Memory, budget_of, check_memory
 from svd_engine.residency.contract import Residency
+from svd_engine.residency.devices import one_or_two
+from svd_engine.residency.holding import Holding
 from svd_engine.residency.plan import Plan
 from svd_engine.residency.planner import Planner
-from svd_engine.residency.planning import over_two_devices, planner_of_bundle, planner_of_checkpoint
+from svd_engine.residency.planning import on_devices, planner_of_bundle, planner_of_checkpoint
 from svd_engine.residency.resident import Resident
 from svd_engine.residency.swapped import Swapped
 from svd_engine.spec.model import Model
@@ -87,7 +89,7 @@ def of_bundle(
 ) -> EngineSource:
     """Raises BundleError, BackendUnavailable, OutputError, SettingsError."""
     check_memory(memory)
-    device, second = _devices(device, devices, swap_networks=swap_networks, reuse=reuse)
+    device, second = one_or_two(device, devices, resolve, swap_networks=swap_networks, reuse=reuse)
     _check_place("bundle", folder, "the path of a folder that svd-export wrote")
     _check_jit_cache(jit_cache, backend)
     residency = _residency(swap_networks)
@@ -105,9 +107,16 @@ def of_bundle(
     reuse = _settled(reuse, feature)
     planner = None
     if memory is not None:
-        planner = planner_of_bundle(
-            bundle, _budget(memory, choice.device), choice.backend, choice.device, swap_networks, reuse,
-            feature, single=second is not None,
+        budget = partial(_budget, memory)
+        planner = on_devices(
+            lambda where: replace(
+                planner_of_bundle(
+                    bundle, budget(where), choice.backend, where, swap_networks, reuse, feature,
+                    single=second is not None,
+                ),
+                holding=Holding(where, outside_torch=True),
+            ),
+            choice.device, second,
         )  # fmt: skip
     return EngineSource(
         name=str(folder),
@@ -127,7 +136,7 @@ def of_bundle(
         without_rewrites=manifest.without_rewrites,
         reuse=reuse,
         feature=feature,
-        planner=_over(planner, other_half, memory),
+        planner=planner,
         budget_of_now=partial(budget_of, "auto") if memory == "auto" else None,
     )
 
@@ -168,7 +177,7 @@ def of_checkpoint(
         )
     residency = _residency(swap_networks)
     _check_reuse(reuse)
-    device, second = _devices(device, devices, swap_networks=swap_networks, reuse=reuse)
+    device, second = one_or_two(device, devices, resolve, swap_networks=swap_networks, reuse=reuse)
     choice = choose_for_checkpoint(backend, device)
     for name, value in (
         ("variant", variant),
@@ -204,10 +213,18 @@ def of_checkpoint(
     reuse = _settled(reuse, feature)
     planner = None
     if memory is not None:
-        planner = planner_of_checkpoint(
-            opened, _budget(memory, choice.device), choice.backend, choice.device, precision,
-            without_rewrites, swap_networks, reuse, feature,
+        budget = partial(_budget, memory)
+        alone = planner_of_checkpoint(
+            opened, budget(choice.device), choice.backend, choice.device, precision, without_rewrites,
+            swap_networks, reuse, feature,
         )  # fmt: skip
+        planner = on_devices(
+            lambda where: replace(
+                alone, device=where, budget=budget(where), holding=Holding(where, outside_torch=False)
+            ),
+            choice.device,
+            second,
+        )
     return EngineSource(
         name=opened.source,
         model=model,
@@ -223,7 +240,7 @@ def of_checkpoint(
         without_rewrites=without_rewrites,
         reuse=reuse,
         feature=feature,
-        planner=_over(planner, other_half, memory),
+        planner=planner,
         budget_of_now=partial(budget_of, "auto") if memory == "auto" else None,
     )
 
@@ -232,62 +249,8 @@ def _budget(memory: Memory, device: torch.device) -> Budget:
     return UNTIL_A_CALL if memory == "auto" else budget_of(memory, device)
 
 
-def _over(planner: Planner | None, other_half: Residency | None, memory: Memory | None) -> Planner | None:
-    """A planner of one device, as that of two where another has a half of guidance."""
-    if planner is None or other_half is None or memory is None:
-        return planner
-    device = other_half.backend.device
-    return over_two_devices(planner, device, _budget(memory, device))
-
-
 def _single_of_request(settings: Settings, videos: int) -> Profile:
     return replace(Profile.of_request(settings, videos), guidance="single")
-
-
-def _devices(
-    device: DeviceName, devices: Sequence[DeviceName] | None, **others: object
-) -> tuple[DeviceName, DeviceName | None]:
-    """The first, and the second of two.  Raises SettingsError, also beside what is not made for two."""
-    if devices is None:
-        return device, None
-    if isinstance(devices, str) or not isinstance(devices, Sequence) or len(devices) != 2:
-        raise SettingsError(
-            "devices",
-            expected="two devices, one for each half of guidance",
-            got=repr(devices),
-            remedy="Name two, such as cuda:0 and cuda:1, or a device alone.",
-        )
-    if device != "auto":
-        raise SettingsError(
-            "devices",
-            expected="no device beside it",
-            got=f"device={device!r}",
-            remedy="Leave out one of the two.",
-        )
-    first, second = map(resolve, devices)
-    if first == second and first.type == "cuda":
-        raise SettingsError(
-            "devices",
-            expected="two different GPUs",
-            got=f"{first} twice",
-            remedy=f'Pass device="{first}" to run both halves there.',
-        )
-    if first.type != second.type:
-        raise SettingsError(
-            "devices",
-            expected="two of one kind, which take equal time and compute in the same precision",
-            got=f"{first} and {second}",
-            remedy="Name two GPUs, such as cuda:0 and cuda:1, or pass device alone.",
-        )
-    for name, value in others.items():
-        if value:
-            raise SettingsError(
-                "devices",
-                expected=f"no {name} beside it: it is made for networks of one device",
-                got=f"{name}={value!r}",
-                remedy="Leave out one of the two.",
-            )
-    return first, second
 
 
 def _residency(swap_networks: object) -> type[Residency]:
