@@ -103,17 +103,15 @@ def per_video(reference: Any, engine: VideoEngine, case: dict[str, Any]) -> tupl
 
 @pytest.mark.parametrize(("backend", "frames"), [("eager", 14), ("eager", 25), ("onnxruntime", 25)])
 def test_equals_diffusers_at_the_real_frame_counts(
-    diffusers_pipeline: Any, tiny_checkpoint: Path, tiny_2_25_bundle: Path, backend: str, frames: int
+    diffusers_pipeline: Any, tiny_checkpoint: Path, request: pytest.FixtureRequest, backend: str, frames: int
 ) -> None:
     """Decoded whole, as diffusers does by default."""
     with (
         VideoEngine.from_checkpoint(str(tiny_checkpoint), backend="eager", device="cpu")
         if backend == "eager"
-        else VideoEngine.from_bundle(tiny_2_25_bundle, device="cpu")
+        else VideoEngine.from_bundle(request.getfixturevalue("tiny_2_25_bundle"), device="cpu")
     ) as engine:
-        expected, got = both(
-            diffusers_pipeline, engine, num_frames=frames, num_inference_steps=2, decode_chunk_size=None
-        )
+        expected, got = both(diffusers_pipeline, engine, num_frames=frames, decode_chunk_size=None)
     assert got.shape[1] == frames
     assert float((got - expected).abs().max()) <= TOLERANCE[backend]
 
