@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.support import damage
 from tests.support.paths import ROOT
-from tests.triton.asking import SHORT_CALL, Running, ask, outcomes, request
+from tests.triton.asking import SHORT_CALL, Running, ask, outcomes, request, until
 from tests.triton.server import Server
 
 
@@ -24,6 +24,15 @@ def alive() -> list[str]:
         ["sh", "-c", command.replace("grep -qs", "grep -ls")], capture_output=True, text=True, check=False
     )
     return found.stdout.split()
+
+
+def in_flight(server: Server) -> Running:
+    """A long request that its model works on: one that comes after SIGTERM is never answered."""
+    (model,) = server.stubs()
+    idle = sum(model.cpu_times()[:2])
+    running = Running(server, request(num_inference_steps=SHORT_CALL["num_inference_steps"] * 25))
+    until(lambda: sum(model.cpu_times()[:2]) > idle + 0.2, "the model to work on it")
+    return running
 
 
 def test_a_damaged_bundle_is_not_served(repository: Path, tritonserver: None, tmp_path: Path) -> None:
@@ -49,8 +58,7 @@ def test_kill_9_of_the_model_s_process(repository: Path, tritonserver: None, tmp
         server.wait_ready()
         (model,) = server.stubs()
         assert f"/proc/{model.pid}/cmdline" in alive()
-        running = Running(server, request(num_inference_steps=SHORT_CALL["num_inference_steps"] * 50))
-        time.sleep(0.3)
+        running = in_flight(server)
         model.kill()
         result, error = running.answer()
         assert result is None
@@ -79,8 +87,7 @@ def test_sigterm_with_a_request_in_flight(repository: Path, tritonserver: None, 
     """It is answered, nothing new is taken, and the exit code is 0."""
     with Server(repository, tmp_path / "log", "svd") as server:
         server.wait_ready()
-        running = Running(server, request(num_inference_steps=SHORT_CALL["num_inference_steps"] * 50))
-        time.sleep(0.3)
+        running = in_flight(server)
         assert running.answers.empty()
         assert sum(outcomes(server).values()) == 0
         server.process.terminate()
