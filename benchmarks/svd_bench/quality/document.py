@@ -131,8 +131,8 @@ class Reused:
         return 1 - self.shallow / self.evaluations * (1 - self.shallow_share_svd)
 
 
-class ReuseDocument(StrictModel):
-    """What `svd-bench quality --reuse` writes."""
+class ClipDocument(StrictModel):
+    """Ways to make one clip, of `frames` and `steps`, from one photograph."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -143,6 +143,11 @@ class ReuseDocument(StrictModel):
     height: int
     width: int
     steps: int
+
+
+class ReuseDocument(ClipDocument):
+    """What `svd-bench quality --reuse` writes."""
+
     warping: float  # of the whole denoiser's video
     rows: list[Reused]
 
@@ -161,18 +166,9 @@ class Rounded:
     flow: float
 
 
-class HalfDocument(StrictModel):
+class HalfDocument(ClipDocument):
     """What `svd-bench quality --half` writes."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")
-
-    environment: Environment
-    checkpoint: str
-    photograph: str
-    frames: int
-    height: int
-    width: int
-    steps: int
     rows: list[Rounded]
 
 
