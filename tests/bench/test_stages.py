@@ -69,7 +69,7 @@ def test_stages_of_the_smallest_networks(tiny_checkpoint: Path, tiny_bundle: Pat
     steps = [row for row in rows if row.stage == "denoiser_step"]
     everywhere = {rewrite.name for rewrite in REWRITES}
     eager, in_bundle = (set(step.rewrites) for step in steps[1:])
-    assert eager - everywhere == {"linear-as-convolution", "channels-last"}
+    assert eager - everywhere == {"feed-forward-slices", "linear-as-convolution", "channels-last"}
     assert in_bundle - everywhere == {"temporal-rows"}
     assert eager & everywhere == in_bundle & everywhere
     assert steps[0].rewrites == ()

@@ -24,6 +24,7 @@ from svd_engine.networks.rewrites import (
     TORCH_CPU_REWRITES,
     Rewrite,
     apply_rewrites,
+    feed_forward_slices,
     frames_in_groups,
     frames_in_place,
     rewrites_for,
@@ -63,6 +64,7 @@ PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder wit
     "frames-apart": (0, 1),
     "temporal-rows": (24, 17),
     "winograd-rows": (0, 16),
+    "feed-forward-slices": (18, 0),
     "linear-as-convolution": (90, 2),
     "channels-last": (55, 39 + 3 * 16),  # four weights for one
     "attention-layout": (6, 0),
@@ -78,7 +80,9 @@ def named(rewrites: Sequence[Rewrite]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks here have 64 at most, and the videos 3 frames."""
+    """The networks here have 64 at most, and the videos 3 frames, whose tokens are few."""
+    monkeypatch.setattr(feed_forward_slices, "NUMBERS", 7 * 128)
+    monkeypatch.setattr(feed_forward_slices, "FEWEST", 5)
     monkeypatch.setattr(winograd_rows, "LEAST", 32)
     monkeypatch.setattr(frames_in_groups, "MOST", 2)
 
@@ -289,6 +293,21 @@ def test_share_of_a_blend(strategy: str, switched: bool) -> None:
     share = spatial_share(blender)
     expected = blender(x, y, torch.zeros(1, 5))
     torch.testing.assert_close(share * x + (1 - share) * y, expected, rtol=0, atol=1e-6)
+
+
+def test_slices_of_a_feed_forward() -> None:
+    """As many tokens as value and gate have room for, the last slice shorter; few tokens stay together."""
+    whole = random_unet().down_blocks[0].attentions[0].transformer_blocks[0].ff
+    sliced = feed_forward_slices.FeedForwardSlices(whole)
+    lengths: list[int] = []
+    whole.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    for tokens, expected in ((9, [9]), (16, [8, 8]), (23, [8, 8, 7])):
+        x = torch.randn(1, tokens, 32, dtype=torch.float64)
+        lengths.clear()
+        with torch.no_grad():
+            got = sliced(x)
+            assert lengths == expected
+            assert relative_difference(got, whole(x)) <= EXACT
 
 
 def test_many_attentions_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
