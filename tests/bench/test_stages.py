@@ -70,7 +70,7 @@ def test_stages_of_the_smallest_networks(tiny_checkpoint: Path, tiny_bundle: Pat
     everywhere = {rewrite.name for rewrite in REWRITES}
     eager, in_bundle = (set(step.rewrites) for step in steps[1:])
     assert eager - everywhere == {"feed-forward-slices", "linear-as-convolution", "channels-last"}
-    assert in_bundle - everywhere == {"temporal-rows"}
+    assert in_bundle - everywhere == {"feed-forward-convolutions", "temporal-rows"}
     assert eager & everywhere == in_bundle & everywhere
     assert steps[0].rewrites == ()
     assert "single-token-cross-attention" in eager

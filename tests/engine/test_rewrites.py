@@ -24,6 +24,7 @@ from svd_engine.networks.rewrites import (
     TORCH_CPU_REWRITES,
     Rewrite,
     apply_rewrites,
+    feed_forward_convolutions,
     feed_forward_slices,
     frames_in_groups,
     frames_in_place,
@@ -64,9 +65,10 @@ PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder wit
     "frames-apart": (0, 1),
     "temporal-rows": (24, 17),
     "winograd-rows": (0, 16),
+    "feed-forward-convolutions": (18, 0),
     "feed-forward-slices": (18, 0),
     "linear-as-convolution": (90, 2),
-    "channels-last": (55, 39 + 3 * 16),  # four weights for one
+    "channels-last": (55, 39),
     "attention-layout": (6, 0),
     "feed-forward-in-parts": (10, 0),
     "transposed-upsample": (1, 1),
@@ -81,6 +83,7 @@ def named(rewrites: Sequence[Rewrite]) -> list[str]:
 @pytest.fixture(autouse=True)
 def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks here have 64 at most, and the videos 3 frames, whose tokens are few."""
+    monkeypatch.setattr(feed_forward_convolutions, "LONGEST", 10)
     monkeypatch.setattr(feed_forward_slices, "NUMBERS", 7 * 128)
     monkeypatch.setattr(feed_forward_slices, "FEWEST", 5)
     monkeypatch.setattr(winograd_rows, "LEAST", 32)
@@ -137,8 +140,13 @@ def test_for_tensorrt(rewrite: Rewrite, some: str) -> None:
 
 @pytest.mark.parametrize(
     "rewrites",
-    [REWRITES, EVERY, TENSORRT_REWRITES, (*REWRITES, *FOR_TENSORRT[::2])],
-    ids=["for every backend", "and for a CPU", "for TensorRT", "both"],
+    [
+        (*REWRITES, *TORCH_CPU_REWRITES),
+        (*REWRITES, *ORT_CPU_REWRITES),
+        TENSORRT_REWRITES,
+        (*REWRITES, *FOR_TENSORRT[::2]),
+    ],
+    ids=["torch on a CPU", "ONNX Runtime on a CPU", "for TensorRT", "both"],
 )
 def test_all_together(rewrites: Sequence[Rewrite]) -> None:
     """Frames come from the call: the same rewritten network serves 3, 14 and 1, and other sizes."""

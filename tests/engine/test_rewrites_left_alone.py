@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.activations import GELU
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock
@@ -27,6 +28,7 @@ from tests.engine.rewrite_networks import call_unet, call_vae, random_unet, rand
 TOKEN, CONV, BLEND = "single-token-cross-attention", "temporal-conv2d", "resnet-blend"
 QKV, FRAMES, TIMESTEP = "fused-qkv", "frames-in-place", "timestep-projections"
 POSITIONS, PHASE = "frame-positions", "phase-upsample"
+CONVOLUTIONS = "feed-forward-convolutions"
 
 
 class OtherProcessor(AttnProcessor2_0):
@@ -192,6 +194,17 @@ def test_feed_forwards_that_stay_whole(part: str, changes: dict[str, Any], reaso
     assert applied.left_alone[0].endswith(f": {reason}")
 
 
+def test_feed_forwards_of_other_layers_stay_products() -> None:
+    unet = random_unet()
+    feed_forward = PARTS["spatial"](unet).ff
+    feed_forward.net[0] = GELU(32, 128).double()
+    expected = call_unet(unet)
+    (applied,) = [a for a in apply_rewrites(unet, rewrites=ORT_CPU_REWRITES) if a.name == CONVOLUTIONS]
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.ff"
+    assert (applied.places, applied.left_alone) == (17, (f"{path}: its first layer is GELU, not GEGLU",))
+    assert relative_difference(call_unet(unet), expected) <= 1e-12
+
+
 def test_a_blend_of_two_layers_keeps_its_tokens() -> None:
     unet = random_unet(transformer_layers_per_block=2)
     expected = call_unet(unet)
@@ -254,7 +267,7 @@ def test_convolutions_that_winograd_leaves(monkeypatch: pytest.MonkeyPatch) -> N
     resnet = vae.decoder.mid_block.resnets[0].spatial_res_block
     resnet.conv1 = nn.Conv2d(64, 64, 3, padding=2, dilation=2).double()
     expected = call_vae(vae)
-    (of_vae,), (of_unet,) = (apply_rewrites(n, rewrites=[ORT_CPU_REWRITES[2]]) for n in (vae, unet))
+    (of_vae,), (of_unet,) = (apply_rewrites(n, rewrites=[ORT_CPU_REWRITES[-1]]) for n in (vae, unet))
     assert of_unet.places == len(of_unet.left_alone) == 0
     (reason,) = of_vae.left_alone
     assert reason.startswith("mid_block.resnets.0.spatial_res_block.conv1: it is not a plain 3x3 one")

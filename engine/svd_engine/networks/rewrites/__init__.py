@@ -82,6 +82,7 @@ TORCH_CPU_REWRITES: tuple[Rewrite, ...] = (
 )
 ORT_CPU_REWRITES: tuple[Rewrite, ...] = (
     FRAMES_APART,
+    Rewrite("feed-forward-convolutions", "products of feed-forwards as 1x1 convolutions"),
     Rewrite("temporal-rows", "convolutions over frames on short rows of pixels"),
     Rewrite("winograd-rows", "3x3 convolutions of many channels as four 1x3 ones of half the rows"),
 )

@@ -2,9 +2,9 @@
 
     f([x_1 ... x_N]) = [f(x_1 ... x_n) f(x_n+1 ... x_2n) ...]      for f that sees one token at a time
 
-Value and gate are four times as wide as the tokens.  Of all tokens at once they leave the cache before they are
-multiplied, and torch asks the system for that memory anew in each call, page after page.  A slice has as many
-tokens as make value and gate NUMBERS each, but not fewer than FEWEST: every slice reads all weights.
+Value and gate are four times as wide as the tokens.  Of all tokens at once they leave the cache before they
+are multiplied, and torch asks the system for that memory anew in each call, page after page.  A slice has as
+many tokens as make value and gate NUMBERS each, but not fewer than FEWEST: every slice reads all weights.
 In diffusers: every FeedForward in SVD's transformers.
 """
 
