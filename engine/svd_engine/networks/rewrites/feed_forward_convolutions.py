@@ -2,10 +2,11 @@
 
     W x_n + b for tokens n = 1 ... N   =   conv2d(x as [N/L, C, L, 1], W as [out, C, 1, 1], b)
 
-The same products.  ONNX Runtime's convolutions on a CPU write blocks of channels of one image after the other, so
-that an image's value and gate, four times as wide as its tokens, are written, multiplied and read in cache; its
-matrix products write them for all tokens first.  L is the largest divisor of N up to LONGEST.  Value and gate
-are two products, as split-geglu makes them.  In diffusers: every FeedForward in SVD's transformers.
+The same products.  ONNX Runtime's convolutions on a CPU write blocks of channels of one image after the
+other, so that an image's value and gate, four times as wide as its tokens, are written, multiplied and read
+in cache; its matrix products write them for all tokens first.  L is the largest divisor of N up to LONGEST.
+Value and gate are two products, as split-geglu makes them.
+In diffusers: every FeedForward in SVD's transformers.
 """
 
 from __future__ import annotations
@@ -28,11 +29,9 @@ def apply(network: nn.Module) -> Report:
 
 def obstacle(feed_forward: FeedForward) -> str | None:
     first = feed_forward.net[0]
-    return (
-        None
-        if isinstance(first, GEGLU | SplitGEGLU)
-        else f"its first layer is {type(first).__name__}, not GEGLU"
-    )
+    if not isinstance(first, GEGLU | SplitGEGLU):
+        return f"its first layer is {type(first).__name__}, not GEGLU"
+    return None
 
 
 class FeedForwardConvolutions(nn.Module):
