@@ -41,7 +41,7 @@ docs: setup
 	@echo "site/index.html; with its search: python3 -m http.server --directory site"
 
 full: setup
-	$(BIN)/python -m pytest tests/full -m "full and not longest" -s
+	$(BIN)/python -m pytest tests/full -m "full and not longest" --numprocesses 2 --dist loadscope -rP
 
 longest: setup
 	$(BIN)/python -m pytest tests/full -m full -s
