@@ -60,11 +60,17 @@ class Scope:
         wanted = self.constant(name, ir.tensor(np.array(shape, np.int64)))
         return self.node("Reshape", value, wanted, shape=ir.Shape(shape))
 
+    def replace(self, made: ir.Value) -> None:
+        """Puts a value in the place of the node's output, and takes the node out of the graph."""
+        ir.convenience.replace_all_uses_with(self.output, made, replace_graph_outputs=True)
+        self.graph.remove(self.replaced, safe=True)
+        made.name = self.name
+
 
 def attention(scope: Scope) -> ir.Value:
-    q, k, v = (_present(value) for value in scope.replaced.inputs)
-    (n, heads, tokens, width), keys = _static(q), _static(k)[2]
-    dtype = _dtype(q)
+    q, k, v = (present(value) for value in scope.replaced.inputs)
+    (n, heads, tokens, width), keys = static(q), static(k)[2]
+    dtype = dtype_of(q)
     attributes = scope.replaced.attributes
     assert attributes.keys() <= {"scale", "softmax_precision"}  # the rest would change what it computes
     scale = attributes["scale"].as_float() if "scale" in attributes else 1 / sqrt(width)
@@ -82,8 +88,8 @@ def group_normalization(scope: Scope) -> ir.Value:
 
 def instance_normalization(scope: Scope, inside: ir.DataType) -> ir.Value:
     """A GroupNormalization as an InstanceNormalization of type `inside`."""
-    x, scale, bias = (_present(value) for value in scope.replaced.inputs)
-    shape, dtype = _static(x), _dtype(x)
+    x, scale, bias = (present(value) for value in scope.replaced.inputs)
+    shape, dtype = static(x), dtype_of(x)
     groups = scope.replaced.attributes["num_groups"].as_int()
     epsilon = scope.replaced.attributes["epsilon"].as_float()
     whole = scope.cast(scope.reshape(x, (shape[0], groups, prod(shape[1:]) // groups)), inside)
@@ -92,7 +98,7 @@ def instance_normalization(scope: Scope, inside: ir.DataType) -> ir.Value:
     normal = scope.cast(scope.node("InstanceNormalization", whole, one, zero, epsilon=epsilon), dtype)
     by_channel = (shape[1], *(1 for _ in shape[2:]))
     factor, summand = (
-        scope.constant(f"{value.name}_by_channel_{len(shape)}d", _reshaped(value, by_channel))
+        scope.constant(f"{value.name}_by_channel_{len(shape)}d", reshaped(value, by_channel))
         for value in (scale, bias)
     )
     return scope.node("Add", scope.node("Mul", scope.reshape(normal, shape), factor), summand)
@@ -109,30 +115,35 @@ def take_apart(graph: ir.Graph, nodes: Iterable[ir.Node], parts: Parts = PARTS) 
     """Replaces these nodes of `graph` in place; the constants that only they used go with them."""
     for node in nodes:
         scope = Scope(graph, node)
-        made, old = parts[node.op_type](scope), node.outputs[0]
-        ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        made.name = scope.name
+        scope.replace(parts[node.op_type](scope))
+    drop_unused(graph)
+
+
+def drop_unused(graph: ir.Graph) -> None:
+    """Takes out what nothing reads: nodes, and then constants."""
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
 
 
-def _present(value: ir.Value | None) -> ir.Value:
+def present(value: ir.Value | None) -> ir.Value:
     assert value is not None  # SVD masks nothing
     return value
 
 
-def _static(value: ir.Value) -> tuple[int, ...]:
+def static(value: ir.Value) -> tuple[int, ...]:
     assert value.shape is not None
     return tuple(int(side) for side in value.shape.numpy())  # raises when one is dynamic
 
 
-def _dtype(value: ir.Value) -> ir.DataType:
+def dtype_of(value: ir.Value) -> ir.DataType:
     assert value.dtype is not None
     return value.dtype
 
 
-def _reshaped(value: ir.Value, shape: tuple[int, ...]) -> ir.TensorProtocol:
+def reshaped(value: ir.Value, shape: tuple[int, ...]) -> ir.TensorProtocol:
     assert value.const_value is not None
     return ir.tensor(value.const_value.numpy().reshape(shape), value.const_value.dtype)

@@ -210,7 +210,7 @@ def export_network(
     for runtime in runtimes:
         model = ir.from_proto(settled)
         ir.external_data.set_base_dir(model.graph, weights.path.parent)
-        forms.shape_for(runtime, model.graph)
+        forms.shape_for(runtime, spec.network, model.graph)
         weights.move_out(model)
         graphs[runtime] = graph_file(spec, runtime)
         ir.save(model, weights.path.with_name(graphs[runtime]))
