@@ -122,7 +122,7 @@ def normalise(graph: ir.Graph, half: Half) -> None:
     deviation = scope.node("Sqrt", scope.node("Add", variance, small))
     shape = ir.Shape((videos, 1, groups, each))
     factor = scope.node("Div", by_group(scale), deviation, shape=shape)
-    summand = scope.node("Sub", by_group(bias), scope.node("Mul", factor, middle))
+    summand = scope.node("Sub", by_group(bias), scope.node("Mul", factor, middle), shape=shape)
     factor, summand = (scope.reshape(value, (videos, 1, channels, 1)) for value in (factor, summand))
     normal = scope.node("Add", scope.node("Mul", wide(half.view), factor), summand)
     turned = scope.node(
