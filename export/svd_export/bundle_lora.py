@@ -164,10 +164,11 @@ class Changes:
 
 def turned(name: str, weight: Tensor, sizes: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
     """What a graph may hold of a weight: itself, a matrix transposed, and of a table of frame positions the
-    rows of its frames, once for each video.  sizes: pairs of frames and videos."""
+    rows of its frames, once for each video.  A 1x1 convolution may be a matrix there: in bundles of before
+    feed-forward-convolutions.  sizes: pairs of frames and videos."""
     yield weight
-    if weight.dim() == 2:
-        yield weight.t()
+    if weight.dim() == 2 or weight.shape[2:] == (1, 1):
+        yield weight.flatten(1).t()
     if name.endswith("time_pos_embed.table"):
         for frames, videos in sorted(sizes):
             yield weight[:frames].repeat(videos, 1)

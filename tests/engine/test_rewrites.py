@@ -11,6 +11,7 @@ from functools import cache
 
 import pytest
 import torch
+from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import AlphaBlender
 from torch import nn
 
@@ -316,6 +317,20 @@ def test_slices_of_a_feed_forward() -> None:
             got = sliced(x)
             assert lengths == expected
             assert relative_difference(got, whole(x)) <= EXACT
+
+
+@pytest.mark.parametrize(
+    ("width", "tokens", "expected"), [(320, 14336, 1792), (640, 3584, 896), (1280, 896, 896)]
+)
+def test_slices_of_svd(width: int, tokens: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """14 frames of 128x256, both halves of guidance: what the rewrite's text says."""
+    monkeypatch.undo()  # few_channels
+    with torch.device("meta"):
+        whole = FeedForward(width, activation_fn="geglu")
+        lengths: list[int] = []
+        whole.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+        feed_forward_slices.FeedForwardSlices(whole)(torch.empty(1, tokens, width))
+    assert lengths == [expected] * (tokens // expected)
 
 
 def test_many_attentions_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,15 @@ def test_feed_forwards_of_other_layers_stay_products() -> None:
     assert relative_difference(call_unet(unet), expected) <= 1e-12
 
 
+def test_feed_forwards_that_end_in_dropout_become_convolutions() -> None:
+    unet = random_unet()
+    PARTS["spatial"](unet).ff.net.append(nn.Dropout(0.5).eval())
+    expected = call_unet(unet)
+    (applied,) = [a for a in apply_rewrites(unet, rewrites=ORT_CPU_REWRITES) if a.name == CONVOLUTIONS]
+    assert (applied.places, applied.left_alone) == (18, ())
+    assert relative_difference(call_unet(unet), expected) <= 1e-12
+
+
 def test_a_blend_of_two_layers_keeps_its_tokens() -> None:
     unet = random_unet(transformer_layers_per_block=2)
     expected = call_unet(unet)

@@ -20,8 +20,12 @@ from svd_engine.checkpoint.opening import open_checkpoint, random_checkpoint, wi
 from svd_engine.checkpoint.weights import build
 from svd_engine.cli.main import main as engine_main
 from svd_engine.errors import CheckpointError, ExportError, ParityError, SettingsError
+from svd_engine.networks.rewrites import ORT_CPU_REWRITES, REWRITES
+from svd_engine.spec.profile import Profile
+from svd_export import to_onnx
 from svd_export.bundle_lora import Changes, DenoiserGraph, take_lora
 from svd_export.cli import main
+from svd_export.to_onnx import export_bundle
 from svd_export.verify import check_exported_from, exported_from, verify
 from tests.support import damage, tensorrt_double
 from tests.support.commands import call
@@ -93,6 +97,23 @@ def test_every_tensor_is_the_one_that_an_export_writes(
             assert len(replaced) > 100
             assert new.issuperset(replaced)
             assert not [name for name in same if name.endswith("conv1.weight")]
+
+
+def test_a_bundle_of_before_feed_forward_convolutions_takes_lora(
+    tiny_checkpoint: Path, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest does not name that rewrite, and its graphs have matrices for the 1x1 convolutions."""
+    before = [r for r in (*REWRITES, *ORT_CPU_REWRITES) if r.name != "feed-forward-convolutions"]
+    monkeypatch.setattr(to_onnx, "rewrites_for", lambda backend, device: before)
+    plain = open_checkpoint(str(tiny_checkpoint))
+    fused = open_checkpoint(str(tiny_checkpoint), lora={str(lora): SCALE})
+    manifest = export_bundle(plain, tmp_path / "was", [Profile(3, 32, 48)], torch.float32)
+    assert manifest.without_rewrites == ()
+    assert "feed-forward-convolutions" not in {entry.name for entry in manifest.rewrites}
+    taken = take_lora(Bundle(tmp_path / "was"), plain, fused, tmp_path / "taken")
+    assert taken.replaced > 100
+    rows = verify(Bundle(tmp_path / "taken"), fused, CPU, lambda line: None, write=False)
+    assert max(row.relative for row in rows if "denoiser" in row.network) <= 1e-5
 
 
 def test_a_bundle_with_lora_takes_another_and_is_verified_where_its_file_has_moved(

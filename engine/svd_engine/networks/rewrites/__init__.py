@@ -76,7 +76,7 @@ FRAMES_APART = Rewrite("frames-apart", "the VAE decoder's work on single frames,
 # on a CPU, after the others: they fit the work to its caches and to the kernels there
 TORCH_CPU_REWRITES: tuple[Rewrite, ...] = (
     FRAMES_APART,
-    Rewrite("feed-forward-slices", "feed-forwards on a few thousand tokens at a time"),
+    Rewrite("feed-forward-slices", "feed-forwards on a thousand tokens or so at a time"),
     Rewrite("linear-as-convolution", "linear layers on tokens as 1x1 convolutions"),
     Rewrite("channels-last", "a pixel's channels side by side in memory"),
 )

@@ -39,7 +39,7 @@ class FeedForwardConvolutions(nn.Module):
 
     def __init__(self, feed_forward: FeedForward) -> None:
         super().__init__()
-        first, _, out = feed_forward.net
+        first, out = feed_forward.net[0], feed_forward.net[2]  # beside them dropout
         split = SplitGEGLU(first) if isinstance(first, GEGLU) else first
         self.value, self.gate, self.out = (convolution(layer) for layer in (split.value, split.gate, out))
 

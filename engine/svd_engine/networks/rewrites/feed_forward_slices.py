@@ -1,10 +1,11 @@
-"""The feed-forwards on a few thousand tokens at a time, so that value and gate stay in a CPU's cache.
+"""The feed-forwards on a thousand tokens or so at a time: value and gate stay in a CPU's cache.
 
     f([x_1 ... x_N]) = [f(x_1 ... x_n) f(x_n+1 ... x_2n) ...]      for f that sees one token at a time
 
 Value and gate are four times as wide as the tokens.  Of all tokens at once they leave the cache before they
-are multiplied, and torch asks the system for that memory anew in each call, page after page.  A slice has as
-many tokens as make value and gate NUMBERS each, but not fewer than FEWEST: every slice reads all weights.
+are multiplied, and torch asks the system for that memory anew in each call, page after page.  Slices are
+as many as leave value and gate NUMBERS each and a slice FEWEST tokens, for every slice reads all weights.
+In SVD's 14 frames of 128x256, both halves of guidance, they have 1,792 and 896 tokens.
 In diffusers: every FeedForward in SVD's transformers.
 """
 
