@@ -7,6 +7,7 @@ peak is one network's weights and its graph.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -33,6 +34,7 @@ from svd_engine.bundle.manifest import (
 from svd_engine.checkpoint.configs import unet_levels, vae_levels
 from svd_engine.checkpoint.opening import Checkpoint
 from svd_engine.errors import ExportError, SettingsError
+from svd_engine.host_memory import give_back_freed
 from svd_engine.networks.modules import Modules
 from svd_engine.networks.rewrites import rewrites_for
 from svd_engine.networks.single_frames import one_for_all
@@ -101,6 +103,8 @@ def export_bundle(
                 for graph in entry.graphs.values():
                     check(aside / graph)
             modules.release(of_network[0])
+            gc.collect()  # a traced graph refers to itself, and to the weights
+            give_back_freed()
         manifest = Manifest(
             model=checkpoint.model,
             source=source_of(checkpoint, chain(*modules.weight_files.values())),

@@ -18,7 +18,7 @@ from svd_engine.bundle.reading import Bundle
 from svd_export.compiled import compile_graph
 from svd_export.turned_norms import split_turned_norms
 
-GROUPS, EPSILON = 8, 1e-5
+GROUPS, EPSILON = 32, 1e-5
 TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 Change = Callable[[dict[str, onnx.NodeProto]], None]
 
@@ -93,10 +93,10 @@ def exact(model: onnx.ModelProto, x: np.ndarray[Any, Any], videos: int) -> np.nd
 @pytest.mark.parametrize("mean", [0, 100])
 def test_the_same_function(kind: int, allowed: float, videos: int, mean: float) -> None:
     """A mean of 100 and a deviation of 1, too: in float16 the sum of squares would overflow."""
-    model = temporal_half(kind, videos, 3, 32, 4)
+    model = temporal_half(kind, videos, 3, 64, 4)
     made = split(model)
     assert not {"GroupNormalization", "InstanceNormalization"} & {node.op_type for node in made.graph.node}
-    x = np.random.default_rng(1).normal(mean, 1, (videos * 3, 32, 4, 4)).astype(TYPES[kind])
+    x = np.random.default_rng(1).normal(mean, 1, (videos * 3, 64, 4, 4)).astype(TYPES[kind])
     session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     got, expected = session.run(None, {"x": x})[0], exact(model, x, videos)
     assert np.abs(got - expected).max() <= allowed * np.abs(expected).max()
@@ -126,7 +126,7 @@ def test_other_halves_stay(change: Change) -> None:
         nodes.update(others)
         change(nodes)
 
-    model = temporal_half(TensorProto.FLOAT16, 1, 3, 32, 4, with_another_turn)
+    model = temporal_half(TensorProto.FLOAT16, 1, 3, 64, 4, with_another_turn)
     made = split(model)
     kinds = [node.op_type for node in made.graph.node]
     assert "GroupNormalization" in kinds
@@ -152,7 +152,7 @@ def between_convolutions(nodes: dict[str, onnx.NodeProto]) -> None:
 
 
 def test_the_compiler_moves_less(tmp_path: Path) -> None:
-    """One tensor of the images less, of 13 around and in a half of one convolution."""
+    """One tensor of the images less; of fewer groups, or for a graph's own input, it moves more."""
     model = temporal_half(TensorProto.FLOAT16, 1, 8, 128, 64, between_convolutions)
     tensor, moved = 2 * 8 * 128 * 64 * 64, []
     for name, graph in (("before", model), ("after", split(model))):
@@ -160,5 +160,4 @@ def test_the_compiler_moves_less(tmp_path: Path) -> None:
         onnx.save(graph, str(path))
         figures = compile_graph(path, "sm89").figures()
         moved.append((figures.read_bytes + figures.written_bytes) / tensor)
-    print(moved)
     assert moved[0] - moved[1] == pytest.approx(1, abs=0.1)
