@@ -160,8 +160,8 @@ def test_both_graphs_refer_to_the_same_weights(bundle: str, request: pytest.Fixt
 
 
 def test_what_the_graphs_differ_in(half_bundle: Path) -> None:
-    """Group normalisation is apart for one, attention without a kernel for the other; nothing else, but in the
-    decoder, whose temporal halves `test_turned_norms` has."""
+    """Group normalisation is apart for one, attention without a kernel for the other; nothing else,
+    but in the decoder, whose temporal halves `test_turned_norms` has."""
     tensorrt, ort = graphs(half_bundle, "tensorrt"), graphs(half_bundle, "onnxruntime")
     for network, model in tensorrt.items():
         if network in forms.TURNED:
