@@ -25,7 +25,7 @@ TURN = (0, 2, 1, 3)
 
 
 @dataclass(frozen=True)
-class Half:
+class TemporalHalf:
     """The temporal half of a resnet: view and turn of its images, and what turns its sum back."""
 
     view: ir.Value  # [B,F,C,h*w] of images
@@ -50,7 +50,7 @@ def split_turned_norms(graph: ir.Graph) -> None:
     drop_unused(graph)
 
 
-def half_of(norm: ir.Node) -> Half | None:
+def half_of(norm: ir.Node) -> TemporalHalf | None:
     turned = present(norm.inputs[0])
     turn = turned.producer()
     if turn is None or not turns(turn):
@@ -68,7 +68,7 @@ def half_of(norm: ir.Node) -> Half | None:
     if result is None or result.op_type != "Reshape" or static(result.outputs[0]) != images:
         return None
     (branch,) = (value for value in readers[0].inputs if value is not turned)
-    return Half(view, norm, present(branch), result)
+    return TemporalHalf(view, norm, present(branch), result)
 
 
 def turns(node: ir.Node) -> bool:
@@ -81,7 +81,7 @@ def only_reader(node: ir.Node) -> ir.Node | None:
     return readers[0].node if len(readers) == 1 and not value.is_graph_output() else None
 
 
-def normalise(graph: ir.Graph, half: Half) -> None:
+def normalise(graph: ir.Graph, half: TemporalHalf) -> None:
     scope = Scope(graph, half.norm)
     scale, bias = (present(value) for value in half.norm.inputs[1:])
     groups = half.norm.attributes["num_groups"].as_int()
@@ -134,7 +134,7 @@ def normalise(graph: ir.Graph, half: Half) -> None:
     scope.replace(turned)
 
 
-def add(graph: ir.Graph, half: Half) -> None:
+def add(graph: ir.Graph, half: TemporalHalf) -> None:
     scope = Scope(graph, half.result)
     videos, frames, channels, pixels = static(half.view)
     back = scope.node(

@@ -84,7 +84,7 @@ def named(rewrites: Sequence[Rewrite]) -> list[str]:
 @pytest.fixture(autouse=True)
 def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks here have 64 at most, and the videos 3 frames, whose tokens are few."""
-    monkeypatch.setattr(feed_forward_convolutions, "LONGEST", 10)
+    monkeypatch.setattr(feed_forward_convolutions, "MOST_TOKENS", 10)
     monkeypatch.setattr(feed_forward_slices, "NUMBERS", 7 * 128)
     monkeypatch.setattr(feed_forward_slices, "FEWEST", 5)
     monkeypatch.setattr(winograd_rows, "LEAST", 32)

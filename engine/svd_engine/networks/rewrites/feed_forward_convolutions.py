@@ -4,8 +4,8 @@
 
 The same products.  ONNX Runtime's convolutions on a CPU write blocks of channels of one image after the
 other, so that an image's value and gate, four times as wide as its tokens, are written, multiplied and read
-in cache; its matrix products write them for all tokens first.  L is the largest divisor of N up to LONGEST.
-Value and gate are two products, as split-geglu makes them.
+in cache; its matrix products write them for all tokens first.  L is the largest divisor of N up to
+MOST_TOKENS.  Value and gate are two products, as split-geglu makes them.
 In diffusers: every FeedForward in SVD's transformers.
 """
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
 from svd_engine.networks.rewrites.split_geglu import SplitGEGLU
 
-LONGEST = 512  # tokens of an image
+MOST_TOKENS = 512  # tokens of an image
 
 
 def apply(network: nn.Module) -> Report:
@@ -45,7 +45,7 @@ class FeedForwardConvolutions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.numel() // x.shape[-1]
-        length = next(length for length in range(min(tokens, LONGEST), 0, -1) if tokens % length == 0)
+        length = next(length for length in range(min(tokens, MOST_TOKENS), 0, -1) if tokens % length == 0)
         images = x.reshape(-1, length, 1, x.shape[-1]).permute(0, 3, 1, 2)
         y: Tensor = self.out(F.gelu(self.gate(images)) * self.value(images))
         return y.permute(0, 2, 3, 1).reshape(x.shape)
