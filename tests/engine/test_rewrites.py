@@ -50,7 +50,10 @@ from tests.engine.rewrite_networks import (
 EVERY = tuple(dict.fromkeys((*REWRITES, *ORT_CPU_REWRITES, *TORCH_CPU_REWRITES)))
 FOR_TENSORRT = tuple(rewrite for rewrite in TENSORRT_REWRITES if rewrite not in REWRITES)
 # what a rewrite needs to find a place
-NEEDS = {"attention-layout": ("single-token-cross-attention", "transformer-blend")}
+NEEDS = {
+    "attention-layout": ("single-token-cross-attention", "transformer-blend"),
+    "feed-forward-convolutions": ("split-geglu",),
+}
 EXACT = 1e-12  # relative to the output's largest value, float64
 PLACES = {  # in the UNet with 6 transformers and 12 resnets, in the decoder with 8 resnets
     "single-token-cross-attention": (12, 0),
@@ -102,38 +105,39 @@ def as_diffusers(call: Call) -> torch.Tensor:
     return call(random_unet() if call is call_unet else random_vae())
 
 
+def chosen(rewrite: Rewrite, some: str, among: Sequence[Rewrite]) -> list[Rewrite]:
+    """It and what it needs; or all others."""
+    if some == "alone":
+        needed = NEEDS.get(rewrite.name, ())
+        return [*(other for other in among if other.name in needed), rewrite]
+    return [other for other in among if other != rewrite]
+
+
 @pytest.mark.parametrize("rewrite", EVERY, ids=named(EVERY))
 def test_unet(rewrite: Rewrite, some: str) -> None:
+    """What is left alone is what stands on the rewrite that is missing."""
     unet = random_unet()
-    chosen = [rewrite] if some == "alone" else [other for other in EVERY if other != rewrite]
-    applied = apply_rewrites(unet, rewrites=chosen)
-    assert [a.name for a in applied] == named(chosen)
-    assert {a.left_alone for a in applied} == {()}
+    applied = apply_rewrites(unet, rewrites=chosen(rewrite, some, EVERY))
+    assert [a.name for a in applied] == named(chosen(rewrite, some, EVERY))
+    for each in applied:
+        missing = some == "all but one" and rewrite.name in NEEDS.get(each.name, ())
+        assert bool(each.left_alone) == missing
     assert relative_difference(call_unet(unet), as_diffusers(call_unet)) <= EXACT
 
 
 @pytest.mark.parametrize("rewrite", EVERY, ids=named(EVERY))
 def test_vae(rewrite: Rewrite, some: str) -> None:
     vae = random_vae()
-    chosen = [rewrite] if some == "alone" else [other for other in EVERY if other != rewrite]
-    applied = apply_rewrites(vae, rewrites=chosen)
+    applied = apply_rewrites(vae, rewrites=chosen(rewrite, some, EVERY))
     assert {a.left_alone for a in applied} == {()}
     assert relative_difference(call_vae(vae), as_diffusers(call_vae)) <= EXACT
-
-
-def chosen(rewrite: Rewrite, some: str) -> list[Rewrite]:
-    """It and what it needs; or all others of its list."""
-    if some == "alone":
-        needed = NEEDS.get(rewrite.name, ())
-        return [*(other for other in TENSORRT_REWRITES if other.name in needed), rewrite]
-    return [other for other in TENSORRT_REWRITES if other != rewrite]
 
 
 @pytest.mark.parametrize("rewrite", TENSORRT_REWRITES, ids=named(TENSORRT_REWRITES))
 def test_for_tensorrt(rewrite: Rewrite, some: str) -> None:
     """What is left alone then is what stands on the rewrite that is missing."""
     for network, call in ((random_unet(), call_unet), (random_vae(), call_vae)):
-        for applied in apply_rewrites(network, rewrites=chosen(rewrite, some)):
+        for applied in apply_rewrites(network, rewrites=chosen(rewrite, some, TENSORRT_REWRITES)):
             missing = some == "all but one" and rewrite.name in NEEDS.get(applied.name, ())
             assert bool(applied.left_alone) == (missing and call is call_unet)
         assert relative_difference(call(network), as_diffusers(call)) <= EXACT

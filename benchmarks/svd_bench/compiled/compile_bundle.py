@@ -77,7 +77,10 @@ def compile_forms(folder: Path, target: str, network: str, progress: Progress) -
 def candidate(
     bundle: Bundle, entry: NetworkEntry, normalisation: NormalisationForm, attention: AttentionForm
 ) -> Iterator[Path]:
-    """The graph for TensorRT with other forms of two operators, in a temporary folder."""
+    """The graph for TensorRT with other forms of two operators, in a temporary folder.
+
+    Normalisations that the graph has apart already, in the decoder's temporal halves, stay so in each.
+    """
     import onnx_ir as ir
 
     from svd_export.primitives import PARTS, Parts, instance_normalization, take_apart

@@ -74,6 +74,16 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
+def pointwise(layer: nn.Linear) -> nn.Conv2d:
+    """A linear layer as a 1x1 convolution, of the same memory: weight [out, in, 1, 1]."""
+    with torch.device("meta"):  # no second copy of the weights
+        conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None)
+    conv.weight = frozen(layer.weight[:, :, None, None])
+    if layer.bias is not None:
+        conv.bias = frozen(layer.bias)
+    return conv
+
+
 def scale_(parameter: Tensor | None, factor: float) -> None:
     """Multiplies in place, in float64, and rounds once."""
     if parameter is not None:

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from svd_engine.networks.rewrites import frames_in_place
 from svd_engine.networks.rewrites._attention import obstacle_to_plain
 from svd_engine.networks.rewrites._forwards import VideoTransformer
-from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
+from svd_engine.networks.rewrites._places import Report, parts, pointwise, rewrite_each
 from svd_engine.networks.rewrites.feed_forward_in_parts import fed
 from svd_engine.networks.rewrites.fused_qkv import FusedSelfAttention
 from svd_engine.networks.rewrites.transformer_blend import ScaledSum
@@ -69,17 +69,7 @@ def obstacle_in_spatial(block: BasicTransformerBlock) -> str | None:
 
 def rewrite(transformer: VideoTransformer) -> None:
     transformer.__class__ = SequenceOutermost
-    transformer.proj_out = pointwise(transformer.proj_out)
-
-
-def pointwise(layer: nn.Linear) -> nn.Conv2d:
-    """A linear layer on the channels of images: as a convolution, the sum after it goes with it."""
-    with torch.device("meta"):  # no second copy of the weights
-        conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None)
-    conv.weight = frozen(layer.weight[:, :, None, None])
-    if layer.bias is not None:
-        conv.bias = frozen(layer.bias)
-    return conv
+    transformer.proj_out = pointwise(transformer.proj_out)  # the sum after it goes with it
 
 
 class SequenceOutermost(VideoTransformer):

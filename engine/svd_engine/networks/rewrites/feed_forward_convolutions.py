@@ -5,19 +5,16 @@
 The same products.  ONNX Runtime's convolutions on a CPU write blocks of channels of one image after the
 other, so that an image's value and gate, four times as wide as its tokens, are written, multiplied and read
 in cache; its matrix products write them for all tokens first.  L is the largest divisor of N up to
-MOST_TOKENS.  Value and gate are two products, as split-geglu makes them.
-In diffusers: every FeedForward in SVD's transformers.
+MOST_TOKENS.  In diffusers: every FeedForward in SVD's transformers, after split-geglu.
 """
 
 from __future__ import annotations
 
-import torch
-from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svd_engine.networks.rewrites._places import Report, frozen, parts, rewrite_each
+from svd_engine.networks.rewrites._places import Report, parts, pointwise, rewrite_each
 from svd_engine.networks.rewrites.split_geglu import SplitGEGLU
 
 MOST_TOKENS = 512  # tokens of an image
@@ -29,8 +26,8 @@ def apply(network: nn.Module) -> Report:
 
 def obstacle(feed_forward: FeedForward) -> str | None:
     first = feed_forward.net[0]
-    if not isinstance(first, GEGLU | SplitGEGLU):
-        return f"its first layer is {type(first).__name__}, not GEGLU"
+    if not isinstance(first, SplitGEGLU):
+        return f"its first layer is {type(first).__name__}, not two products as split-geglu makes them"
     return None
 
 
@@ -39,9 +36,8 @@ class FeedForwardConvolutions(nn.Module):
 
     def __init__(self, feed_forward: FeedForward) -> None:
         super().__init__()
-        first, out = feed_forward.net[0], feed_forward.net[2]  # beside them dropout
-        split = SplitGEGLU(first) if isinstance(first, GEGLU) else first
-        self.value, self.gate, self.out = (convolution(layer) for layer in (split.value, split.gate, out))
+        split, out = feed_forward.net[0], feed_forward.net[2]  # beside them dropout
+        self.value, self.gate, self.out = map(pointwise, (split.value, split.gate, out))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.numel() // x.shape[-1]
@@ -49,12 +45,3 @@ class FeedForwardConvolutions(nn.Module):
         images = x.reshape(-1, length, 1, x.shape[-1]).permute(0, 3, 1, 2)
         y: Tensor = self.out(F.gelu(self.gate(images)) * self.value(images))
         return y.permute(0, 2, 3, 1).reshape(x.shape)
-
-
-def convolution(layer: nn.Linear) -> nn.Conv2d:
-    with torch.device("meta"):  # no second copy of the weights
-        conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=layer.bias is not None)
-    conv.weight = frozen(layer.weight[:, :, None, None])
-    if layer.bias is not None:
-        conv.bias = frozen(layer.bias)
-    return conv
